@@ -1,0 +1,94 @@
+"""AdamW (Loshchilov & Hutter 2019): the update as a pure function, and an optimizer around it."""
+
+import torch
+
+from nanochat.common import CheckpointError
+
+
+def adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_decay) -> None:
+    """One step, in place, on lists of equal length of float32 tensors; `step` counts from 1.
+
+    p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps), with m_hat = m / (1 - b1^step),
+    v_hat = v / (1 - b2^step): torch.optim.AdamW's own order of operations.
+    """
+    b1, b2 = betas
+    torch._foreach_lerp_(exp_avg, grad, 1 - b1)
+    torch._foreach_mul_(exp_avg_sq, b2)
+    torch._foreach_addcmul_(exp_avg_sq, grad, grad, 1 - b2)
+    denominator = torch._foreach_sqrt(exp_avg_sq)
+    torch._foreach_div_(denominator, (1 - b2**step) ** 0.5)
+    torch._foreach_add_(denominator, eps)
+    if weight_decay:
+        torch._foreach_mul_(p, 1 - lr * weight_decay)
+    torch._foreach_addcdiv_(p, exp_avg, denominator, -lr / (1 - b1**step))
+
+
+class NamedOptimizer(torch.optim.Optimizer):
+    """An optimizer whose state is full tensors by parameter name, as checkpoints keep it.
+
+    groups: [{"params": {name: parameter}, "lr": ..., ...}]. Each group also remembers
+    "initial_lr", which schedules multiply. Subclasses name their state in STATE.
+    """
+
+    STATE: tuple[str, ...] = ()
+
+    def __init__(self, groups: list[dict], defaults: dict):
+        groups = [
+            {**g, "names": list(g["params"]), "params": list(g["params"].values())} for g in groups
+        ]
+        super().__init__(groups, defaults)
+        self.num_steps = 0
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
+            for p in group["params"]:
+                self.state[p] = {name: torch.zeros_like(p) for name in self.STATE}
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """{"parameter name.state name": tensor} and the step count."""
+        tensors = {"num_steps": torch.tensor(self.num_steps)}
+        for group in self.param_groups:
+            for name, p in zip(group["names"], group["params"], strict=True):
+                tensors |= {f"{name}.{key}": self.state[p][key] for key in self.STATE}
+        return tensors
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Takes what state_tensors gave; raises CheckpointError when names or shapes differ."""
+        own = self.state_tensors()
+        if differing := sorted(own.keys() ^ tensors.keys()):
+            raise CheckpointError(
+                f"optimizer state and model disagree on {len(differing)} names, first "
+                f"{differing[0]!r}: it was saved for another architecture or optimizer"
+            )
+        for name, tensor in own.items():
+            if tensors[name].shape != tensor.shape:
+                found, expected = tuple(tensors[name].shape), tuple(tensor.shape)
+                raise CheckpointError(f"optimizer state {name} is {found}, expected {expected}")
+            tensor.copy_(tensors[name])
+        self.num_steps = int(tensors["num_steps"])
+
+
+class AdamW(NamedOptimizer):
+    """AdamW on named parameters; used for the embedding and the head."""
+
+    STATE = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.num_steps += 1
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            adamw_update(
+                params,
+                [p.grad for p in params],
+                [self.state[p]["exp_avg"] for p in params],
+                [self.state[p]["exp_avg_sq"] for p in params],
+                self.num_steps,
+                group["lr"],
+                group["betas"],
+                group["eps"],
+                group["weight_decay"],
+            )

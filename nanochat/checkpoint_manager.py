@@ -1,0 +1,265 @@
+"""Checkpoints: save and load. The only owner of the file names inside one.
+
+A checkpoint is a folder that is also a complete Hugging Face model folder. Sizes and SHA-256 of its
+files stand in manifest.json, the last to be written. Nothing in it is pickled.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from nanochat import manifest
+from nanochat.checkpoint_index import (
+    STAGES,
+    Found,
+    available_checkpoints,
+    checkpoint_dir,
+    find_checkpoint,
+    good_checkpoint,
+    listing,
+    prune,
+    step_dir,
+    verify,
+)
+from nanochat.common import (
+    CheckpointError,
+    ConfigError,
+    all_reduce_sum,
+    base_dir,
+    choose_dtype,
+    git_commit,
+    rank_and_world,
+)
+from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.mirror import Mirror
+from nanochat.run_state import capture_rng, environment, versions
+from nanochat.tokenizer import Tokenizer
+
+__all__ = [  # all that a script needs of checkpoints, from here
+    "STAGES",
+    "Found",
+    "Mirror",
+    "available_checkpoints",
+    "checkpoint_dir",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_model",
+    "load_training_state",
+    "prune",
+    "save_checkpoint",
+    "verify",
+]
+
+WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
+TEMPLATE, RUN, STATE, OPTIMIZER = "chat_template.jinja", "run.json", "state.json", "optimizer"
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save_checkpoint(
+    stage: str,
+    tag: str,
+    step: int,
+    *,
+    model: GPT,
+    tokenizer: Tokenizer,
+    run: dict,
+    state: dict,
+    optimizers: dict | None = None,
+) -> Path:
+    """Writes a checkpoint and returns its folder. All ranks call it, rank 0 writes, and a failure
+    is raised on all.
+
+    run: what describes the run (its config, parent checkpoint, data fingerprint, metrics); stage,
+    tag, step, versions, git commit and tokenizer fingerprint are added. state: what the loop needs
+    to go on; step, random generators and environment are added. optimizers: {name: optimizer with
+    state_tensors()}, or None to leave them out.
+
+    Raises CheckpointError when the disk is full or not writable; earlier checkpoints stay whole.
+    """
+    final = step_dir(stage, tag, step)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
+            f"a checkpoint holds the tokenizer that its weights were trained with"
+        )
+    place = {"stage": stage, "tag": tag, "step": step}
+    origin = {"versions": versions(), "git_commit": git_commit()}
+    origin["tokenizer_fingerprint"] = tokenizer.fingerprint
+    now = {"step": step, "rng": capture_rng(), "environment": environment(model.device)}
+    records = {
+        CONFIG: hugging_face_config(model.config, tokenizer),
+        GENERATION: generation_config(tokenizer),
+        RUN: {**run, **place, **origin},
+        STATE: {**state, **now},
+    }
+    texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
+    texts[TEMPLATE] = CHAT_TEMPLATE
+    # torch.compile puts a prefix of its own before the names.
+    weights = {k.removeprefix("_orig_mod."): v for k, v in model.state_dict().items()}
+    tensors = {WEIGHTS: weights}
+    for name, optimizer in (optimizers or {}).items():
+        tensors[f"{OPTIMIZER}/{name}.safetensors"] = optimizer.state_tensors()
+    failure = None
+    if rank_and_world()[0] == 0:
+        try:
+            write_folder(final, texts, tensors, tokenizer, model.config.sequence_len, place)
+        except Exception as error:
+            failure = error
+    failed = all_reduce_sum(torch.tensor(float(failure is not None), device=model.device))
+    if failure:
+        raise failure
+    if failed:
+        raise CheckpointError(f"{final}: rank 0 could not save it; its own message says why")
+    return final
+
+
+def write_folder(
+    final: Path,
+    texts: dict[str, str],
+    tensors: dict[str, dict],
+    tokenizer: Tokenizer,
+    model_max_length: int,
+    place: dict,
+) -> None:
+    """Writes the files beside `final`, their manifest last, and renames the folder into place; or
+    leaves nothing behind."""
+    temporary = manifest.temporary_beside(final)
+    manifest.sweep(final.parent)
+    free = shutil.disk_usage(base_dir()).free
+    try:
+        metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer.fingerprint}
+        for name, named in tensors.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            owned = {k: own_storage(tensor) for k, tensor in named.items()}
+            save_file(owned, temporary / name, metadata=metadata)
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        tokenizer.save(temporary, model_max_length)
+        manifest.write_manifest(temporary, place)
+        manifest.publish(temporary, final)
+    except (OSError, SafetensorError) as error:
+        needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
+        raise CheckpointError(
+            f"{final} could not be written: {error}. It needs {manifest.human_bytes(needed)}; "
+            f"{manifest.human_bytes(free)} were free in {base_dir()}. Free some space, keep fewer "
+            f"checkpoints, or leave the optimizer out. {good_checkpoint(final.parent)}"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
+
+
+def own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU, in storage of its own as safetensors wants it."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+
+
+def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:
+    """config.json, with the special ids. Pad is null: transformers would freeze its embedding."""
+    return {
+        **config.to_hf(),
+        "bos_token_id": tokenizer.special("<|bos|>"),
+        "eos_token_id": tokenizer.special("<|assistant_end|>"),
+        "pad_token_id": None,
+    }
+
+
+def generation_config(tokenizer: Tokenizer) -> dict:
+    """generation_config.json: an answer ends at either stop id, as in our own generators."""
+    bos = tokenizer.special("<|bos|>")
+    return {"bos_token_id": bos, "eos_token_id": list(stop_ids(tokenizer)), "pad_token_id": bos}
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """What ends an answer: <|assistant_end|>, or the <|bos|> of a next document."""
+    return tokenizer.special("<|assistant_end|>"), tokenizer.special("<|bos|>")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_model(
+    source: str | Path,
+    device: torch.device | str,
+    phase: str,
+    model_tag: str | None = None,
+    step: int | None = None,
+) -> tuple[GPT, Tokenizer, dict]:
+    """(model, tokenizer, meta) of a stage's newest complete checkpoint, or of a checkpoint folder.
+
+    source: "base", "mid", "sft", "rl", or a path. phase: "train" or "eval". meta: run.json and
+    "path" (str). Every file is verified.
+
+    Example: model, tokenizer, meta = load_model("sft", device, phase="eval")
+    """
+    if phase not in ("train", "eval"):
+        raise ConfigError(f'phase {phase!r} is unknown; it is "train" or "eval"')
+    if source in STAGES:
+        path = find_checkpoint(str(source), model_tag, step)
+    elif Path(source).is_dir():
+        path = Path(source)
+        verify(path)
+    else:
+        stages = ", ".join(STAGES)
+        raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
+    weights, config, tokenizer, run = read_folder(path)
+    device = torch.device(device)
+    with torch.device("meta"):  # the weights are not drawn only to be overwritten
+        model = GPT(config)
+    model.to_empty(device=device).load_state_dict(weights)
+    model.compute_dtype = choose_dtype(device)[0]
+    model.stop_ids = stop_ids(tokenizer)
+    return model.train(phase == "train"), tokenizer, {**run, "path": str(path)}
+
+
+def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]:
+    """(weights by name on the CPU, config, tokenizer, run.json) of a folder, all files verified."""
+    verify(path)
+    return read_folder(Path(path))
+
+
+def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
+    """As load_checkpoint, of files already verified; CheckpointError when they do not fit each
+    other: the tokenizer of another run, or weights of another shape."""
+    config = GPTConfig.from_hf(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+    run = json.loads((path / RUN).read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.load(path)
+    found = tokenizer.fingerprint
+    with safe_open(path / WEIGHTS, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    for where, record in ((WEIGHTS, metadata), (RUN, run)):
+        if found != (expected := str(record.get("tokenizer_fingerprint"))):
+            raise CheckpointError(
+                f"{path}: tokenizer fingerprint is {found[:12]}, the weights were trained with "
+                f"{expected[:12]} (in {where}). Restore tokenizer.json from this checkpoint's own "
+                f"backup, or point --model-tag at another run."
+            )
+    with torch.device("meta"):
+        wanted = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise CheckpointError(
+                f"{path / WEIGHTS}: {name} has shape {shapes.get(name)}, "
+                f"{CONFIG} needs {wanted.get(name)}"
+            )
+    return weights, config, tokenizer, run
+
+
+def load_training_state(path: Path | str) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+    """(state.json, {optimizer name: {tensor name: tensor}}) of a folder, these files verified.
+
+    The second is {} when the optimizers were left out of the checkpoint.
+    """
+    path = Path(path)
+    names = [n for n in verify(path, under=(STATE, OPTIMIZER))["files"] if n.startswith(OPTIMIZER)]
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return state, {Path(name).stem: load_file(path / name) for name in names}

@@ -1,0 +1,229 @@
+"""A conversation as ids with a loss mask, and as a Jinja template: the only owner of chat markup.
+
+A conversation is {"messages": [{"role": "system" | "user" | "assistant", "content": str or a list
+of parts}]}, a part {"type": "text" | "python" | "python_output", "text": str}. Texts are encoded as
+ordinary text, so that nothing that a user or a data set wrote becomes a special token.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nanochat.common import DataError
+from nanochat.tokenizer import Tokenizer
+
+# What stands around a part of an assistant's message, and whether the assistant says it.
+PART_MARKS = {
+    "text": ("", "", 1),
+    "python": ("<|python_start|>", "<|python_end|>", 1),
+    "python_output": ("<|output_start|>", "<|output_end|>", 0),
+}
+
+# For transformers' apply_chat_template. subtle: a template makes one string, in which
+# "<|user_end|>" is markup whoever wrote it, so "<|" in content becomes "< |" (a visible change is
+# more honest than a zero-width character); neighbouring text parts are joined first, for "<" and
+# "|bos|>" may come in two. Without "<|" the ids are those of render().
+CHAT_TEMPLATE = (
+    "{{- '<|bos|>' -}}"
+    "{%- set ns = namespace(system='', text='', turns=0) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}"
+    "{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
+    "{%- else -%}"
+    "{%- set parts = message['content'] -%}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'system' and loop.first -%}"
+    "{%- set ns.system = (parts | map(attribute='text') | join) ~ '\\n\\n' -%}"
+    "{%- elif message['role'] == 'user' and ns.turns % 2 == 0 -%}"
+    "{%- set ns.text = ns.system ~ (parts | map(attribute='text') | join) -%}"
+    "{{- '<|user_start|>' ~ (ns.text | replace('<|', '< |')) ~ '<|user_end|>' -}}"
+    "{%- set ns.system = '' -%}"
+    "{%- set ns.turns = ns.turns + 1 -%}"
+    "{%- elif message['role'] == 'assistant' and ns.turns % 2 == 1 -%}"
+    "{{- '<|assistant_start|>' -}}"
+    "{%- set ns.text = '' -%}"
+    "{%- for part in parts -%}"
+    "{%- if part['type'] == 'text' -%}"
+    "{%- set ns.text = ns.text ~ part['text'] -%}"
+    "{%- else -%}"
+    "{{- ns.text | replace('<|', '< |') -}}"
+    "{%- set ns.text = '' -%}"
+    "{%- set mark = {'python': 'python', 'python_output': 'output'}[part['type']] -%}"
+    "{{- '<|' ~ mark ~ '_start|>' ~ (part['text'] | replace('<|', '< |')) -}}"
+    "{{- '<|' ~ mark ~ '_end|>' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- (ns.text | replace('<|', '< |')) ~ '<|assistant_end|>' -}}"
+    "{%- set ns.turns = ns.turns + 1 -%}"
+    "{%- else -%}"
+    "{{- raise_exception('Roles must alternate: user, assistant, ..., after at most one system '"
+    " ~ 'message; found ' ~ message['role'] ~ ' as message ' ~ loop.index) -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
+)
+
+
+class Segment(NamedTuple):
+    """One special token, or one text, of a rendered conversation; mask 1 where loss is taken."""
+
+    text: str
+    special: bool
+    mask: int
+
+
+def validate(conversation: dict, where: str) -> None:
+    """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed.
+
+    Well formed: at most one system message, first; then user and assistant in turns; a system or
+    user message holds text only. Keys other than "messages" are not looked at.
+    """
+    messages = conversation.get("messages") if isinstance(conversation, dict) else None
+    if not isinstance(messages, list) or not messages:
+        found = f"{type(conversation).__name__} {str(conversation)[:60]!r}"
+        raise DataError(
+            f'{where}: found {found}, expected {{"messages": [...]}} with at least one message'
+        )
+    num_system = int(isinstance(messages[0], dict) and messages[0].get("role") == "system")
+    for i, message in enumerate(messages):
+        role = "system" if i < num_system else ("user", "assistant")[(i - num_system) % 2]
+        if problem := _problem(message, role):
+            raise DataError(f"{where}: message {i + 1} of {len(messages)}: {problem}")
+    if len(messages) == num_system:
+        raise DataError(f"{where}: found a system message alone, expected a user message after it")
+
+
+def _problem(message: object, role: str) -> str | None:
+    """What is wrong with a message that should be `role`'s: found and expected."""
+    if not isinstance(message, dict):
+        return f"found {type(message).__name__}, expected a dictionary with role and content"
+    if message.get("role") != role:
+        return f"found role {message.get('role')!r}, expected {role!r}"
+    content = message.get("content")
+    if isinstance(content, str):
+        return None
+    if not isinstance(content, list):
+        return (
+            f"found content of type {type(content).__name__}, expected a string or a list of parts"
+        )
+    kinds = list(PART_MARKS) if role == "assistant" else ["text"]
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in kinds:
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            return f"found a part of type {kind!r}, expected one of {', '.join(kinds)}"
+        if not isinstance(part.get("text"), str):
+            found = type(part.get("text")).__name__
+            return f"found a {part['type']} part whose text is {found}, expected a string"
+    return None
+
+
+def _parts(content: str | list[dict]) -> list[tuple[str, str]]:
+    """(type, text) of each part; neighbouring texts joined: they are one text to the tokenizer."""
+    if isinstance(content, str):
+        return [("text", content)]
+    parts: list[tuple[str, str]] = []
+    for part in content:
+        if part["type"] == "text" and parts and parts[-1][0] == "text":
+            parts[-1] = ("text", parts[-1][1] + part["text"])
+        else:
+            parts.append((part["type"], part["text"]))
+    return parts
+
+
+def segments(conversation: dict) -> list[Segment]:
+    """The conversation as it is read from left to right, texts not yet encoded.
+
+    Example: {"messages": [user "Hi"]} -> <|bos|> <|user_start|> "Hi" <|user_end|>, all with mask 0.
+    """
+    out = [Segment("<|bos|>", True, 0)]
+    system = ""
+    for message in conversation["messages"]:
+        parts = _parts(message["content"])
+        if message["role"] == "system":
+            system = "".join(text for _, text in parts) + "\n\n"
+        elif message["role"] == "user":
+            text = system + "".join(text for _, text in parts)
+            system = ""
+            out.append(Segment("<|user_start|>", True, 0))
+            out.append(Segment(text, False, 0))
+            out.append(Segment("<|user_end|>", True, 0))
+        else:
+            out.append(Segment("<|assistant_start|>", True, 0))
+            for kind, text in parts:
+                start, end, mask = PART_MARKS[kind]
+                if start:
+                    out.append(Segment(start, True, mask))
+                out.append(Segment(text, False, mask))
+                if end:
+                    out.append(Segment(end, True, mask))
+            out.append(Segment("<|assistant_end|>", True, 1))
+    return out
+
+
+def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """(ids, mask) of a valid conversation: ids begin with <|bos|>, mask is 1 where loss is taken.
+
+    That is on what the assistant says, its tool calls with their marks and the final
+    <|assistant_end|> included; not on what it is given: user turns, <|assistant_start|>, tool
+    output with its marks.
+    """
+    ids: list[int] = []
+    mask: list[int] = []
+    for segment in segments(conversation):
+        if segment.special:
+            new = [tokenizer.special(segment.text)]
+        else:
+            new = tokenizer.encode_ordinary(segment.text)
+        ids += new
+        mask += [segment.mask] * len(new)
+    return ids, mask
+
+
+def render_batch(
+    conversations: Sequence[dict], tokenizer: Tokenizer, num_threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """render() of N conversations in parallel: flat ids, int64 offsets (N + 1,), flat uint8 mask.
+
+    Conversation i is ids[offsets[i] : offsets[i + 1]].
+    """
+    per_conversation = [segments(conversation) for conversation in conversations]
+    flat = [segment for one in per_conversation for segment in one]
+    text_ids, text_offsets = tokenizer.encode_ordinary_batch(
+        [s.text for s in flat if not s.special], num_threads
+    )
+    special = np.array([s.special for s in flat], dtype=bool)
+    lengths = np.ones(len(flat), dtype=np.int64)
+    lengths[~special] = np.diff(text_offsets)
+    is_special = np.repeat(special, lengths)
+    ids = np.empty(len(is_special), dtype=text_ids.dtype)
+    ids[is_special] = [tokenizer.special(s.text) for s in flat if s.special]
+    ids[~is_special] = text_ids
+    mask = np.repeat(np.array([s.mask for s in flat], dtype=np.uint8), lengths)
+    segment_ends = np.concatenate([[0], np.cumsum(lengths)])
+    last_segments = np.cumsum([0] + [len(one) for one in per_conversation])
+    return ids, segment_ends[last_segments], mask
+
+
+def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]:
+    """The ids to complete, up to <|assistant_start|>; a last assistant message is left out."""
+    messages = conversation["messages"]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    ids, _ = render({"messages": messages}, tokenizer)
+    return ids + [tokenizer.special("<|assistant_start|>")]
+
+
+def cut_at_turn(conversation: dict, tokenizer: Tokenizer, max_tokens: int) -> dict | None:
+    """The longest prefix of whole turns that renders to at most `max_tokens` ids; None if none
+    does.
+
+    A turn is a user message and the answer to it.
+    """
+    ids, _ = render(conversation, tokenizer)
+    num_turns = ids[:max_tokens].count(tokenizer.special("<|assistant_end|>"))
+    if num_turns == 0:
+        return None
+    messages = conversation["messages"]
+    num_system = int(messages[0]["role"] == "system")
+    return {**conversation, "messages": messages[: num_system + 2 * num_turns]}

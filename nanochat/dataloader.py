@@ -1,0 +1,309 @@
+"""Rows of ids from token shards, and endless batches of rows that one integer resumes.
+
+A source of rows has row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length
+(whether every row has max_length ids). Which row stands where is a pure function of (seed, epoch,
+shards): PackedRows for training on text and packed conversations, PaddedRows for fine-tuning with
+one conversation a row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nanochat.common import ConfigError, DataError, print0
+from nanochat.packing import (
+    cut_at_turns,
+    cut_tokens,
+    padding_share,
+    row_bounds,
+    shuffled,
+    steps_of_similar_length,
+)
+from nanochat.token_shards import (
+    TokenShard,
+    TokenShards,
+    tokenize_conversations,
+    tokenize_source,
+)
+
+__all__ = [
+    "Batch",
+    "PackedRows",
+    "PaddedRows",
+    "batches",
+    "tokenize_conversations",
+    "tokenize_source",
+]
+
+NO_LOSS = -1
+SORT_STEPS = 64  # rows are sorted by length within this many steps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs, targets: (B, T) int64; a target of -1 has no loss."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class _Window(NamedTuple):
+    """The rows first..last-1 of the endless sequence: the rows of some shards, mixed."""
+
+    first: int
+    last: int
+    order: np.ndarray
+    row_ends: list[int]  # of the shards, in the order before mixing
+    shards: list[tuple[TokenShard, np.ndarray, np.ndarray]]  # shard, plan, row_bounds(plan)
+
+
+class PackedRows:
+    """Rows of T + 1 ids, filled with pieces of documents that each begin with <|bos|>.
+
+    Each epoch has all rows once. The shards are shuffled, and the rows of `mix_shards` shards at a
+    time among themselves, so the first steps need the plans of those shards only.
+
+    mask_loss: no loss outside the shards' mask, nor on the <|bos|> between conversations.
+    """
+
+    fixed_length = True
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        row_tokens: int,
+        seed: int,
+        mask_loss: bool = False,
+        mix_shards: int = 16,
+    ):
+        if shards.num_tokens == 0:
+            raise DataError(f"{shards.name}: found no token, expected at least one document")
+        if mask_loss and any(shard.mask is None for shard in shards.shards):
+            raise ConfigError(
+                f"{shards.name}: text has no loss mask; mask_loss is for conversations"
+            )
+        self.shards = shards
+        self.max_length = self.row_tokens = row_tokens
+        self.seed = seed
+        self.mask_loss = mask_loss
+        self.mix_shards = mix_shards
+        self._num_rows: dict[int, int] = {}
+        self._num_pieces: dict[int, int] = {}
+        self._window: _Window | None = None
+
+    def __len__(self) -> int:
+        """Rows of an epoch; plans all shards."""
+        return sum(self._count(k) for k in range(len(self.shards.shards)))
+
+    @property
+    def padding_share(self) -> float:
+        """The share of places in the rows that hold nothing."""
+        num_rows = len(self)
+        num_pieces = sum(self._num_pieces.values())
+        return padding_share(self.shards.num_tokens, num_pieces, num_rows, self.row_tokens)
+
+    @property
+    def cut_share(self) -> float:
+        """The share of tokens that stand in another row than their document's beginning."""
+        cut = sum(cut_tokens(shard.offsets, self.row_tokens) for shard in self.shards.shards)
+        return cut / self.shards.num_tokens
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(inputs, targets), int64 (T,), of row `index` >= 0 of the endless sequence."""
+        window = self._window
+        if window is None or not window.first <= index < window.last:
+            window = self._window = self._find(index)
+        position = int(window.order[index - window.first])
+        k = bisect_right(window.row_ends, position)
+        shard, plan, bounds = window.shards[k]
+        row = position - (window.row_ends[k - 1] if k else 0)
+        return self._fill(shard, plan[bounds[row] : bounds[row + 1]])
+
+    def _fill(self, shard: TokenShard, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full(self.row_tokens + 1, self.shards.bos, dtype=np.int64)
+        loss = np.zeros(self.row_tokens + 1, dtype=bool)
+        end = 0
+        for start, length, _ in pieces.tolist():
+            begin, end = end + 1, end + 1 + length  # one place is left for <|bos|>
+            ids[begin:end] = shard.tokens[start : start + length]
+            if self.mask_loss:
+                loss[begin:end] = shard.mask[start : start + length]
+        if not self.mask_loss:
+            loss[:end] = True
+        return ids[:-1], np.where(loss[1:], ids[1:], NO_LOSS)
+
+    def _count(self, k: int) -> int:
+        if k not in self._num_rows:
+            plan = self.shards.shards[k].plan(self.row_tokens)
+            self._num_pieces[k] = len(plan)
+            self._num_rows[k] = int(plan[-1, 2]) + 1 if len(plan) else 0
+        return self._num_rows[k]
+
+    def _find(self, index: int) -> _Window:
+        """The window that row `index` is in; in the first epoch no shard after it is looked at."""
+        epoch, first = 0, 0
+        while True:
+            order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
+            for i in range(0, len(order), self.mix_shards):
+                group = order[i : i + self.mix_shards]
+                last = first + sum(self._count(k) for k in group)
+                if index < last:
+                    return self._open(
+                        first, last, group, shuffled(last - first, self.seed, epoch, 1, i)
+                    )
+                first = last
+            epoch = index // len(self)
+            first = epoch * len(self)
+
+    def _open(self, first: int, last: int, group: list[int], order: np.ndarray) -> _Window:
+        shards = []
+        for k in group:
+            shard = self.shards.shards[k]
+            plan = shard.plan(self.row_tokens)
+            shards.append((shard, plan, row_bounds(plan)))
+        row_ends = np.cumsum([self._count(k) for k in group]).tolist()
+        return _Window(first, last, order, row_ends, shards)
+
+
+class PaddedRows:
+    """One conversation a row, loss on what the assistant says; rows differ in length.
+
+    Rows of a step have similar lengths: an epoch's rows are shuffled, sorted by length within 64
+    steps, and the steps shuffled. A conversation is kept up to the last turn of the assistant that
+    fits into seq_len inputs. `counts` says how many were cut there, and how many dropped because
+    not one turn fits, or because there is none.
+    """
+
+    fixed_length = False
+
+    def __init__(self, conversations: TokenShards, seq_len: int, seed: int, rows_per_step: int):
+        self.max_length = self.seq_len = seq_len
+        self.seed = seed
+        self.rows_per_step = rows_per_step
+        self.bos = conversations.bos
+        self.shard = conversations.shards[0]
+        assert len(conversations.shards) == 1 and self.shard.mask is not None
+        turn_ends = np.flatnonzero(self.shard.tokens == conversations.turn_end) + 1
+        self._starts, self._ends, self.counts = cut_at_turns(self.shard.offsets, turn_ends, seq_len)
+        told = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
+        print0(f"{conversations.name}: {told} (rows of up to {seq_len:,} tokens)")
+        if not len(self):
+            raise DataError(
+                f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
+                f"tokens; expected at least one. Take longer rows, or look at the data"
+            )
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return len(self._starts)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(inputs, targets), int64 (length,), of row `index` >= 0 of the endless sequence."""
+        epoch, position = divmod(index, len(self))
+        if epoch != self._epoch[0]:
+            self._epoch = (epoch, self._order(epoch))
+        k = self._epoch[1][position]
+        start, end = self._starts[k], self._ends[k]
+        targets = self.shard.tokens[start:end].astype(np.int64)
+        inputs = np.concatenate([[self.bos], targets[:-1]])
+        return inputs, np.where(self.shard.mask[start:end], targets, NO_LOSS)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The epoch's rows; the first ones fill up a step that the epoch before it began."""
+        rows = shuffled(len(self), self.seed, epoch, 0)
+        head = min(-epoch * len(self) % self.rows_per_step, len(rows))
+        lengths = (self._ends - self._starts)[rows[head:]]
+        body = steps_of_similar_length(lengths, self.rows_per_step, SORT_STEPS, self.seed, epoch, 1)
+        return np.concatenate([rows[:head], rows[head:][body]])
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batches(
+    rows,
+    *,
+    rows_per_step: int,
+    device_batch_size: int,
+    cursor: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    pad_id: int = 0,
+    pad_multiple: int = 64,
+) -> Iterator[Batch]:
+    """This rank's micro-batches, without end.
+
+    rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
+    rows from cursor + n * rows_per_step on, over all ranks.
+    Rows that differ in length are padded to the longest of the micro-batch, rounded up to
+    pad_multiple. On CUDA the next batch is prepared by a thread and copied while the device
+    computes. Raises ConfigError when the sizes do not divide.
+    Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
+    """
+    at_once = device_batch_size * world_size
+    if at_once < 1:
+        raise ConfigError(f"device batch size: found {device_batch_size}, expected at least 1")
+    if rows_per_step < 1 or rows_per_step % at_once:
+        below = rows_per_step // at_once * at_once
+        nearest = f"{below} or {below + at_once}" if below > 0 else f"{at_once}"
+        raise ConfigError(
+            f"rows per step: found {rows_per_step}, expected a multiple of device batch size "
+            f"{device_batch_size} x {world_size} ranks = {at_once}. Nearest: {nearest}"
+        )
+
+    def prepare() -> Iterator[Batch]:
+        first = cursor + rank * device_batch_size
+        while True:
+            pairs = [rows.row(i) for i in range(first, first + device_batch_size)]
+            yield _collate(pairs, rows, pad_id, pad_multiple)
+            first += at_once
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return _ahead(prepare(), device)
+    return (_move(batch, device) for batch in prepare())
+
+
+def _collate(
+    pairs: list[tuple[np.ndarray, np.ndarray]], rows, pad_id: int, pad_multiple: int
+) -> Batch:
+    width = rows.max_length
+    if not rows.fixed_length:
+        longest = max(len(inputs) for inputs, _ in pairs)
+        width = min(width, -(-longest // pad_multiple) * pad_multiple)
+    inputs = np.full((len(pairs), width), pad_id, dtype=np.int64)
+    targets = np.full((len(pairs), width), NO_LOSS, dtype=np.int64)
+    for i, (row_inputs, row_targets) in enumerate(pairs):
+        inputs[i, : len(row_inputs)] = row_inputs
+        targets[i, : len(row_targets)] = row_targets
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def _move(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        batch.inputs.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+    )
+
+
+def _ahead(prepared: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a CUDA device, copied from pinned memory; a thread makes the next one."""
+    # subtle: a thread starts out on device 0, where pinning would open a context from every rank.
+    index = torch.cuda.current_device() if device.index is None else device.index
+
+    def next_pinned() -> Batch:
+        batch = next(prepared)
+        return Batch(batch.inputs.pin_memory(), batch.targets.pin_memory())
+
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(index,)) as pool:
+        future = pool.submit(next_pinned)
+        while True:
+            batch = future.result()
+            future = pool.submit(next_pinned)
+            yield _move(batch, device)

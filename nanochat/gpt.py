@@ -1,0 +1,345 @@
+"""The model: a decoder-only Transformer, computed and named as transformers' own `nanochat` class.
+
+Dimensions: B batch, T time, S cached time, D model width, H heads, Hkv key/value heads, K head_dim,
+V vocabulary.
+Parameters are float32 masters; the forward pass casts them to `model.compute_dtype`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanochat.common import ConfigError
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that defines the function computed; saved with every checkpoint."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    vocab_size: int
+    sequence_len: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    logit_softcap: float | None = 15.0
+
+    def __post_init__(self):
+        if self.n_embd != self.n_head * self.head_dim or self.head_dim % 2:
+            raise ConfigError(
+                f"width {self.n_embd} is not {self.n_head} heads x head_dim {self.head_dim} (even)"
+            )
+        if self.n_head % self.n_kv_head:
+            divisors = [d for d in range(1, self.n_head + 1) if self.n_head % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - self.n_kv_head))
+            raise ConfigError(
+                f"{self.n_kv_head} key/value heads do not divide {self.n_head} heads; "
+                f"the nearest that does is {nearest}"
+            )
+        if self.vocab_size % 64:
+            raise ConfigError(
+                f"vocabulary {self.vocab_size} is no multiple of 64; "
+                f"the next is {-(-self.vocab_size // 64) * 64}"
+            )
+
+    @classmethod
+    def from_depth(
+        cls, depth: int, vocab_size: int, head_dim: int = 128, **overrides
+    ) -> "GPTConfig":
+        """Width 64 * depth, rounded up to a multiple of head_dim; heads = width / head_dim.
+
+        Example: GPTConfig.from_depth(20, vocab_size=65536) has n_embd 1280 and n_head 10.
+        """
+        if depth < 1:
+            raise ConfigError(f"depth {depth}: a model has at least 1 layer")
+        n_embd = -(-64 * depth // head_dim) * head_dim
+        shape = {
+            "n_layer": depth,
+            "n_embd": n_embd,
+            "n_head": n_embd // head_dim,
+            "head_dim": head_dim,
+        }
+        shape["n_kv_head"] = shape["n_head"]
+        return cls(**{**shape, "vocab_size": vocab_size, **overrides})
+
+    def to_hf(self) -> dict:
+        """config.json of transformers' class, every field but the special ids (the tokenizer's)."""
+        return {
+            "architectures": ["NanoChatForCausalLM"],
+            "model_type": "nanochat",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.n_embd,
+            "intermediate_size": 4 * self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "num_attention_heads": self.n_head,
+            "num_key_value_heads": self.n_kv_head,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.sequence_len,
+            "hidden_act": "relu2",
+            "attention_dropout": 0.0,
+            "attention_bias": False,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "final_logit_softcapping": self.logit_softcap,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "dtype": "float32",
+        }
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "GPTConfig":
+        """The inverse of to_hf; raises ConfigError on a model that this class does not compute."""
+        expected = {"model_type": "nanochat", "hidden_act": "relu2", "attention_bias": False}
+        expected |= {
+            "tie_word_embeddings": False,
+            "intermediate_size": 4 * config.get("hidden_size", 0),
+        }
+        for name, value in expected.items():
+            if config.get(name) != value:
+                raise ConfigError(
+                    f"config.json has {name} = {config.get(name)!r}; this model needs {value!r}"
+                )
+        return cls(
+            n_layer=config["num_hidden_layers"],
+            n_embd=config["hidden_size"],
+            n_head=config["num_attention_heads"],
+            n_kv_head=config["num_key_value_heads"],
+            head_dim=config.get("head_dim")
+            or config["hidden_size"] // config["num_attention_heads"],
+            vocab_size=config["vocab_size"],
+            sequence_len=config["max_position_embeddings"],
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_theta=config["rope_parameters"]["rope_theta"],
+            logit_softcap=config["final_logit_softcapping"],
+        )
+
+
+def norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension, no parameters, in float32 (Zhang & Sennrich 2019)."""
+    y = x.float()
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotary_tables(
+    positions: torch.Tensor, head_dim: int, theta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each (..., K/2) float32, of positions * theta^(-2i/K) (Su et al. 2021)."""
+    i = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions.float()[..., None] * theta ** (-i / head_dim)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the split halves of x (B, T, H, K) by tables (B or 1, T, 1, K/2).
+
+    y1 = x1 cos + x2 sin, y2 = x2 cos - x1 sin.
+    """
+    x1, x2 = x.float().chunk(2, dim=-1)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A bias-free linear map whose float32 master weight is cast to the input's dtype."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal attention: rotary positions, then normalised queries and keys; grouped if Hkv < H."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        D, H, Hkv, K = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        self.q_proj, self.k_proj, self.v_proj = (
+            Linear(D, H * K),
+            Linear(D, Hkv * K),
+            Linear(D, Hkv * K),
+        )
+        self.o_proj = Linear(H * K, D)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache=None
+    ) -> torch.Tensor:
+        B, T, _ = x.shape
+        eps, K = self.config.rms_norm_eps, self.config.head_dim
+        q, k, v = (p(x).view(B, T, -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, K)
+        mask = None
+        if cache is not None:
+            mask = cache.mask(
+                T
+            )  # (B, 1, T, S), or None for plain causal attention among the new tokens
+            k, v = cache.update(self.layer, k, v)  # (B, Hkv, S, K)
+        grouped = self.config.n_kv_head != self.config.n_head
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """fc2(relu(fc1(x))^2), width 4 D."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.fc1 = Linear(config.n_embd, 4 * config.n_embd)
+        self.fc2 = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.relu(self.fc1(x)).square())
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.self_attn, self.mlp = Attention(config, layer), MLP(config)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache=None
+    ) -> torch.Tensor:
+        x = x + self.self_attn(norm(x, self.eps), cos, sin, cache)
+        return x + self.mlp(norm(x, self.eps))
+
+
+class Trunk(nn.Module):
+    """Embedding and blocks; the part that transformers' class calls `model`."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+
+
+class GPT(nn.Module):
+    """The language model. `model(inputs)` gives soft-capped logits (B, T, V) in float32.
+
+    Example: GPT(GPTConfig.from_depth(4, vocab_size=8192))(ids).shape == (B, T, 8192) for ids (B, T).
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.stop_ids: tuple[int, ...] = ()
+        self.model = Trunk(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 42) -> None:
+        """Uniform with standard deviation 1/sqrt(D); output projections zero and the head near zero,
+        so that the first loss is ln V. Drawn from `seed` and the shape alone, on any device."""
+        generator = torch.Generator().manual_seed(seed)
+        bound = math.sqrt(3 / self.config.n_embd)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "fc2.weight")):
+                parameter.zero_()
+            elif name == "model.embed_tokens.weight":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            elif name == "lm_head.weight":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.001)
+            else:
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def features(self, inputs: torch.Tensor, cache=None) -> torch.Tensor:
+        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm.
+
+        With a cache (see kv_cache.py) the inputs continue the sequences that it holds.
+        """
+        config = self.config
+        if cache is None:
+            positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # (1, T)
+        else:
+            positions = cache.positions(inputs.shape[1])  # (B, T)
+        cos, sin = (
+            t[:, :, None] for t in rotary_tables(positions, config.head_dim, config.rope_theta)
+        )
+        x = F.embedding(inputs, self.model.embed_tokens.weight).to(self.compute_dtype)
+        x = norm(x, config.rms_norm_eps)
+        for block in self.model.layers:
+            x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.advance(inputs.shape[1])
+        return norm(x, config.rms_norm_eps)
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""
+        return soft_cap(self.lm_head(features).float(), self.config.logit_softcap)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.features(inputs))
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, sequence_len: int | None = None) -> int:
+        """Training FLOPs per token: 6 (params - embedding) + 12 L H K T (Chowdhery et al. 2022)."""
+        c = self.config
+        T = sequence_len or c.sequence_len
+        matmul_params = self.num_params() - self.model.embed_tokens.weight.numel()
+        return 6 * matmul_params + 12 * c.n_layer * c.n_head * c.head_dim * T
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: list[int],
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 42,
+    ) -> Iterator[int]:
+        """Yields up to `max_tokens` ids that continue `tokens`, ending before a stop id.
+
+        The whole sequence is computed anew for each id: the slow twin of engine.py. Temperature 0
+        is greedy.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.tensor([tokens], device=self.device)
+        for _ in range(max_tokens):
+            logits = self(ids[:, -self.config.sequence_len :])[0, -1].cpu()  # (V,)
+            token = draw(logits, temperature, top_k, top_p, generator)
+            if token in self.stop_ids:
+                return
+            yield token
+            ids = torch.cat([ids, torch.tensor([[token]], device=ids.device)], dim=1)
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """c tanh(x / c): the identity near 0, never beyond c; None switches it off."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def draw(logits, temperature, top_k, top_p, generator: torch.Generator) -> int:
+    """One id from logits (V,): greedy at temperature 0, else from the top k, then the smallest set
+    of mass top_p."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probs, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
+    if top_k is not None:
+        probs[top_k:] = 0
+    if top_p is not None:
+        probs[probs.cumsum(-1) - probs > top_p * probs.sum()] = 0
+    return int(order[torch.multinomial(probs, 1, generator=generator)])

@@ -1,0 +1,86 @@
+"""Cross-entropy of soft-capped logits: a plain twin, and a chunked one that never holds all logits.
+
+Dimensions: N tokens (B * T), D model width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_LOGITS = 2**22  # logits made at a time: 16 MiB in float32, so that a CPU's cache helps
+
+
+def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
+    """Sum of -log p(target) over targets != -1, by the definition; the twin of chunked_loss."""
+    logits = F.linear(features, weight.to(features.dtype)).float()  # (N, V)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+
+
+def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (N, V) before the soft-cap -> (sum of losses, its gradient by the logits, same dtype).
+
+    With y = c tanh(x / c), p = softmax(y): d loss / d x = (p - onehot(target)) (1 - (y / c)^2).
+    """
+    valid = targets >= 0
+    x = logits.float()
+    y = x if softcap is None else softcap * torch.tanh(x / softcap)
+    lse = torch.logsumexp(y, dim=-1, keepdim=True)
+    index = targets.clamp(min=0)[:, None]
+    losses = (lse - y.gather(1, index))[:, 0]
+    hit = torch.arange(y.shape[1], device=y.device)[None] == index
+    grad = torch.exp(y - lse) - hit.to(y.dtype)
+    if softcap is not None:
+        grad = grad * (1 - (y / softcap).square())
+    grad = grad * valid[:, None]
+    return (losses * valid).sum(), grad.to(logits.dtype)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Computes loss and both gradients chunk by chunk in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx, features, weight, targets, softcap, kernel, need_grad):
+        cast = weight.to(features.dtype)
+        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        total = torch.zeros((), device=features.device)
+        grad_features = torch.empty_like(features) if need_grad else None
+        grad_weight = torch.zeros_like(weight) if need_grad else None
+        for start in range(0, len(features), rows):
+            chunk = features[start : start + rows]
+            loss, grad = kernel(chunk @ cast.t(), targets[start : start + rows], softcap)
+            total += loss
+            if need_grad:
+                torch.mm(grad, cast, out=grad_features[start : start + rows])
+                grad_weight += grad.t() @ chunk
+        ctx.save_for_backward(grad_features, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad_features, grad_weight = ctx.saved_tensors
+        scaled = grad_features * grad_output.to(grad_features.dtype)
+        return scaled, grad_weight * grad_output, None, None, None, None
+
+
+def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> torch.Tensor:
+    """The same sum as plain_loss for features (N, D), weight (V, D), targets (N,), in memory of one chunk.
+
+    `kernel` is loss_and_grad or its compiled form. The result is a float32 scalar whose gradients
+    reach both features and weight.
+    """
+    return ChunkedLoss.apply(features, weight, targets, softcap, kernel, torch.is_grad_enabled())
+
+
+def make_loss_fn(model, compiled: bool):
+    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not."""
+    features = torch.compile(model.features, dynamic=False) if compiled else model.features
+    kernel = torch.compile(loss_and_grad, dynamic=False) if compiled else loss_and_grad
+
+    def loss_fn(model, batch) -> tuple[torch.Tensor, int]:
+        x = features(batch.inputs).flatten(0, 1)  # (N, D)
+        targets = batch.targets.flatten()
+        loss = chunked_loss(x, model.lm_head.weight, targets, model.config.logit_softcap, kernel)
+        return loss, (targets >= 0).sum()
+
+    return loss_fn

@@ -1,0 +1,67 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal.
+
+A matrix's update is replaced by the nearest matrix whose singular values are about 1, found by a
+polynomial iteration that needs products alone, in bfloat16.
+"""
+
+import torch
+
+from nanochat.adamw import NamedOptimizer
+
+# One odd polynomial a X + b (X X^T) X + c (X X^T)^2 X, five times; the coefficients that Jordan et
+# al. chose for the steepest slope at 0, so that singular values end between about 0.7 and 1.2.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """(..., R, C) -> the same shape in `dtype`, singular values near 1, singular vectors kept."""
+    a, b, c = COEFFICIENTS
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def muon_update(grads, momenta, momentum: float, dtype: torch.dtype) -> torch.Tensor:
+    """Stacked gradients and momenta (G, R, C) -> the direction to subtract, at lr 1; momenta change in
+    place. Nesterov: the orthogonalised matrix is lerp(grad, new momentum, momentum). Tall
+    matrices step sqrt(R / C) further, so that outputs change alike for every shape."""
+    momenta.lerp_(grads, 1 - momentum)
+    direction = orthogonalize(grads.lerp(momenta, momentum), dtype)
+    rows, columns = grads.shape[-2:]
+    return direction.float() * max(1, rows / columns) ** 0.5
+
+
+class Muon(NamedOptimizer):
+    """Muon on named 2-D parameters; matrices of one shape are orthogonalised in one batch."""
+
+    STATE = ("momentum_buffer",)
+
+    def __init__(self, groups, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.bfloat16):
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.num_steps += 1
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for params in by_shape.values():
+                momenta = torch.stack([self.state[p]["momentum_buffer"] for p in params])
+                grads = torch.stack([p.grad for p in params])
+                update = muon_update(grads, momenta, group["momentum"], self.dtype)
+                torch._foreach_copy_(
+                    [self.state[p]["momentum_buffer"] for p in params], list(momenta)
+                )
+                if group["weight_decay"]:
+                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(update), alpha=-group["lr"])

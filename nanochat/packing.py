@@ -1,0 +1,136 @@
+"""Which pieces of which documents stand together in a row or a step: from lengths alone.
+
+A packed row has T + 1 ids and is filled with pieces, each <|bos|> and up to T tokens of one
+document. A longer document is split into pieces of T and a rest. Pieces are placed by best fit,
+longest first (best-fit decreasing).
+"""
+
+import numpy as np
+
+
+def shuffled(n: int, *key: int) -> np.ndarray:
+    """A permutation of 0..n-1, int64, that depends on `key` (integers >= 0) alone.
+
+    subtle: it sorts raw words of PCG64, a stream that numpy promises never to change; it does not
+    promise that of Generator.permutation, and a resumed run must see the same order after an
+    upgrade.
+    """
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+def split_documents(offsets: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(start, length) of every piece of the documents that lie at offsets[i]:offsets[i + 1]; empty
+    ones have none.
+
+    Example: offsets [0, 5, 5, 7] with T = 3 -> starts [0, 3, 5], lengths [3, 2, 2].
+    """
+    lengths = np.diff(offsets)
+    num_pieces = -(-lengths // row_tokens)
+    document = np.repeat(np.arange(len(lengths)), num_pieces)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    nth = np.arange(len(document)) - first_piece[document]
+    starts = offsets[:-1][document] + nth * row_tokens
+    return starts, np.minimum(row_tokens, offsets[1:][document] - starts)
+
+
+def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """The row, 0.., that each item is put into: the fullest one with room for it, the largest items
+    first.
+
+    Rows with r places left are kept in one list per r, and the non-empty lists are the bits of an
+    integer, so that an item costs about a microsecond, however many rows there are.
+    Example: sizes [4, 6, 3, 7] with capacity 10 -> 7 opens row 0, 6 row 1, 4 goes to row 1, 3 to
+    row 0: [1, 1, 0, 0].
+    """
+    rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    open_lists = 0
+    num_rows = 0
+    largest_first = np.argsort(-sizes, kind="stable")
+    chosen = []
+    for size in sizes[largest_first].tolist():
+        fitting = open_lists >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            row = rows_with_room[room].pop()
+            if not rows_with_room[room]:
+                open_lists ^= 1 << room
+        else:
+            room, row = capacity, num_rows
+            num_rows += 1
+        rows_with_room[room - size].append(row)
+        open_lists |= 1 << (room - size)
+        chosen.append(row)
+    rows = np.empty(len(sizes), dtype=np.int64)
+    rows[largest_first] = chosen
+    return rows
+
+
+def plan_rows(offsets: np.ndarray, row_tokens: int) -> np.ndarray:
+    """The packing plan of one shard: int64 (pieces, 3) with columns start, length, row; rows 0.. in
+    order.
+
+    Within a row the pieces are shuffled: longest first would keep short documents from ever
+    standing at the start.
+    """
+    starts, lengths = split_documents(offsets, row_tokens)
+    rows = best_fit_decreasing(lengths + 1, row_tokens + 1)
+    order = shuffled(len(rows), 0)
+    order = order[np.argsort(rows[order], kind="stable")]
+    return np.stack([starts, lengths, rows], axis=1)[order]
+
+
+def row_bounds(plan: np.ndarray) -> np.ndarray:
+    """Row i of a plan is made of plan[bounds[i]:bounds[i + 1]]."""
+    num_rows = int(plan[-1, 2]) + 1 if len(plan) else 0
+    return np.searchsorted(plan[:, 2], np.arange(num_rows + 1))
+
+
+def padding_share(num_tokens: int, num_pieces: int, num_rows: int, row_tokens: int) -> float:
+    """The share of the rows' places that hold neither a token nor a <|bos|>."""
+    return 1 - (num_tokens + num_pieces) / (num_rows * (row_tokens + 1))
+
+
+def cut_tokens(offsets: np.ndarray, row_tokens: int) -> int:
+    """How many tokens stand in a piece that does not hold their document's beginning."""
+    return int(np.maximum(np.diff(offsets) - row_tokens, 0).sum())
+
+
+def cut_at_turns(
+    offsets: np.ndarray, turn_ends: np.ndarray, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """(starts, ends) of the conversations that keep a turn within max_tokens, and what was done.
+
+    Conversation i lies at offsets[i]:offsets[i + 1]; turn_ends (sorted) are the places right after
+    an assistant's turn; each conversation ends at the last one that fits.
+    """
+    starts, whole = offsets[:-1], offsets[1:]
+    long = whole - starts > max_tokens
+    turn_ends = np.concatenate([[0], turn_ends])
+    limits = np.minimum(whole, starts + max_tokens)
+    ends = turn_ends[np.searchsorted(turn_ends, limits, side="right") - 1]
+    kept = ends > starts
+    counts = {
+        "conversations": int(kept.sum()),
+        "of them cut at a turn": int((kept & long).sum()),
+        "dropped because no turn fits": int((~kept & long).sum()),
+        "dropped because the assistant says nothing": int((~kept & ~long).sum()),
+    }
+    return starts[kept], ends[kept], counts
+
+
+def steps_of_similar_length(
+    lengths: np.ndarray, rows_per_step: int, sort_steps: int, *key: int
+) -> np.ndarray:
+    """An order of the rows in which those of a step are about equally long, and steps are not
+    sorted.
+
+    Rows are sorted within windows of sort_steps steps, then the steps are shuffled by `key`. Rows
+    that do not fill a last step stay last.
+    """
+    num_steps = len(lengths) // rows_per_step
+    full = num_steps * rows_per_step
+    window = np.arange(full) // (sort_steps * rows_per_step)
+    steps = np.lexsort((lengths[:full], window)).reshape(num_steps, rows_per_step)
+    steps = steps[shuffled(num_steps, *key)]
+    return np.concatenate([steps.ravel(), np.arange(full, len(lengths))])

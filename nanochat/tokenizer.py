@@ -1,0 +1,375 @@
+"""The tokenizer: byte-level BPE, nine special tokens, one form on disk (Hugging Face's).
+
+Ids 0..255 are the bytes in order, then come the merges in the order they were learned, then ids
+that nothing uses, and last the special tokens. Training is rustbpe's, encoding is tiktoken's;
+both stay behind this interface.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import rustbpe
+import tiktoken
+
+from nanochat.common import ConfigError, DataError, print0, write_atomic
+
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+
+# Llama-3's: llama.cpp knows it by name.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+VOCAB_MULTIPLE = 64
+LONGEST_RUN = 200_000  # characters of white space in one run
+
+
+def byte_alphabet() -> list[str]:
+    """The visible character that stands for each byte in tokenizer.json: GPT-2's choice.
+
+    Bytes that print in Latin-1 stand for themselves, the other 68 for U+0100 onwards.
+    Example: byte_alphabet()[32] == "Ġ"
+    """
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    return [chr(byte) if byte in visible else chr(next(hidden)) for byte in range(256)]
+
+
+def encodable(text: str) -> list[str]:
+    """`text` in pieces that the encoder can take; nearly always one piece, equal to it.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD. A run of more than LONGEST_RUN
+    characters of white space, at which the regex engine overflows, is cut.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if len(text) <= LONGEST_RUN:
+        return [text]
+    cuts = [0]
+    for run in re.finditer(r"\s+", text):
+        cuts += range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)
+    return [text[a:b] for a, b in pairwise([*cuts, len(text)])]
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises ConfigError, naming the nearest size that works, unless `vocab_size` is possible."""
+    smallest = -(-(256 + len(SPECIAL_TOKENS) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if vocab_size % VOCAB_MULTIPLE or vocab_size < smallest:
+        nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+        raise ConfigError(
+            f"vocabulary size {vocab_size} is not possible: it must be a multiple of "
+            f"{VOCAB_MULTIPLE} and at least {smallest}, to hold 256 bytes, {len(SPECIAL_TOKENS)} "
+            f"special tokens and some merges. Nearest: {nearest}"
+        )
+
+
+def recover_merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """The pair that each learned token was merged from; `tokens` in the order they were learned.
+
+    Most tokens split into two earlier ones in one way. For the others: encoded with the tokens
+    before it, a token comes to two pieces, and they are the pair.
+    """
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    merges = []
+    for token in tokens:
+        assert token not in ranks, f"two merges give the same bytes: {token!r}"
+        cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        assert cuts, f"token {token!r} is not made of two earlier tokens"
+        if len(cuts) == 1:
+            merges.append((token[: cuts[0]], token[cuts[0] :]))
+        else:
+            merges.append(last_pair(token, ranks))
+        ranks[token] = len(ranks)
+    return merges
+
+
+def last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two pieces that are left when `token` is encoded with `ranks` down to two."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        first = min((a + b for a, b in pairwise(parts)), key=lambda x: ranks.get(x, len(ranks)))
+        assert first in ranks, f"token {token!r} is not made of two earlier tokens"
+        merged, i = [], 0
+        while i < len(parts):
+            width = 2 if b"".join(parts[i : i + 2]) == first else 1
+            merged.append(b"".join(parts[i : i + width]))
+            i += width
+        parts = merged
+    return parts[0], parts[1]
+
+
+class StreamDecoder:
+    """Turns ids into text as they arrive; a character whose bytes are not all there yet waits."""
+
+    def __init__(self, tokenizer: "Tokenizer"):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; may be empty."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD if a character was never completed, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+class Tokenizer:
+    """Text to ids and back. Made by `Tokenizer.train` or `Tokenizer.load`.
+
+    merges: pairs of byte strings in the order they were learned; ids: byte string -> id, for the
+    bytes and the merges; special_ids: name -> id. The other ids below vocab_size stay unused.
+    """
+
+    def __init__(
+        self,
+        split_pattern: str,
+        merges: Sequence[tuple[bytes, bytes]],
+        ids: dict[bytes, int],
+        special_ids: dict[str, int],
+        vocab_size: int,
+    ):
+        self.split_pattern = split_pattern
+        self.merges = list(merges)
+        self.special_ids = dict(special_ids)
+        self.vocab_size = vocab_size
+        self._ids = ids
+        try:
+            self._encoding = tiktoken.Encoding(
+                name="nanochat",
+                pat_str=split_pattern,
+                mergeable_ranks=ids,
+                special_tokens=self.special_ids,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"split pattern {split_pattern!r} does not compile: {error}"
+            ) from error
+        self._bytes = [b""] * vocab_size  # what each id decodes to; unused ids to nothing
+        for token, token_id in ids.items():
+            self._bytes[token_id] = token
+        for name, token_id in self.special_ids.items():
+            self._bytes[token_id] = name.encode()
+
+    # ------------------------------------------------------------ train, save, load
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, split_pattern: str = SPLIT_PATTERN
+    ) -> "Tokenizer":
+        """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
+
+        vocab_size counts everything, special and unused ids too. Raises ConfigError for a size
+        that is not possible or a pattern that does not compile.
+        Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
+        """
+        check_vocab_size(vocab_size)
+        room = vocab_size - len(SPECIAL_TOKENS)
+        trainer = rustbpe.Tokenizer()
+        try:
+            clean = (piece for text in texts for piece in encodable(text))
+            trainer.train_from_iterator(clean, room, pattern=split_pattern)
+        except ValueError as error:
+            raise ConfigError(
+                f"split pattern {split_pattern!r} does not compile: {error}"
+            ) from error
+        ranked = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+        tokens = [bytes(token) for token, _ in ranked]
+        assert tokens[:256] == [bytes([byte]) for byte in range(256)]
+        merges = recover_merges(tokens[256:])
+        if unused := room - len(tokens):
+            print0(
+                f"tokenizer: the text ran out after {len(merges):,} merges; "
+                f"{unused:,} of {vocab_size:,} ids stay unused"
+            )
+        ids = {token: token_id for token_id, token in enumerate(tokens)}
+        specials = {name: room + i for i, name in enumerate(SPECIAL_TOKENS)}
+        return cls(split_pattern, merges, ids, specials, vocab_size)
+
+    def save(self, folder: Path | str, model_max_length: int | None = None) -> None:
+        """Writes tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|bos|>",
+            "eos_token": "<|assistant_end|>",
+            "pad_token": "<|bos|>",
+            "clean_up_tokenization_spaces": False,
+        }
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        write_atomic(folder / "tokenizer.json", self.to_json())
+        write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        alphabet = byte_alphabet()
+        # subtle: no real token's name holds a space, so these names collide with none.
+        names = [f"<|unused {token_id}|>" for token_id in range(self.vocab_size)]
+        for token, token_id in self._ids.items():
+            names[token_id] = "".join(alphabet[byte] for byte in token)
+        specials = sorted((token_id, name) for name, token_id in self.special_ids.items())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        split = {"type": "Split", "pattern": {"Regex": self.split_pattern}}
+        split |= {"behavior": "Isolated", "invert": False}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False}
+        byte_level |= {"trim_offsets": True, "use_regex": False}
+        bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
+        first, second = ({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))
+        bos_ids = {"<|bos|>": {"id": "<|bos|>", "ids": [self.bos], "tokens": ["<|bos|>"]}}
+        template = {"single": [bos, first], "pair": [bos, first, second], "special_tokens": bos_ids}
+        nothing = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+        off = ("fuse_unk", "byte_fallback", "ignore_merges")
+        document = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {"id": i, "content": name, **flags, "special": True} for i, name in specials
+            ],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": {"type": "TemplateProcessing", **template},
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                **dict.fromkeys(nothing),
+                **dict.fromkeys(off, False),
+                "vocab": {x: i for i, x in enumerate(names) if i not in dict(specials)},
+                "merges": [[names[self._ids[part]] for part in pair] for pair in self.merges],
+            },
+        }
+        return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Tokenizer":
+        """Reads folder/tokenizer.json; raises DataError if it is missing or of another kind."""
+        path = Path(folder) / "tokenizer.json"
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} does not exist. Train a tokenizer with `python -m scripts.tok_train`"
+            ) from None
+        except (KeyError, TypeError, IndexError, ValueError, StopIteration) as error:
+            raise DataError(
+                f"{path} is not a tokenizer that nanochat can read: {error!r}. Restore the file, "
+                f"or train a tokenizer with `python -m scripts.tok_train`"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer that a tokenizer.json describes."""
+        document = json.loads(text)
+        model = document["model"]
+        steps = document["pre_tokenizer"]["pretokenizers"]
+        pattern = next(s["pattern"]["Regex"] for s in steps if s["type"] == "Split")
+        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+        read = lambda name: bytes(byte_of[character] for character in name)  # noqa: E731
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        vocab = model["vocab"]
+        ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
+        ids |= {read(a + b): vocab[a + b] for a, b in pairs}
+        merged = list(ids.values())[256:]
+        if merged != sorted(set(merged)) or len(merged) != len(pairs):
+            raise ValueError("the ids of the merges do not rise in the order of the merges")
+        specials = {token["content"]: token["id"] for token in document["added_tokens"]}
+        if missing := [name for name in SPECIAL_TOKENS if name not in specials]:
+            raise ValueError(f"special tokens missing: {', '.join(missing)}")
+        largest = max(*vocab.values(), *specials.values())
+        vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return cls(pattern, [(read(a), read(b)) for a, b in pairs], ids, specials, vocab_size)
+
+    # ------------------------------------------------------------ encode, decode
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of what the programmer wrote: "<|bos|>" is the special token; nothing is added."""
+        encode = self._encoding.encode
+        return [i for piece in encodable(text) for i in encode(piece, allowed_special="all")]
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of what a user or a data set wrote: "<|bos|>" is seven ordinary characters."""
+        return [i for piece in encodable(text) for i in self._encoding.encode_ordinary(piece)]
+
+    def encode_ordinary_batch(
+        self, texts: Sequence[str], num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of many texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
+
+        ids is flat, uint16 (uint32 where the vocabulary has more than 65,536 ids); offsets is
+        int64 (len(texts) + 1,).
+        """
+        dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        encode = self._encoding.encode_to_numpy
+
+        def encode_one(text: str) -> np.ndarray:
+            arrays = [encode(piece, disallowed_special=()) for piece in encodable(text)]
+            return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).astype(dtype)
+
+        with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+            arrays = list(pool.map(encode_one, texts))
+        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
+        np.cumsum([len(array) for array in arrays], out=offsets[1:])
+        return np.concatenate([np.empty(0, dtype), *arrays]), offsets
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for: special tokens give their names, unused ids nothing."""
+        return b"".join([self._bytes[token_id] for token_id in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder to push ids into one by one."""
+        return StreamDecoder(self)
+
+    # ------------------------------------------------------------ what it is
+
+    def special(self, name: str) -> int:
+        """The id of a special token such as "<|user_start|>"; KeyError names those there are."""
+        if name not in self.special_ids:
+            raise KeyError(f"no special token {name!r}; there are {', '.join(self.special_ids)}")
+        return self.special_ids[name]
+
+    @property
+    def bos(self) -> int:
+        """The id of <|bos|>, which every document starts with."""
+        return self.special_ids["<|bos|>"]
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text each id stands for: int64 (vocab_size,), 0 for special and unused ids."""
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, token_id in self._ids.items():
+            counts[token_id] = len(token)
+        return counts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what decides the ids: split pattern, merges, special tokens."""
+        alphabet = byte_alphabet()
+        merges = [["".join(alphabet[byte] for byte in part) for part in m] for m in self.merges]
+        identity = {"split": self.split_pattern, "merges": merges, "specials": self.special_ids}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

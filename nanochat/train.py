@@ -1,0 +1,220 @@
+"""The one training loop that every stage shares, its schedules, its events."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nanochat.common import NanochatError, all_reduce_sum, print0, rank_and_world
+
+TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
+WARM_STEPS = 3  # not timed before them: compilation
+
+
+WHAT_TO_TRY = (
+    "Nothing was saved from this step on. From the last checkpoint, with --resume, try a lower "
+    "learning rate (--lr-scale 0.5), a longer warm-up (--warmup 0.05), or NANOCHAT_DTYPE=float32."
+)
+
+
+class DivergedError(NanochatError):
+    """The loss or the gradients are no longer finite, or exploded."""
+
+
+@dataclass
+class LoopState:
+    """What the loop knows, beside weights and optimizers; saved with every checkpoint."""
+
+    step: int = 0  # completed steps
+    num_steps: int | None = None  # None until a horizon in seconds has been worked out
+    seconds: float = 0.0  # spent in steps, over all sessions of this run
+    tokens: int = 0  # targets trained on
+    average_loss: float = 0.0  # exponential moving average, weight 0.1 for the newest step
+    best_loss: float = float("inf")  # the lowest that the average has been
+    skipped: int = 0  # steps that float16 overflow left out
+
+    @property
+    def progress(self) -> float:
+        """The fraction done, 0..1; 0 while the horizon is not known."""
+        return self.step / self.num_steps if self.num_steps else 0.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Runs between steps, on all ranks: after every `every`-th step and at the end (0: at the end
+    alone; -1: never)."""
+
+    run: Callable[[LoopState], None]
+    every: int
+
+    def due(self, state: LoopState) -> bool:
+        at_end = self.every >= 0 and state.step == state.num_steps
+        return at_end or (self.every > 0 and state.step > 0 and state.step % self.every == 0)
+
+
+def trapezoid(progress: float, warmup: float, warmdown: float, final: float = 0.0) -> float:
+    """Learning-rate factor: linear up over the first `warmup` fraction, 1, linear down to `final`
+    over the last `warmdown` fraction. Example: trapezoid(0.9, 0, 0.2) == 0.5."""
+    if progress < warmup:
+        return progress / warmup
+    if progress > 1 - warmdown:
+        return final + (1 - final) * (1 - progress) / warmdown
+    return 1.0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields asked(): whether SIGTERM or Ctrl-C came. A second one ends the program at once."""
+    received: list[int] = []
+    previous = {}
+
+    def handle(number, frame):
+        received.append(number)
+        print(f"\n{signal.Signals(number).name}: saving after this step", flush=True)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        previous[name] = signal.signal(name, handle)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def reduce_gradients(model) -> None:
+    """Sums the gradients over the ranks; each rank has already divided by the global count."""
+    if rank_and_world()[1] > 1:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        for work in [dist.all_reduce(g, async_op=True) for g in grads]:
+            work.wait()
+
+
+def horizon_from_clock(marks: list[float], seconds: float, spent: float, step: int) -> int:
+    """The number of steps that fits: done so far plus what remains at the median timed step.
+
+    marks are the times at which the timed steps began and ended. Rank 0's figure is everybody's.
+    """
+    durations = sorted(b - a for a, b in zip(marks, marks[1:], strict=False))
+    typical = durations[len(durations) // 2]
+    steps = step + max(1, round((seconds - spent) / typical))
+    if rank_and_world()[1] > 1:
+        boxed = [steps]
+        dist.broadcast_object_list(boxed, src=0)
+        return boxed[0]
+    return steps
+
+
+def optimizer_step(model, optimizers, grad_clip: float, scaler) -> torch.Tensor:
+    """Clips the gradient norm (0: does not), steps, clears; returns the norm before clipping."""
+    if scaler:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    limit = grad_clip if grad_clip > 0 else float("inf")
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
+    for optimizer in optimizers:
+        scaler.step(optimizer) if scaler else optimizer.step()
+    if scaler:
+        scaler.update()
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+def read_step(pending: dict, state: LoopState, log) -> bool:
+    """Takes a finished step's numbers off the device, checks and logs them; True when a rank was
+    asked to stop."""
+    loss, norm = float(pending["loss"]), float(pending["grad_norm"])
+    count, stops, computed = (int(x) for x in pending["totals"])
+    step = pending["step"]
+    overflow = pending["scaled"] and not math.isfinite(norm)
+    state.skipped += overflow
+    state.average_loss += (loss - state.average_loss) * max(0.1, 1 / step)
+    state.best_loss = min(state.best_loss, state.average_loss)
+    if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
+        raise DivergedError(f"step {step}: loss is {loss}, gradient norm {norm}. {WHAT_TO_TRY}")
+    if state.average_loss > state.best_loss + 2:
+        raise DivergedError(
+            f"step {step}: the loss rose from {state.best_loss:.3f} to {state.average_loss:.3f} "
+            f"(averages). {WHAT_TO_TRY}"
+        )
+    state.tokens += count
+    log(state, {**pending["values"], "step": step, "loss": loss, "grad_norm": norm,
+                "tokens": count, "tokens_computed": computed, "dt": pending["dt"]})  # fmt: skip
+    return stops > 0
+
+
+def train(
+    model,
+    optimizers,
+    batches,
+    *,
+    loss_fn,
+    schedule,
+    accum_steps: int,
+    state: LoopState,
+    log=lambda state, metrics: None,
+    events=(),
+    seconds: float | None = None,
+    grad_clip: float = 1.0,
+    scaler=None,
+    asked_to_stop=lambda: False,
+) -> bool:
+    """Runs optimizer steps until state.num_steps; True when done, False when asked to stop before.
+
+    batches yields Batch; loss_fn(model, batch) -> (loss_sum, num_targets); schedule(state) ->
+    {"lr": factor of every group's initial_lr, any other key: set in the groups that have it}.
+    `seconds` sets state.num_steps after 20 timed steps when it is None. Numbers of a step are read
+    one step late, so that nothing waits for the device. Raises DivergedError.
+    """
+    device = next(model.parameters()).device
+    pending, marks = None, []
+    while True:
+        due = [event for event in events if event.due(state)]
+        finished = state.step == state.num_steps
+        if pending is not None and (due or finished):
+            read_step(pending, state, log)
+            pending = None
+        for event in due:
+            event.run(state)
+        if finished:
+            return True
+        start = time.perf_counter()
+        if state.num_steps is None:
+            marks = [*marks, start] if state.step >= WARM_STEPS else []
+            if len(marks) > TIMED_STEPS:
+                state.num_steps = horizon_from_clock(marks, seconds, state.seconds, state.step)
+                print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
+        values = schedule(state)
+        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+            for name in values.keys() & group.keys():
+                group[name] = values[name] * (group["initial_lr"] if name == "lr" else 1)
+
+        micro = [next(batches) for _ in range(accum_steps)]
+        count = sum((b.targets >= 0).sum() for b in micro).to(device)
+        stop_and_size = [int(asked_to_stop()), sum(b.inputs.numel() for b in micro)]
+        totals = torch.cat([count[None], torch.tensor(stop_and_size, device=device)])
+        count = all_reduce_sum(totals)[0].clamp(min=1)
+        loss = torch.zeros((), device=device)
+        for batch in micro:
+            part = loss_fn(model, batch)[0] / count
+            (scaler.scale(part) if scaler else part).backward()
+            loss += part.detach()
+        reduce_gradients(model)
+        norm = optimizer_step(model, optimizers, grad_clip, scaler)
+        all_reduce_sum(loss)
+
+        state.step += 1
+        stop = pending is not None and read_step(pending, state, log)
+        dt = time.perf_counter() - start
+        state.seconds += dt
+        pending = {"step": state.step, "loss": loss, "grad_norm": norm, "totals": totals}
+        pending |= {"values": values, "dt": dt, "scaled": scaler is not None}
+        if stop:
+            read_step(pending, state, log)
+            return False

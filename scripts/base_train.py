@@ -1,0 +1,130 @@
+"""Pretrains the base model on raw text.
+
+    python -m scripts.base_train --depth=4 --head-dim=64 --data=packaged --sequence-len=256
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
+
+Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens a parameter.
+"""
+
+from dataclasses import dataclass, replace
+
+from nanochat.dataset import open_source
+
+from nanochat.checkpoint_manager import load_model, stop_ids
+from nanochat.common import (
+    ConfigError,
+    base_dir,
+    choose_dtype,
+    compute_cleanup,
+    compute_init,
+    print0,
+)
+from nanochat.configurator import cli
+from nanochat.dataloader import PackedRows, tokenize_source
+from nanochat.engine import Engine
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.recipe import StageConfig
+from nanochat.stage import StageData, find_resume, run_stage
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import Event
+
+PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
+
+
+@dataclass(frozen=True)
+class Config(StageConfig):
+    depth: int = 20
+    """Layers; the dial that sets everything else."""
+    head_dim: int = 128
+    """Width of an attention head; 64 for tiny models."""
+    num_kv_heads: int | None = None
+    """Key/value heads, a divisor of the heads; default: as many as heads."""
+    sequence_len: int = 2048
+    """Context, in tokens."""
+    logit_softcap: float | None = 15.0
+    """Soft-cap of the logits; None switches it off."""
+    data: str = "karpathy/fineweb-edu-100b-shuffle"
+    """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
+    num_shards: int | None = 240
+    """Train shards of a hub data set that are used."""
+    total_batch_size: int = 524_288
+    """Tokens of one step, over all ranks."""
+    tokens_per_param: float = 20.0
+    """Horizon in tokens per parameter, unless one of the others is given."""
+    target_tokens: int | None = None
+    """Horizon in tokens."""
+    target_flops: float | None = None
+    """Horizon in training FLOPs."""
+    sample_every: int = 2000
+    """Steps between samples; 0: at the end alone, -1: never."""
+
+
+def horizon(config: Config, model: GPT, tokens_per_step: int) -> int | None:
+    """The number of steps; None when it is to follow from target_seconds."""
+    names = ("num_steps", "target_tokens", "target_flops", "target_seconds")
+    given = [name for name in names if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"give one horizon, not {len(given)}: {', '.join(given)}")
+    if config.num_steps or config.target_seconds:
+        return config.num_steps
+    tokens = config.target_tokens or config.tokens_per_param * model.num_params()
+    if config.target_flops:
+        tokens = config.target_flops / model.flops_per_token(config.sequence_len)
+    return max(1, round(tokens / tokens_per_step))
+
+
+def main(config: Config) -> None:
+    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
+    tag = config.model_tag or f"d{config.depth}"
+    resume_from, meta = find_resume("base", tag, config), None
+    if resume_from:
+        model, tokenizer, meta = load_model(resume_from, device, "train")
+    else:
+        tokenizer = Tokenizer.load(base_dir() / "tokenizer")
+        overrides = {"sequence_len": config.sequence_len, "logit_softcap": config.logit_softcap}
+        if config.num_kv_heads:
+            overrides["n_kv_head"] = config.num_kv_heads
+        vocab_size = tokenizer.vocab_size
+        shape = GPTConfig.from_depth(config.depth, vocab_size, config.head_dim, **overrides)
+        model = GPT(shape).to(device)
+        model.init_weights(config.seed)
+        model.compute_dtype, model.stop_ids = choose_dtype(device)[0], stop_ids(tokenizer)
+    T = model.config.sequence_len
+    print0(
+        f"d{model.config.n_layer}: {model.num_params():,} parameters, "
+        f"{model.flops_per_token() / 1e6:,.1f} MFLOPs a token"
+    )
+    source = open_source(config.data, num_shards=config.num_shards)
+    rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
+    val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
+    print0(f"rows of {T}: {rows.padding_share:.2%} padding, {rows.cut_share:.2%} of tokens cut off")
+
+    def sample(state) -> None:
+        engine = Engine(model, tokenizer)
+        prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
+        completions = engine.complete(prompts, max_tokens=24, temperature=0)
+        for prompt, (completion, *_) in zip(PROMPTS, completions, strict=True):
+            print0(f"  {prompt}{completion}".replace("\n", " "))
+
+    rows_per_step = max(1, round(config.total_batch_size / T))
+    num_steps = horizon(config, model, rows_per_step * T)
+    planned = horizon(replace(config, num_steps=None), model, rows_per_step * T)
+    report = {"source": source.name, "tokens": rows.shards.num_tokens}
+    data = StageData(rows, val_rows, T, rows_per_step, planned, source.fingerprint, report)
+    run_stage(
+        "base",
+        config,
+        model,
+        tokenizer,
+        data,
+        tag=tag,
+        num_steps=num_steps,
+        resume_from=resume_from,
+        meta=meta,
+        events=(Event(sample, config.sample_every),),
+    )
+    compute_cleanup()
+
+
+if __name__ == "__main__":
+    cli(main, Config)

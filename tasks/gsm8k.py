@@ -1,0 +1,83 @@
+"""GSM8K: grade-school word problems, whose calculations become calls of the tool.
+
+https://arxiv.org/abs/2110.14168. A solution holds marks such as "48/2 = <<48/2=24>>24 clips" and
+ends in "#### 72".
+"""
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from nanochat.calculator import CalculatorError, calculate
+from nanochat.common import DataError
+from nanochat.dataset import hub_file, read_rows
+from tasks.task import Task, check_split, exchange, final_text, in_range
+
+MARK = re.compile(r"<<(.*?)>>")
+FINAL = re.compile(r"####\s*\$?\s*(-?[\d.,]+)")
+
+
+class GSM8K(Task):
+    """7,473 problems for training, 1,319 to test; `path` is a local file with columns question and
+    answer."""
+
+    name = "gsm8k"
+
+    def __init__(self, split: str = "train", path: str | Path | None = None):
+        check_split(split, ("train", "test"))
+        path = path or hub_file("openai/gsm8k", f"main/{split}-00000-of-00001.parquet")
+        self.rows = list(read_rows(path))
+        for number, row in enumerate(self.rows, start=1):
+            if final_number(row.get("answer") or "") is None or not row.get("question"):
+                raise DataError(
+                    f"{path}: row {number} has no question, or its answer no '#### number'; "
+                    "columns 'question' and 'answer' as in openai/gsm8k are expected"
+                )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[in_range(index, len(self))]
+        answer = row["answer"]
+        return exchange(row["question"], tool_parts(answer), answer=str(final_number(answer)))
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        found = final_number(final_text(completion))
+        return found is not None and found == Decimal(conversation["answer"])
+
+
+def tool_parts(solution: str) -> list[dict]:
+    """A solution as parts: text, and for each `<<expression=value>>` a call and its output.
+
+    The output is what the tool says (0.2 where the data set has .20), as it will be when the model
+    calls it.
+
+    tool_parts("so <<6*7=42>>42.") is text "so ", python "6*7", python_output "42", text "42.".
+    """
+    parts = []
+    for position, piece in enumerate(MARK.split(solution)):
+        if position % 2 == 0:
+            parts += [{"type": "text", "text": piece}] if piece else []
+            continue
+        expression, _, value = piece.rpartition("=")
+        parts.append({"type": "python", "text": expression})
+        parts.append({"type": "python_output", "text": tool_output(expression, value)})
+    return parts
+
+
+def tool_output(expression: str, written: str) -> str:
+    """What the tool says to `expression`; what is `written` where it has no answer."""
+    try:
+        return calculate(expression)
+    except CalculatorError:
+        return written
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number behind the last "####", commas taken out; None where there is none."""
+    found = FINAL.findall(text)
+    try:
+        return Decimal(found[-1].replace(",", "").rstrip(".")) if found else None
+    except InvalidOperation:
+        return None

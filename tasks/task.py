@@ -1,0 +1,159 @@
+"""Task: a data set of conversations that also knows whether a completion is right.
+
+A *completion* is the text of the ids that the model generated after `<|assistant_start|>`, with
+special tokens shown by their names, for example
+
+<|python_start|>37*12<|python_end|><|output_start|>444<|output_end|>444<|assistant_end|>
+
+`final_text` takes the tool calls and the end out of it; a task compares what is left ("444").
+"""
+
+import hashlib
+import random
+import re
+import unicodedata
+
+from nanochat.common import ConfigError
+
+TOOL_SPAN = re.compile(
+    r"<\|python_start\|>.*?(?:<\|python_end\|>|$)|<\|output_start\|>.*?(?:<\|output_end\|>|$)", re.S
+)
+END = re.compile(r"<\|(?:assistant_end|bos|user_start)\|>")
+MARKS = {
+    "text": ("", ""),
+    "python": ("<|python_start|>", "<|python_end|>"),
+    "python_output": ("<|output_start|>", "<|output_end|>"),
+}
+
+
+class Task:
+    """Conversations by index, and a judge of completions.
+
+    `kind` is "generate" (the completion is sampled) or "choice" (the most likely of `choices(i)`,
+    single letters, is the completion). Subclasses set `name` and define `__len__`, `__getitem__`
+    and `evaluate`.
+    """
+
+    name = "task"
+    kind = "generate"
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict:
+        raise NotImplementedError
+
+    def choices(self, index: int) -> tuple[str, ...]:
+        """The letters to choose from in conversation `index`; () for a task of kind "generate"."""
+        return tuple(self[index].get("letters", ()))
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        raise NotImplementedError
+
+    def reward(self, conversation: dict, completion: str) -> float:
+        """What reinforcement learning maximises: 1.0 for a right completion, else 0.0."""
+        return float(self.evaluate(conversation, completion))
+
+
+class GeneratedTask(Task):
+    """A task whose conversation `i` is made from (name, seed, split, i) alone, by `make(rng)`;
+    `size` of them."""
+
+    default_sizes = {"train": 20_000, "test": 1000}
+
+    def __init__(self, split: str, size: int | None, seed: int):
+        check_split(split, ("train", "test"))
+        size = self.default_sizes[split] if size is None else size
+        if size < 1:
+            raise ConfigError(f"{self.name}: size is {size}; at least 1 conversation is needed")
+        self.split, self.size, self.seed = split, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict:
+        index = in_range(index, self.size)
+        return self.make(random.Random(f"{self.name}/{self.seed}/{self.split}/{index}"))
+
+    def make(self, rng: random.Random) -> dict:
+        raise NotImplementedError
+
+
+def final_text(completion: str) -> str:
+    """What the assistant says: a completion without its tool calls, their output, and all after its
+    end.
+
+    >>> final_text("<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>It is
+    42.<|assistant_end|>") 'It is 42.'
+    """
+    return TOOL_SPAN.sub("", END.split(completion, maxsplit=1)[0]).strip()
+
+
+def gold_completion(conversation: dict) -> str:
+    """The conversation's own last answer as a completion, that is, what a perfect model would
+    generate."""
+    content = conversation["messages"][-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = "".join(part["text"].join(MARKS[part["type"]]) for part in parts)
+    return text + "<|assistant_end|>"
+
+
+def exchange(question: str, reply: str | list[dict], **extra) -> dict:
+    """A conversation of one question and one reply; `extra` are keys beside "messages"."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return {"messages": messages, **extra}
+
+
+def tool_answer(expression: str, output: str, text: str) -> list[dict]:
+    """An answer that calls the tool, sees its output, and then says `text`."""
+    return [
+        {"type": "python", "text": expression},
+        {"type": "python_output", "text": output},
+        {"type": "text", "text": text},
+    ]
+
+
+def choice_question(question: str, options: list[str], letters: str) -> str:
+    """A multiple-choice question as text.
+
+    Each letter stands directly behind its option: small models bind them better so, and the letter
+    is then the same token as in the answer.
+    """
+    lines = [f"- {option}={letter}" for option, letter in zip(options, letters, strict=True)]
+    ask = "Answer with the letter of the right choice and nothing else."
+    return "\n".join([f"Multiple choice: {question}", *lines, ask])
+
+
+def choice_is_right(conversation: dict, completion: str) -> bool:
+    """Whether a completion is exactly the letter of the right choice."""
+    return final_text(completion) == conversation["answer"]
+
+
+def held_back(text: str, share: float = 0.1) -> bool:
+    """Whether `text` belongs to the test split: a fixed pseudo-random `share` of all strings
+    does."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < share * 2**32
+
+
+def in_range(index: int, length: int) -> int:
+    """`index` counted from the start; IndexError past either end, which is how iteration stops."""
+    if not -length <= index < length:
+        raise IndexError(f"conversation {index} of a task that has {length}")
+    return index % length
+
+
+def check_split(split: str, known: tuple[str, ...]) -> None:
+    if split not in known:
+        raise ConfigError(f"split {split!r} is unknown; choose one of {', '.join(known)}")
+
+
+def plain(text: str) -> str:
+    """`text` for comparison: lower case, without accents and punctuation, single spaces."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    kept = (c if c.isalnum() else " " for c in letters if not unicodedata.combining(c))
+    return " ".join("".join(kept).split())
+
+
+def says(completion: str, expected: str) -> bool:
+    """Whether the answer holds `expected` as whole words, however it is written otherwise."""
+    return f" {plain(expected)} " in f" {plain(final_text(completion))} "

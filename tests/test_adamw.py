@@ -1,0 +1,60 @@
+"""AdamW against torch's own, and its state in and out."""
+
+import pytest
+import torch
+
+from nanochat.adamw import AdamW
+from nanochat.common import CheckpointError
+
+
+def parameters():
+    torch.manual_seed(1)
+    return {"a": torch.nn.Parameter(torch.randn(5, 3)), "b": torch.nn.Parameter(torch.randn(7))}
+
+
+def set_gradients(named, step):
+    generator = torch.Generator().manual_seed(step)
+    for p in named.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_equals_torch(weight_decay):
+    ours, theirs = parameters(), parameters()
+    options = dict(lr=0.01, betas=(0.8, 0.95), eps=1e-8, weight_decay=weight_decay)
+    a = AdamW([{"params": ours}], **options)
+    b = torch.optim.AdamW(theirs.values(), **options)
+    for step in range(10):
+        for named, optimizer in ((ours, a), (theirs, b)):
+            set_gradients(named, step)
+            optimizer.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_state_round_trip_continues_exactly():
+    straight, resumed = parameters(), parameters()
+    a = AdamW([{"params": straight}], lr=0.01)
+    for step in range(6):
+        set_gradients(straight, step)
+        a.step()
+        if step == 2:
+            tensors = {name: tensor.clone() for name, tensor in a.state_tensors().items()}
+            for name in straight:
+                resumed[name].data.copy_(straight[name])
+            b = AdamW([{"params": resumed}], lr=0.01)
+            b.load_state_tensors(tensors)
+        elif step > 2:
+            set_gradients(resumed, step)
+            b.step()
+    for name in straight:
+        assert torch.equal(straight[name], resumed[name])
+
+
+def test_state_of_another_model_is_refused():
+    a = AdamW([{"params": parameters()}])
+    state = a.state_tensors()
+    with pytest.raises(CheckpointError, match="another architecture"):
+        a.load_state_tensors({k: v for k, v in state.items() if k != "a.exp_avg"})
+    with pytest.raises(CheckpointError, match=r"b.exp_avg is \(2,\), expected \(7,\)"):
+        a.load_state_tensors({**state, "b.exp_avg": torch.zeros(2)})

@@ -1,0 +1,133 @@
+"""common.py: atomic writes, dtype and device choice, speed measurement, progress lines."""
+
+import itertools
+import math
+import os
+import stat
+
+import pytest
+import torch
+
+from nanochat import common
+from nanochat.common import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NanochatError,
+    base_dir,
+    choose_dtype,
+    measure_peak_flops,
+    peak_flops,
+    pick_device_type,
+    print0,
+    progress,
+    rank_and_world,
+    write_atomic,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_errors_that_users_cause_have_one_parent():
+    assert all(issubclass(e, NanochatError) for e in (ConfigError, DataError, CheckpointError))
+
+
+def test_base_dir_is_made_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "a" / "b"))
+    assert base_dir() == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_base_dir_defaults_to_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert base_dir() == tmp_path / ".cache" / "nanochat"
+
+
+@pytest.mark.parametrize("data", ["Größe\n", b"\x00\xff", ""])
+def test_write_atomic_writes_exactly_that(data, tmp_path):
+    path = tmp_path / "new" / "file"
+    write_atomic(path, "an older and longer text")
+    write_atomic(path, data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert os.listdir(path.parent) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_write_atomic_that_fails_leaves_what_was_there(tmp_path):
+    target = tmp_path / "taken"
+    (target / "inside").mkdir(
+        parents=True
+    )  # a folder that is not empty cannot be replaced by a file
+    with pytest.raises(OSError):
+        write_atomic(target, "text")
+    assert os.listdir(tmp_path) == ["taken"]
+    assert os.listdir(target) == ["inside"]
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_nanochat_dtype_overrides(name, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", name)
+    dtype, reason = choose_dtype(CPU)
+    assert dtype == getattr(torch, name)
+    assert "NANOCHAT_DTYPE" in reason
+
+
+def test_unknown_dtype_names_the_choices(monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "fp8")
+    with pytest.raises(ConfigError, match=r"'fp8'.*float32, bfloat16, float16"):
+        choose_dtype(CPU)
+
+
+def test_cpu_dtype_follows_the_processor(monkeypatch):
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    fast = common.cpu_has_fast_bfloat16()
+    assert choose_dtype(CPU)[0] == (torch.bfloat16 if fast else torch.float32)
+    assert choose_dtype(torch.device("mps"))[0] == torch.float32
+
+
+def test_device_type_is_checked():
+    assert pick_device_type("cpu") == "cpu"
+    assert pick_device_type("auto") in ("cuda", "mps", "cpu")
+    with pytest.raises(ConfigError, match="'tpu' is unknown"):
+        pick_device_type("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="finds none here"):
+            pick_device_type("cuda")
+
+
+def test_measured_speed_is_a_plausible_number():
+    flops = measure_peak_flops(CPU, torch.float32, size=128, repeats=2)
+    assert math.isfinite(flops) and 1e6 < flops < 1e16
+
+
+def test_peak_of_a_cpu_is_measured_and_says_so(monkeypatch):
+    monkeypatch.setattr(common, "measure_peak_flops", lambda device, dtype: 123.0)
+    flops, source = peak_flops(CPU, torch.bfloat16)
+    assert flops == 123.0
+    assert "measured" in source
+
+
+def test_one_process_is_rank_0_of_1(capsys):
+    assert rank_and_world() == (0, 1)
+    print0("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_progress_in_a_log_prints_a_line_when_ten_seconds_have_passed(monkeypatch, capsys):
+    clock = itertools.count(0, 4)  # every look at the clock finds it 4 s later
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    with progress("Tokenizing", 5000, "documents") as advance:
+        for _ in range(5):
+            advance(1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Tokenizing: 3,000 of 5,000 documents"
+    assert len(lines) == 1
+
+
+def test_progress_without_a_total(monkeypatch, capsys):
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    with progress("Reading", None) as advance:
+        advance()
+    assert capsys.readouterr().out.splitlines()[0] == "Reading: 1"

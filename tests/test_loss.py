@@ -1,0 +1,62 @@
+"""The chunked loss against its plain twin."""
+
+import math
+
+import pytest
+import torch
+
+from nanochat import loss as loss_module
+from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
+
+
+def inputs(dtype=torch.float32, N=37, D=16, V=64):
+    features = torch.randn(N, D).to(dtype).requires_grad_()
+    weight = torch.randn(V, D).requires_grad_()
+    targets = torch.randint(0, V, (N,))
+    targets[::5] = -1
+    return features, weight, targets
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("chunk", [64, 64 * 10, 64 * 1000])
+def test_value_and_gradients_equal_the_plain_twin(softcap, chunk, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk)
+    features, weight, targets = inputs()
+    grads, values = [], []
+    for function in (plain_loss, chunked_loss):
+        value = function(features, weight, targets, softcap)
+        grads.append(torch.autograd.grad(value * 0.25, (features, weight)))
+        values.append(value)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-4)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_features_stay_close_to_the_plain_twin():
+    features, weight, targets = inputs(torch.bfloat16)
+    plain = plain_loss(features, weight, targets, 15.0)
+    chunked = chunked_loss(features, weight, targets, 15.0)
+    torch.testing.assert_close(plain, chunked, rtol=1e-3, atol=1e-2)
+    a, b = (torch.autograd.grad(x, features)[0].float() for x in (plain, chunked))
+    assert (a - b).norm() < 0.02 * a.norm()
+
+
+def test_by_hand_for_two_classes():
+    # logits (0, 2) without a soft-cap: loss of class 1 is ln(1 + e^-2), its gradient -/+ 1/(1+e^2).
+    value, grad = loss_and_grad(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), None)
+    assert value.item() == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-6)
+    p = 1 / (1 + math.exp(2))
+    torch.testing.assert_close(grad, torch.tensor([[p, -p]]))
+
+
+def test_no_target_gives_no_loss_and_no_gradient():
+    features, weight, targets = inputs()
+    value = chunked_loss(features, weight, torch.full_like(targets, -1), 15.0)
+    assert value.item() == 0
+    assert torch.autograd.grad(value, weight)[0].abs().max() == 0
+
+
+def test_the_compiled_kernel_agrees(tiny_model, tiny_batch):
+    model, batch = tiny_model(), tiny_batch()
+    losses = [make_loss_fn(model, compiled)(model, batch)[0] for compiled in (False, True)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-4)

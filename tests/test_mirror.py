@@ -1,0 +1,172 @@
+"""The second copy: a folder, and a hub served on loopback."""
+
+import base64
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
+
+import pytest
+
+from nanochat.checkpoint_index import find_checkpoint, step_dir
+from nanochat.common import CheckpointError
+from nanochat.manifest import check, write_manifest
+from nanochat.mirror import Mirror, git_object_id
+
+
+def make(step, text="weights"):
+    path = step_dir("base", "d4", step)
+    (path / "optimizer").mkdir(parents=True)
+    (path / "weights").write_text(text)
+    (path / "optimizer" / "adamw").write_text("moments")
+    write_manifest(path, {"stage": "base", "tag": "d4", "step": step})
+    return path
+
+
+def test_every_push_is_copied_and_the_mirror_serves_as_a_base_folder(tmp_path, monkeypatch):
+    mirror = Mirror(str(tmp_path / "mirror"))
+    for step in (1, 2):
+        mirror.push(make(step))
+    mirror.close()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "mirror"))
+    assert find_checkpoint("base") == step_dir("base", "d4", 2)
+    assert find_checkpoint("base", step=1) == step_dir("base", "d4", 1)
+    names = [p.name for p in (tmp_path / "mirror").rglob("*") if p.is_file()]
+    assert sorted(names) == ["adamw", "adamw"] + ["manifest.json"] * 2 + ["weights", "weights"]
+
+
+def test_a_copy_that_does_not_verify_is_a_failure_at_the_end(tmp_path, capsys):
+    path = make(1)
+    (path / "weights").write_text("WEIGHTS")
+    mirror = Mirror(str(tmp_path / "mirror"), waits=(0,))
+    mirror.push(path)
+    with pytest.raises(CheckpointError, match="could not be mirrored.*SHA-256"):
+        mirror.close()
+    assert capsys.readouterr().out.count("trying again") == 1
+    assert not list((tmp_path / "mirror").rglob("*weights"))
+
+
+def test_a_failure_is_forgotten_once_a_later_push_stands(tmp_path):
+    blocked = tmp_path / "mirror"
+    blocked.write_text("a file where the folder should be")
+    mirror = Mirror(str(blocked), waits=())
+    mirror.push(make(1))
+    mirror.pending.join()
+    blocked.unlink()
+    mirror.push(make(2))
+    mirror.close()
+    check(blocked / "base_checkpoints" / "d4" / "step_000002")
+
+
+def test_retried_until_the_place_is_there(tmp_path):
+    place = tmp_path / "mirror"
+    place.write_text("not yet a folder")
+    mirror = Mirror(str(place), waits=(0.01,) * 1000)
+    mirror.push(make(1))
+    place.unlink()
+    mirror.close()
+    check(place / "base_checkpoints" / "d4" / "step_000001")
+
+
+def test_one_that_was_pruned_meanwhile_is_said_and_is_no_failure(tmp_path, capsys):
+    path = make(1)
+    shutil.rmtree(path)
+    mirror = Mirror(str(tmp_path / "mirror"), waits=())
+    mirror.push(path)
+    mirror.close()
+    assert "was pruned before it was copied" in capsys.readouterr().out
+
+
+def test_places_that_cannot_be(base_dir):
+    with pytest.raises(CheckpointError, match="is the base folder itself"):
+        Mirror(str(base_dir))
+    with pytest.raises(CheckpointError, match="expected hf://user/repo"):
+        Mirror("hf://user")
+
+
+def test_git_names_files_like_git():
+    # printf 'what is up, doc?' | git hash-object --stdin; and git's well-known empty blob
+    assert git_object_id(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    assert git_object_id(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as an upload of small files and a listing need."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        files = self.server.files
+        if self.path.endswith("/repos/create"):
+            self.server.created.append(json.loads(body))
+            reply = {"url": f"{self.server.url}/me/run"}
+        elif "/preupload/" in self.path:
+            wanted = json.loads(body)["files"]
+            verdict = {"uploadMode": "regular", "shouldIgnore": False}
+            reply = {"files": [{"path": f["path"], **verdict} for f in wanted]}
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    files[line["value"]["path"]] = self.server.spoil(content)
+            reply = {
+                "commitUrl": f"{self.server.url}/me/run/commit/1",
+                "commitOid": "1",
+                "success": True,
+            }
+        else:  # paths-info
+            paths = [p for p in parse_qs(body.decode())["paths"] if p in files]
+            reply = [
+                {"type": "file", "path": p, "size": len(files[p]), "oid": git_object_id(files[p])}
+                for p in paths
+            ]
+        self.answer(reply)
+
+    def do_GET(self):
+        self.answer({"id": "me/run", "sha": "1", "siblings": []})
+
+    def answer(self, reply):
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.created, server.spoil = {}, [], lambda content: content
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_upload_to_a_hub(hub):
+    path = make(3)
+    mirror = Mirror("hf://me/run", waits=())
+    mirror.push(path)
+    mirror.close()
+    place = "base_checkpoints/d4/step_000003"
+    names = ("weights", "optimizer/adamw", "manifest.json")
+    assert hub.files == {f"{place}/{name}": (path / name).read_bytes() for name in names}
+    assert hub.created[0]["name"] == "run"
+    assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
+
+
+def test_an_upload_that_arrives_otherwise_is_a_failure(hub):
+    hub.spoil = lambda content: content.replace(b"weights", b"WEIGHTS")
+    mirror = Mirror("hf://me/run", waits=())
+    mirror.push(make(3))
+    with pytest.raises(CheckpointError, match="step_000003/.* arrived as"):
+        mirror.close()

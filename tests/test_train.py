@@ -1,0 +1,168 @@
+"""The loop: schedules by hand, accumulation, horizons, stopping, divergence, and two ranks."""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.dataloader import Batch
+from nanochat.loss import make_loss_fn
+from nanochat.recipe import StageConfig, build_optimizers, make_schedule
+from nanochat.train import DivergedError, Event, LoopState, horizon_from_clock, train, trapezoid
+
+
+def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
+    losses = []
+    state = LoopState(num_steps=num_steps)
+    optimizers = build_optimizers(model, StageConfig())
+    done = train(
+        model,
+        list(optimizers.values()),
+        cycle(micro_batches),
+        loss_fn=make_loss_fn(model, compiled=False),
+        schedule=make_schedule(StageConfig()),
+        accum_steps=accum_steps,
+        state=state,
+        log=lambda state, metrics: losses.append(metrics["loss"]),
+        **options,
+    )
+    return losses, state, done
+
+
+@pytest.mark.parametrize(
+    "progress, factor", [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.6, 1.0), (0.8, 0.55), (1.0, 0.1)]
+)
+def test_trapezoid_by_hand(progress, factor):
+    assert trapezoid(progress, warmup=0.1, warmdown=0.4, final=0.1) == pytest.approx(factor)
+
+
+def test_the_schedule_falls_at_the_end_and_never_rises_again():
+    values = [trapezoid(i / 100, 0.0, 0.4) for i in range(101)]
+    assert values[0] == 1 and values[-1] == 0
+    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+
+
+def test_accumulation_1x8_equals_8x1(tiny_model, tiny_batch):
+    batch = tiny_batch(B=8)
+    batch.targets[0, :10] = -1  # so that a mean of means would differ from the mean
+    parts = [Batch(batch.inputs[i : i + 1], batch.targets[i : i + 1]) for i in range(8)]
+    whole, split = tiny_model(), tiny_model()
+    losses_whole, *_ = run(whole, [batch])
+    losses_split, *_ = run(split, parts, accum_steps=8)
+    assert losses_whole == pytest.approx(losses_split, rel=1e-5)
+    for a, b in zip(whole.parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_starts_at_ln_v_and_falls(tiny_model, tiny_batch):
+    model = tiny_model()
+    losses, state, done = run(model, [tiny_batch()], num_steps=30)
+    assert losses[0] == pytest.approx(math.log(model.config.vocab_size), abs=0.02)
+    assert losses[-1] < losses[0] - 1
+    assert done and state.step == 30 and len(losses) == 30
+
+
+def test_events_run_when_due(tiny_model, tiny_batch):
+    seen = {"every 2": [], "end": [], "never": []}
+    events = [
+        Event(lambda s: seen["every 2"].append(s.step), 2),
+        Event(lambda s: seen["end"].append(s.step), 0),
+        Event(lambda s: seen["never"].append(s.step), -1),
+    ]
+    run(tiny_model(), [tiny_batch()], num_steps=5, events=events)
+    assert seen == {"every 2": [2, 4, 5], "end": [5], "never": []}
+
+
+def test_a_step_without_any_target_is_no_nan(tiny_model, tiny_batch):
+    batch = tiny_batch()
+    batch.targets[:] = -1
+    losses, _, _ = run(tiny_model(), [batch], num_steps=2)
+    assert losses == [0.0, 0.0]
+
+
+def test_nan_stops_before_anything_is_saved(tiny_model, tiny_batch):
+    model, saved = tiny_model(), []
+
+    def poison(state):
+        if state.step == 3:
+            model.lm_head.weight.data[0, 0] = float("nan")
+
+    events = [Event(lambda s: saved.append(s.step), 1), Event(poison, 1)]
+    with pytest.raises(DivergedError, match="step 4: loss is nan"):
+        run(model, [tiny_batch()], num_steps=9, events=events)
+    assert saved == [1, 2, 3]
+
+
+def test_a_rising_loss_stops(tiny_model, tiny_batch):
+    model = tiny_model()
+
+    def spoil(state):
+        if state.step == 20:
+            model.lm_head.weight.data.mul_(-30)
+
+    with pytest.raises(DivergedError, match="the loss rose from"):
+        run(model, [tiny_batch()], num_steps=60, events=[Event(spoil, 1)])
+
+
+def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_batch):
+    calls = []
+    losses, state, done = run(
+        tiny_model(),
+        [tiny_batch()],
+        num_steps=50,
+        asked_to_stop=lambda: len(calls) > 3 or bool(calls.append(1)),
+    )
+    assert not done and state.step < 10 and len(losses) == state.step
+
+
+def test_seconds_become_steps():
+    marks = [0.0, 1.0, 2.0, 3.0, 10.0]  # the median step takes 1 s
+    assert horizon_from_clock(marks, seconds=100, spent=40, step=7) == 67
+    assert horizon_from_clock(marks, seconds=10, spent=40, step=7) == 8  # over time: one more
+
+
+def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
+    losses, state, done = run(tiny_model(), [tiny_batch(B=1, T=8)], num_steps=None, seconds=1.0)
+    assert done and state.num_steps == state.step == len(losses) > 20
+
+
+TWO_RANKS = """
+    import json, os, sys, torch
+    sys.path.insert(0, "tests")
+    from conftest import make_batch, make_model
+    from test_train import run
+    from nanochat.common import compute_init, rank_and_world
+    from nanochat.dataloader import Batch
+
+    compute_init("cpu")
+    rank, world = rank_and_world()
+    batch = make_batch(B=4)
+    batch.targets[0] = -1  # the ranks have different numbers of targets
+    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    losses, *_ = run(make_model(), [Batch(batch.inputs[mine], batch.targets[mine])], num_steps=5)
+    if rank == 0:
+        print("LOSSES", json.dumps(losses))
+"""
+
+
+def losses_of_ranks(world: int) -> list[float]:
+    import json
+
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={world}", "--no-python", sys.executable, "-c"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NANOCHAT_DTYPE": "float32"}
+    code = textwrap.dedent(TWO_RANKS)
+    out = subprocess.run([*command, code], cwd=root, env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return json.loads(out.stdout.split("LOSSES", 1)[1].splitlines()[0])
+
+
+def test_two_ranks_equal_one():
+    assert losses_of_ranks(2) == pytest.approx(losses_of_ranks(1), rel=1e-4)
