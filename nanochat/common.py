@@ -187,7 +187,7 @@ DATASHEET_FLOPS = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Peak matrix FLOP/s in `dtype`, and where the figure is from: a data sheet or a measurement."""
+    """Peak matrix FLOP/s in `dtype`, and where the figure is from."""
     name = device_name(device)
     if dtype != torch.float32:
         for product, flops in DATASHEET_FLOPS.items():
@@ -238,7 +238,7 @@ def base_dir() -> Path:
 
 
 def write_atomic(path: Path | str, data: str | bytes) -> None:
-    """Writes beside `path`, flushes, renames into place: readers see the old file or the new one."""
+    """Writes beside `path`, flushes, renames: readers see the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = data.encode() if isinstance(data, str) else data

@@ -27,7 +27,7 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
 
 
 def cli(main: Callable[[Config], None], config_class: type[Config]) -> None:
-    """Runs `main` on the parsed command line; what the user can mend is told without a traceback."""
+    """Runs `main` on the parsed flags; what the user can mend is told without a traceback."""
     config = parse(config_class)
     try:
         main(config)

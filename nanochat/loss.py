@@ -37,7 +37,7 @@ def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor,
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Computes loss and both gradients chunk by chunk in the forward pass; the backward pass only scales them."""
+    """Loss and gradients, chunk by chunk, in the forward pass; the backward pass scales them."""
 
     @staticmethod
     def forward(ctx, features, weight, targets, softcap, kernel, need_grad):
@@ -64,7 +64,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> torch.Tensor:
-    """The same sum as plain_loss for features (N, D), weight (V, D), targets (N,), in memory of one chunk.
+    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory.
 
     `kernel` is loss_and_grad or its compiled form. The result is a float32 scalar whose gradients
     reach both features and weight.

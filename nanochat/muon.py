@@ -29,8 +29,8 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -
 
 
 def muon_update(grads, momenta, momentum: float, dtype: torch.dtype) -> torch.Tensor:
-    """Stacked gradients and momenta (G, R, C) -> the direction to subtract, at lr 1; momenta change in
-    place. Nesterov: the orthogonalised matrix is lerp(grad, new momentum, momentum). Tall
+    """Stacked gradients and momenta (G, R, C) -> the direction to subtract at lr 1; momenta change
+    in place. Nesterov: the orthogonalised matrix is lerp(grad, new momentum, momentum). Tall
     matrices step sqrt(R / C) further, so that outputs change alike for every shape."""
     momenta.lerp_(grads, 1 - momentum)
     direction = orthogonalize(grads.lerp(momenta, momentum), dtype)

@@ -142,7 +142,7 @@ def out_of_memory(size: int) -> str:
 
 
 def plan_batch(model, config: StageConfig, rows_per_step: int, row_tokens: int) -> tuple[int, int]:
-    """(rows per step, rows per micro-batch) that divide evenly over ranks; prints what it rounds."""
+    """(rows per step, rows per micro-batch) that divide evenly; prints what it rounds."""
     world = rank_and_world()[1]
     per_rank = max(1, round(rows_per_step / world))
     size = config.device_batch_size

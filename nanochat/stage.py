@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,14 +69,14 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
         return None
     if not config.resume:
         raise ConfigError(
-            f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. Continue "
-            f"it with --resume, move it aside with --fresh, or name another --model-tag"
+            f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. "
+            f"Continue it with --resume, move it aside with --fresh, or name another --model-tag"
         )
     return checkpoints.find_checkpoint(stage, tag)
 
 
-def resume(path: Path, config: StageConfig, meta: dict, optimizers: dict, device) -> tuple:
-    """(LoopState, cursor, scaler state) of a checkpoint, its optimizers and generators restored.
+def resume(path: Path, config: StageConfig, meta: dict, optimizers: dict, scaler, device) -> tuple:
+    """(LoopState, cursor) of a checkpoint; its optimizers, scaler and generators are restored.
 
     A setting that differs from the saved run's is printed, and holds from now on.
     """
@@ -93,7 +93,9 @@ def resume(path: Path, config: StageConfig, meta: dict, optimizers: dict, device
             print0(f"resumed with --{name} {now[name]}; it was {meta['config'][name]}")
     state = LoopState(**saved["loop"])
     print0(f"resumed {path} at step {state.step}")
-    return state, saved["cursor"], saved["scaler"]
+    if scaler and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
+    return state, saved["cursor"]
 
 
 def progress_of(state: LoopState, device: torch.device) -> dict:
@@ -105,6 +107,57 @@ def progress_of(state: LoopState, device: torch.device) -> dict:
         "loss": state.average_loss,
         "peak_memory_bytes": memory,
     }
+
+
+def make_events(stage, tag, config, model, tokenizer, data, parts: "Parts") -> tuple:
+    """evaluate(state) and save(state), which the loop runs when they are due."""
+
+    def evaluate(state: LoopState) -> None:
+        model.eval()
+        bits, _ = measure_rows(
+            model, tokenizer, data.val_rows, config.eval_tokens, parts.device_batch
+        )
+        model.train()
+        parts.run["val_bpb"] = bits
+        parts.log.note(state, val_bpb=bits)
+
+    def save(state: LoopState) -> None:
+        steps_now = state.step - parts.first_step
+        parts.saved = checkpoints.save_checkpoint(
+            stage,
+            tag,
+            state.step,
+            model=model,
+            tokenizer=tokenizer,
+            run=parts.run | progress_of(state, model.device),
+            state={
+                "loop": asdict(state),
+                "cursor": parts.first_cursor + steps_now * parts.rows_per_step,
+                "scaler": parts.scaler.state_dict() if parts.scaler else None,
+            },
+            optimizers=parts.optimizers,
+        )
+        checkpoints.prune(stage, tag, config.keep_last, config.keep_every)
+        if parts.mirror:
+            parts.mirror.push(parts.saved)
+
+    return evaluate, save
+
+
+@dataclass
+class Parts:
+    """What a running stage holds beside its model and data."""
+
+    optimizers: dict
+    scaler: torch.amp.GradScaler | None
+    rows_per_step: int
+    device_batch: int
+    first_step: int
+    first_cursor: int
+    log: TrainLog
+    mirror: Mirror | None
+    run: dict  # becomes run.json
+    saved: Path | None = None
 
 
 def run_stage(
@@ -133,29 +186,17 @@ def run_stage(
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14) if scaled else None
     state, cursor = LoopState(num_steps=num_steps), 0
     if resume_from:
-        state, cursor, scaler_state = resume(resume_from, config, meta, optimizers, device)
-        if scaler and scaler_state:
-            scaler.load_state_dict(scaler_state)
-        if config.num_steps or config.target_seconds is None:
+        state, cursor = resume(resume_from, config, meta, optimizers, scaler, device)
+        if config.target_seconds is None:
             state.num_steps = num_steps
-        if state.step >= (state.num_steps or state.step + 1):
+        if state.num_steps and state.step >= state.num_steps:
             print0(f"{stage} {tag} is finished, at step {state.step}")
             return resume_from
         if config.device_batch_size == "auto" and meta["world_size"] == world:
             config = dataclasses.replace(config, device_batch_size=meta["device_batch_size"])
     rows_per_step, device_batch = plan_batch(model, config, data.rows_per_step, data.row_tokens)
-    first_step, first_cursor = state.step, cursor
-
     run_folder = checkpoints.checkpoint_dir(stage) / tag
     truncate_metrics(run_folder, state.step if resume_from else -1)
-    peak, source = peak_flops(device, model.compute_dtype)
-    print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
-    log = TrainLog(
-        run_folder,
-        stage,
-        flops_per_token=model.flops_per_token(data.row_tokens),
-        peak=peak * world,
-    )
     run = {
         "config": asdict(config),
         "parent": parent,
@@ -166,81 +207,65 @@ def run_stage(
         "data_fingerprint": data.fingerprint,
         "data": data.report,
     }
+    log = open_log(run_folder, stage, model, data.row_tokens)
     mirror = Mirror(config.mirror) if config.mirror and rank == 0 else None
-    saved: list[Path] = []
-
-    def evaluate(state: LoopState) -> None:
-        model.eval()
-        run["val_bpb"], _ = measure_rows(
-            model, tokenizer, data.val_rows, config.eval_tokens, device_batch
-        )
-        model.train()
-        log.note(state, val_bpb=run["val_bpb"])
-
-    def save(state: LoopState) -> None:
-        path = checkpoints.save_checkpoint(
-            stage,
-            tag,
-            state.step,
-            model=model,
-            tokenizer=tokenizer,
-            run=run | progress_of(state, device),
-            state={
-                "loop": asdict(state),
-                "cursor": first_cursor + (state.step - first_step) * rows_per_step,
-                "scaler": scaler.state_dict() if scaler else None,
-            },
-            optimizers=optimizers,
-        )
-        saved[:] = [path]
-        checkpoints.prune(stage, tag, config.keep_last, config.keep_every)
-        if mirror:
-            mirror.push(path)
-
+    parts = Parts(
+        optimizers, scaler, rows_per_step, device_batch, state.step, cursor, log, mirror, run
+    )
+    evaluate, save = make_events(stage, tag, config, model, tokenizer, data, parts)
+    due = (Event(evaluate, config.eval_every), *events, Event(save, config.save_every))
     with ExitStack() as stack:
-        asked = stack.enter_context(stop_on_signals())
         stack.callback(log.close)
         if mirror:
             stack.callback(mirror.close)
-        source = batches(
-            data.rows,
-            rows_per_step=rows_per_step,
-            device_batch_size=device_batch,
-            cursor=cursor,
-            rank=rank,
-            world_size=world,
-            device=device,
-            pad_id=tokenizer.bos,
-        )
-        stack.callback(source.close)
+        if not loop(config, model, tokenizer, data, parts, state, due):
+            save(state)
+            print0(f"stopped at step {state.step}, saved {parts.saved}; go on with --resume")
+            raise SystemExit(130)
+    print0(
+        f"{stage}: {state.seconds:.0f} s of training, {state.tokens:,} targets; saved {parts.saved}"
+    )
+    return parts.saved
+
+
+def loop(config, model, tokenizer, data: StageData, parts: Parts, state, events) -> bool:
+    """Feeds the training loop, from the cursor on; False when it was asked to stop."""
+    rank, world = rank_and_world()
+    source = batches(
+        data.rows,
+        rows_per_step=parts.rows_per_step,
+        device_batch_size=parts.device_batch,
+        cursor=parts.first_cursor,
+        rank=rank,
+        world_size=world,
+        device=model.device,
+        pad_id=tokenizer.bos,
+    )
+    with closing(source), stop_on_signals() as asked_to_stop:
         try:
-            finished = train(
+            return train(
                 model,
-                list(optimizers.values()),
+                list(parts.optimizers.values()),
                 source,
-                loss_fn=make_loss_fn(model, compiled=can_compile(device, config.compile)),
+                loss_fn=make_loss_fn(model, compiled=can_compile(model.device, config.compile)),
                 schedule=make_schedule(config),
-                accum_steps=rows_per_step // (device_batch * world),
+                accum_steps=parts.rows_per_step // (parts.device_batch * world),
                 state=state,
-                log=log,
-                events=(
-                    Event(evaluate, config.eval_every),
-                    *events,
-                    Event(save, config.save_every),
-                ),
+                log=parts.log,
+                events=events,
                 seconds=config.target_seconds,
                 grad_clip=config.grad_clip,
-                scaler=scaler,
-                asked_to_stop=asked,
+                scaler=parts.scaler,
+                asked_to_stop=asked_to_stop,
             )
         except torch.OutOfMemoryError as error:
-            raise ConfigError(out_of_memory(device_batch)) from error
-        if not finished:
-            save(state)
-    if not finished:
-        print0(f"stopped at step {state.step}, saved {saved[0]}; go on with --resume")
-        raise SystemExit(130)
-    print0(
-        f"{stage}: {state.seconds:.0f} s of training, {state.tokens:,} targets; saved {saved[0]}"
-    )
-    return saved[0]
+            raise ConfigError(out_of_memory(parts.device_batch)) from error
+
+
+def open_log(run_folder: Path, stage: str, model, row_tokens: int) -> TrainLog:
+    """The stage's log; prints what MFU is measured against."""
+    world = rank_and_world()[1]
+    peak, source = peak_flops(model.device, model.compute_dtype)
+    print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
+    flops = model.flops_per_token(row_tokens)
+    return TrainLog(run_folder, stage, flops_per_token=flops, peak=peak * world)

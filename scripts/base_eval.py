@@ -7,12 +7,11 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_eval -- --model-tag=d20
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.dataset import open_source
-
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_source
+from nanochat.dataset import open_source
 from nanochat.engine import Engine
 from nanochat.evals import measure_rows
 from nanochat.metrics import append_metrics

@@ -8,8 +8,6 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 
 from dataclasses import dataclass, replace
 
-from nanochat.dataset import open_source
-
 from nanochat.checkpoint_manager import load_model, stop_ids
 from nanochat.common import (
     ConfigError,
@@ -21,6 +19,7 @@ from nanochat.common import (
 )
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_source
+from nanochat.dataset import open_source
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.recipe import StageConfig
@@ -97,7 +96,9 @@ def main(config: Config) -> None:
     source = open_source(config.data, num_shards=config.num_shards)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
-    print0(f"rows of {T}: {rows.padding_share:.2%} padding, {rows.cut_share:.2%} of tokens cut off")
+    print0(
+        f"rows of {T}: {rows.padding_share:.2%} padding, {rows.cut_share:.2%} of tokens continue a document from another row"
+    )
 
     def sample(state) -> None:
         engine = Engine(model, tokenizer)

@@ -21,7 +21,10 @@ from tasks.spelling import Spelling
 from tasks.task import Task
 
 PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
-NAMES = "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, arithmetic, spelling, spell, count, facts, identity"
+NAMES = (
+    "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, "
+    "arithmetic, spelling, spell, count, facts, identity"
+)
 
 
 def make_task(name: str, split: str, source: str | None = None) -> Task:

@@ -40,7 +40,8 @@ COUNT_WORDINGS = (
 QUOTES = ("'{}'", '"{}"')
 WORD = re.compile(r"(?<![^\W_])[a-z]{3,10}(?![^\W_])")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-QUESTIONS = {"both": ("spell", "count"), "spell": ("spell",), "count": ("count",)}
+# Drawn with equal weight; spelling is the harder to learn.
+QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), "count": ("count",)}
 
 
 class Spelling(GeneratedTask):
@@ -93,7 +94,7 @@ class Spelling(GeneratedTask):
             return exchange(rng.choice(SPELL_WORDINGS).format(word=asked), spelled, answer=spelled)
         letter = draw_letter(word, rng)
         # Double quotes whatever the question has: "'s" of 'sun' would be cut off as a genitive.
-        # In brackets, so that the word is cut into the same tokens as between the question's quotes.
+        # In brackets, so that the word is cut into the same tokens as in the question.
         expression = f'("{word}").count("{letter}")'
         count = calculate(expression)
         question = rng.choice(COUNT_WORDINGS).format(word=asked, letter=letter)
