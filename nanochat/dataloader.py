@@ -113,6 +113,13 @@ class PackedRows:
         cut = sum(cut_tokens(shard.offsets, self.row_tokens) for shard in self.shards.shards)
         return cut / self.shards.num_tokens
 
+    def describe(self) -> str:
+        """One line: rows, and what packing cost."""
+        return (
+            f"{len(self):,} rows of {self.row_tokens} tokens: {self.padding_share:.2%} padding, "
+            f"{self.cut_share:.2%} of tokens continue a document that began in another row"
+        )
+
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets), int64 (T,), of row `index` >= 0 of the endless sequence."""
         window = self._window

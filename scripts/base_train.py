@@ -96,9 +96,7 @@ def main(config: Config) -> None:
     source = open_source(config.data, num_shards=config.num_shards)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
-    print0(
-        f"rows of {T}: {rows.padding_share:.2%} padding, {rows.cut_share:.2%} of tokens continue a document from another row"
-    )
+    print0(rows.describe())
 
     def sample(state) -> None:
         engine = Engine(model, tokenizer)

@@ -56,9 +56,7 @@ def main(config: Config) -> None:
     held_out = mixture(config.val_mixture, "test", config.seed)
     val_tokens = tokenize_conversations(held_out, tokenizer, name="mid validation")
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
-    print0(
-        f"rows of {T}: {rows.padding_share:.2%} padding, {rows.cut_share:.2%} of tokens continue a document from another row"
-    )
+    print0(rows.describe())
     rows_per_step = max(1, round(config.total_batch_size / T))
     epoch = max(1, len(rows) // rows_per_step)
     run_stage(
