@@ -176,7 +176,6 @@ class Source:
     fingerprint: str
     train: list[Shard]
     val: list[Shard]
-    packaged: Counter = field(default_factory=Counter)
 
     def shards(self, split: str) -> list[Shard]:
         """Shards of "train" or "val"."""
@@ -185,7 +184,7 @@ class Source:
     @property
     def counts(self) -> Counter:
         """Documents, and what was replaced or left out, in all shards read so far."""
-        return sum((shard.counts for shard in [*self.train, *self.val]), Counter(self.packaged))
+        return sum((shard.counts for shard in [*self.train, *self.val]), Counter())
 
 
 def open_source(
@@ -302,4 +301,4 @@ def packaged_source() -> Source:
     for mark, text in found:
         sides[mark[-1] % PACKAGED_HELD_OUT == 0].append(text)
     train, val = ([Shard("packaged", lambda side=side: iter(side))] for side in sides)
-    return Source("packaged", digest([mark.hex() for mark, _ in found]), train, val, counts)
+    return Source("packaged", digest([mark.hex() for mark, _ in found]), train, val)

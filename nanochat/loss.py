@@ -73,14 +73,24 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> to
 
 
 def make_loss_fn(model, compiled: bool):
-    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not."""
-    features = torch.compile(model.features, dynamic=False) if compiled else model.features
-    kernel = torch.compile(loss_and_grad, dynamic=False) if compiled else loss_and_grad
+    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    def loss_fn(model, batch) -> tuple[torch.Tensor, int]:
+    On a CPU the head is computed only where there is a target: a gather is cheap there, and a third
+    of a small model's work is its head. Elsewhere it would make the host wait for the device.
+    """
+    gather = model.device.type == "cpu"
+    features = torch.compile(model.features, dynamic=False) if compiled else model.features
+    # subtle: gathered rows differ in number at every step; dynamic, so as not to compile each.
+    kernel = torch.compile(loss_and_grad, dynamic=gather) if compiled else loss_and_grad
+
+    def loss_fn(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
         x = features(batch.inputs).flatten(0, 1)  # (N, D)
         targets = batch.targets.flatten()
+        valid = targets >= 0
+        if gather:
+            chosen = valid.nonzero()[:, 0]
+            x, targets = x.index_select(0, chosen), targets.index_select(0, chosen)
         loss = chunked_loss(x, model.lm_head.weight, targets, model.config.logit_softcap, kernel)
-        return loss, (targets >= 0).sum()
+        return loss, valid.sum()
 
     return loss_fn

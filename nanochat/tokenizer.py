@@ -21,6 +21,7 @@ import rustbpe
 import tiktoken
 
 from nanochat.common import ConfigError, DataError, print0, write_atomic
+from nanochat.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -40,19 +41,7 @@ SPLIT_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-VOCAB_MULTIPLE = 64
 LONGEST_RUN = 200_000  # characters of white space in one run
-
-
-def byte_alphabet() -> list[str]:
-    """The visible character that stands for each byte in tokenizer.json: GPT-2's choice.
-
-    Bytes that print in Latin-1 stand for themselves, the other 68 for U+0100 onwards.
-    Example: byte_alphabet()[32] == "Ġ"
-    """
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = iter(range(256, 512))
-    return [chr(byte) if byte in visible else chr(next(hidden)) for byte in range(256)]
 
 
 def encodable(text: str) -> list[str]:
@@ -97,27 +86,26 @@ def recover_merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         assert token not in ranks, f"two merges give the same bytes: {token!r}"
         cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
         assert cuts, f"token {token!r} is not made of two earlier tokens"
-        if len(cuts) == 1:
-            merges.append((token[: cuts[0]], token[cuts[0] :]))
-        else:
-            merges.append(last_pair(token, ranks))
+        pair = [token[: cuts[0]], token[cuts[0] :]]
+        if len(cuts) > 1:
+            pair = [bytes([byte]) for byte in token]
+            while len(pair) > 2:
+                pair = merge_first(pair, ranks)
+        merges.append(tuple(pair))
         ranks[token] = len(ranks)
     return merges
 
 
-def last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two pieces that are left when `token` is encoded with `ranks` down to two."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        first = min((a + b for a, b in pairwise(parts)), key=lambda x: ranks.get(x, len(ranks)))
-        assert first in ranks, f"token {token!r} is not made of two earlier tokens"
-        merged, i = [], 0
-        while i < len(parts):
-            width = 2 if b"".join(parts[i : i + 2]) == first else 1
-            merged.append(b"".join(parts[i : i + width]))
-            i += width
-        parts = merged
-    return parts[0], parts[1]
+def merge_first(parts: list[bytes], ranks: dict[bytes, int]) -> list[bytes]:
+    """`parts` with every occurrence of the pair that was learned first made one part."""
+    first = min((a + b for a, b in pairwise(parts)), key=lambda x: ranks.get(x, len(ranks)))
+    assert first in ranks, f"{b''.join(parts)!r} is not made of two earlier tokens"
+    merged, i = [], 0
+    while i < len(parts):
+        width = 2 if b"".join(parts[i : i + 2]) == first else 1
+        merged.append(b"".join(parts[i : i + width]))
+        i += width
+    return merged
 
 
 class StreamDecoder:
@@ -220,87 +208,28 @@ class Tokenizer:
         }
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
-        write_atomic(folder / "tokenizer.json", self.to_json())
+        parts = self.split_pattern, self.merges, self._ids, self.special_ids, self.vocab_size
+        write_atomic(folder / "tokenizer.json", to_json(*parts))
         write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-
-    def to_json(self) -> str:
-        """The text of tokenizer.json."""
-        alphabet = byte_alphabet()
-        # subtle: no real token's name holds a space, so these names collide with none.
-        names = [f"<|unused {token_id}|>" for token_id in range(self.vocab_size)]
-        for token, token_id in self._ids.items():
-            names[token_id] = "".join(alphabet[byte] for byte in token)
-        specials = sorted((token_id, name) for name, token_id in self.special_ids.items())
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        split = {"type": "Split", "pattern": {"Regex": self.split_pattern}}
-        split |= {"behavior": "Isolated", "invert": False}
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False}
-        byte_level |= {"trim_offsets": True, "use_regex": False}
-        bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
-        first, second = ({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))
-        bos_ids = {"<|bos|>": {"id": "<|bos|>", "ids": [self.bos], "tokens": ["<|bos|>"]}}
-        template = {"single": [bos, first], "pair": [bos, first, second], "special_tokens": bos_ids}
-        nothing = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-        off = ("fuse_unk", "byte_fallback", "ignore_merges")
-        document = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": i, "content": name, **flags, "special": True} for i, name in specials
-            ],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": {"type": "TemplateProcessing", **template},
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                **dict.fromkeys(nothing),
-                **dict.fromkeys(off, False),
-                "vocab": {x: i for i, x in enumerate(names) if i not in dict(specials)},
-                "merges": [[names[self._ids[part]] for part in pair] for pair in self.merges],
-            },
-        }
-        return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
         """Reads folder/tokenizer.json; raises DataError if it is missing or of another kind."""
         path = Path(folder) / "tokenizer.json"
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            parts = from_json(path.read_text(encoding="utf-8"))
+            if missing := set(SPECIAL_TOKENS) - set(parts[3]):
+                raise ValueError(f"special tokens missing: {', '.join(sorted(missing))}")
+            return cls(*parts)
         except FileNotFoundError:
             raise DataError(
                 f"{path} does not exist. Train a tokenizer with `python -m scripts.tok_train`"
             ) from None
-        except (KeyError, TypeError, IndexError, ValueError, StopIteration) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path} is not a tokenizer that nanochat can read: {error!r}. Restore the file, "
                 f"or train a tokenizer with `python -m scripts.tok_train`"
             ) from error
-
-    @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer that a tokenizer.json describes."""
-        document = json.loads(text)
-        model = document["model"]
-        steps = document["pre_tokenizer"]["pretokenizers"]
-        pattern = next(s["pattern"]["Regex"] for s in steps if s["type"] == "Split")
-        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-        read = lambda name: bytes(byte_of[character] for character in name)  # noqa: E731
-        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        vocab = model["vocab"]
-        ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
-        ids |= {read(a + b): vocab[a + b] for a, b in pairs}
-        merged = list(ids.values())[256:]
-        if merged != sorted(set(merged)) or len(merged) != len(pairs):
-            raise ValueError("the ids of the merges do not rise in the order of the merges")
-        specials = {token["content"]: token["id"] for token in document["added_tokens"]}
-        if missing := [name for name in SPECIAL_TOKENS if name not in specials]:
-            raise ValueError(f"special tokens missing: {', '.join(missing)}")
-        largest = max(*vocab.values(), *specials.values())
-        vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        return cls(pattern, [(read(a), read(b)) for a, b in pairs], ids, specials, vocab_size)
 
     # ------------------------------------------------------------ encode, decode
 
@@ -322,14 +251,16 @@ class Tokenizer:
         int64 (len(texts) + 1,).
         """
         dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
-        encode = self._encoding.encode_to_numpy
+        threads = num_threads or os.cpu_count() or 1
+        size = max(1, min(256, -(-len(texts) // threads)))  # texts a task: short ones are many
 
-        def encode_one(text: str) -> np.ndarray:
-            arrays = [encode(piece, disallowed_special=()) for piece in encodable(text)]
-            return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).astype(dtype)
+        def encode_some(start: int) -> list[np.ndarray]:
+            some = texts[start : start + size]
+            return [np.array(self.encode_ordinary(text), dtype=dtype) for text in some]
 
-        with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-            arrays = list(pool.map(encode_one, texts))
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(encode_some, range(0, len(texts), size))
+            arrays = [array for part in parts for array in part]
         offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
         np.cumsum([len(array) for array in arrays], out=offsets[1:])
         return np.concatenate([np.empty(0, dtype), *arrays]), offsets
@@ -369,7 +300,6 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what decides the ids: split pattern, merges, special tokens."""
-        alphabet = byte_alphabet()
-        merges = [["".join(alphabet[byte] for byte in part) for part in m] for m in self.merges]
+        merges = visible_merges(self.merges)
         identity = {"split": self.split_pattern, "merges": merges, "specials": self.special_ids}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -53,7 +53,7 @@ class Spelling(GeneratedTask):
     `made_up` words, and of words without quotes (`bare`). `words` replaces the list; `pieces` are
     the texts of a tokenizer's tokens, of which those of small letters alone are used.
 
-    An answer is "w i n d o w", or python '"window".count("w")', python_output "2", text "2".
+    An answer is "w i n d o w", or python '("window").count("w")', python_output "2", text "2".
     """
 
     name = "spelling"

@@ -282,19 +282,13 @@ def test_identity_file_that_is_wrong(tmp_path, change, message):
 def factbook_entry(
     name, capital, region="europe", currency="euros (EUR) per US dollar -", people=""
 ):
-    government = {
-        "Country name": {
-            "conventional short form": {"text": name},
-            "conventional long form": {"text": f"Republic of {name}"},
-        },
-        "Capital": {"name": {"text": capital}},
+    names = {"conventional short form": name, "conventional long form": f"Republic of {name}"}
+    fields = {
+        "Government": {"Country name": names, "Capital": {"name": capital}},
+        "Economy": {"Exchange rates": {"Currency": currency}},
+        "People and Society": {"Population": {"total": people}},
     }
-    raw = {
-        "Government": government,
-        "Economy": {"Exchange rates": {"Currency": {"text": currency}}},
-        "People and Society": {"Population": {"total": {"text": people}}},
-    }
-    return {"region": region, "raw": raw}
+    return {"region": region, "fields": fields}
 
 
 def test_country_facts_by_hand():
@@ -302,7 +296,7 @@ def test_country_facts_by_hand():
         factbook_entry("France", "Paris", people="68,374,591 (2024 est.)"),
         factbook_entry("Peru", "Lima", "south-america", "nuevo sol (PEN) per US dollar -"),
         factbook_entry("Nowhere", "none; seat (administrative capital)"),
-        factbook_entry("none", "Bogot&aacute; (old)", currency="pesos"),
+        factbook_entry("none", "Bogotá (old)", currency="pesos"),
     ]
     assert [(f.kind, f.subject, f.answer) for f in country_facts(entries, 5)] == [
         ("capital", "France", "Paris."),

@@ -1,0 +1,109 @@
+"""Trains the tokenizer on the text that the model will be trained on.
+
+python -m scripts.tok_train
+python -m scripts.tok_train --data=fineweb-edu --vocab-size=65536 --max-chars=2000000000
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from nanochat.common import ConfigError, base_dir, print0, progress
+from nanochat.configurator import cli
+from nanochat.dataset import Shard, open_source
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = "packaged"
+    """Text to learn from: packaged, a folder or file, a hub id, fineweb-edu or climbmix."""
+    num_shards: int | None = None
+    """Train shards of the data that may be read; unset: as many as max_chars needs."""
+    vocab_size: int = 65536
+    """Number of ids, special and unused ones included; a multiple of 64."""
+    max_chars: int = 2_000_000_000
+    """Characters to learn from, at most."""
+    doc_cap: int = 10_000
+    """Characters of one document that are used, at most, so that a few long ones do not rule."""
+    val_chars: int = 1_000_000
+    """Characters of validation text that the tokenizer is measured on."""
+    split_pattern: str = SPLIT_PATTERN
+    """Regular expression that cuts text into the pieces within which bytes are merged."""
+    out: str | None = None
+    """Folder to write to; unset: tokenizer/ under the base folder."""
+
+
+def fetched(shards: list[Shard], ahead: int = 4) -> Iterator[Shard]:
+    """The shards in order, each when it is on this disk, while the next ones are downloaded."""
+    pool = ThreadPoolExecutor(ahead)
+    try:
+        waiting = [pool.submit(shard.fetch) for shard in shards[:ahead]]
+        for i, shard in enumerate(shards):
+            waiting.pop(0).result()
+            waiting += [pool.submit(later.fetch) for later in shards[i + ahead : i + ahead + 1]]
+            yield shard
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def capped(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[str]:
+    """The beginnings of documents, until max_chars are reached."""
+    chars = 0
+    for document in documents:
+        if chars >= max_chars:
+            return
+        piece = document[: min(doc_cap, max_chars - chars)]
+        chars += len(piece)
+        yield piece
+
+
+def main(config: Config) -> None:
+    check_vocab_size(config.vocab_size)
+    for name in ("max_chars", "doc_cap", "val_chars"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; choose at least 1")
+    source = open_source(config.data, num_shards=config.num_shards)
+    read = {"documents": 0, "characters": 0, "bytes": 0}
+    documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
+
+    with progress("reading text", config.max_chars, "characters") as advance:
+
+        def counted() -> Iterator[str]:
+            for piece in capped(documents, config.doc_cap, config.max_chars):
+                read["documents"] += 1
+                read["characters"] += len(piece)
+                read["bytes"] += len(piece.encode("utf-8", "replace"))
+                advance(len(piece))
+                yield piece
+
+        start = time.monotonic()
+        tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
+        seconds = time.monotonic() - start
+    documents.close()
+
+    folder = Path(config.out) if config.out else base_dir() / "tokenizer"
+    tokenizer.save(folder)
+    counts = source.counts
+    for what in sorted(counts.keys() - {"documents"}):
+        print0(f"{source.name}: {counts[what]:,} {what}")
+    print0(
+        f"tokenizer: {tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, learned from "
+        f"{read['characters']:,} characters in {read['documents']:,} documents, "
+        f"in {seconds:.1f} s ({read['bytes'] / 1e6 / max(seconds, 1e-9):.1f} MB/s)"
+    )
+    held_out = (text for shard in source.shards("val") for text in shard.texts())
+    texts = list(capped(islice(held_out, 100_000), config.val_chars, config.val_chars))
+    chars, tokens = sum(map(len, texts)), len(tokenizer.encode_ordinary_batch(texts)[0])
+    if tokens:
+        print0(f"validation text: {chars / tokens:.3f} characters per token, of {chars:,}")
+    else:
+        print0("validation text: there is none, so characters per token are not measured")
+    print0(f"fingerprint {tokenizer.fingerprint}\nsaved in {folder}")
+
+
+if __name__ == "__main__":
+    cli(main, Config)

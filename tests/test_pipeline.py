@@ -1,0 +1,248 @@
+"""Everything, tiny: text, tokenizer, base, mid, SFT, evaluation, chat, as a user runs it.
+
+Also what must hold across processes: a killed run resumed gives the same bits as one that was not
+killed, and checkpoints move between one rank and two.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = "--depth=2 --head-dim=32 --sequence-len=64 --total-batch-size=512 --device-batch-size=4"
+QUICK = "--no-compile --eval-tokens=512 --eval-every=0"
+CHATS = "identity:0.1,arithmetic:0.02,smoltalk@{chats}:1"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A base folder, raw text and chats; the tokenizer is trained."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    texts, chats = folder / "texts", folder / "chats"
+    texts.mkdir()
+    chats.mkdir()
+    rows = [{"text": text} for _, text in sorted(topics.items())]
+    for name, part in (("a", rows[:-5]), ("b", rows[-5:])):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (texts / f"{name}.jsonl").write_text(lines)
+    for split, count in (("train", 20), ("test", 5)):
+        said = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
+        (chats / f"{split}.jsonl").write_text((json.dumps({"messages": said}) + "\n") * count)
+    run(folder, "scripts.tok_train", f"--data={texts} --vocab-size=512 --max-chars=200000")
+    return folder
+
+
+def command(module: str, flags: str, ranks: int = 1) -> list[str]:
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+    return [*launcher, module, *(["--"] if ranks > 1 else []), *flags.split()]
+
+
+def environment(home: Path) -> dict:
+    settings = {"NANOCHAT_BASE_DIR": str(home / "base"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **settings, "NANOCHAT_DTYPE": "float32", "HF_HUB_OFFLINE": "1"}
+
+
+def run(home: Path, module: str, flags: str, *, ranks: int = 1, status: int = 0) -> str:
+    """Runs a script to its end; returns what it printed."""
+    done = subprocess.run(
+        command(module, flags, ranks),
+        cwd=ROOT,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, f"{module} {flags}\n{done.stdout}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def interrupt(home: Path, module: str, flags: str, metrics: Path, step: int, number: int) -> int:
+    """Starts a script and sends it a signal once `step` is logged; returns its exit status."""
+    process = subprocess.Popen(
+        command(module, flags), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    return process.wait(timeout=60)
+
+
+def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
+    """(module, flags) of a training stage in its tiny form."""
+    chats = CHATS.format(chats=home / "chats")
+    mixture = f"--mixture={chats} --val-mixture=identity:0.5"
+    return {
+        "base": (
+            "scripts.base_train",
+            f"{SHAPE} {QUICK} --data={home / 'texts'} --model-tag={tag} --sample-every=-1",
+        ),
+        "mid": (
+            "scripts.mid_train",
+            f"{QUICK} {mixture} --total-batch-size=512 --device-batch-size=4 "
+            f"--base-tag=tiny --model-tag={tag}",
+        ),
+        "sft": (
+            "scripts.chat_sft",
+            f"{QUICK} {mixture} --examples-per-step=8 --device-batch-size=4 "
+            f"--parent-tag=tiny --model-tag={tag}",
+        ),
+    }[stage]
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    """The three stages, uninterrupted, under the tag "tiny"."""
+    for stage in ("base", "mid", "sft"):
+        module, flags = stage_flags(home, stage, "tiny")
+        run(home, module, f"{flags} --num-steps=24 --save-every=8 --keep-last=9")
+    return home
+
+
+def last_step(home: Path, stage: str, tag: str) -> Path:
+    return sorted((home / "base" / f"{stage}_checkpoints" / tag).glob("step_*"))[-1]
+
+
+def tensor_bytes(folder: Path) -> dict[str, bytes]:
+    files = [folder / "model.safetensors", *sorted((folder / "optimizer").iterdir())]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def losses(home: Path, stage: str, tag: str) -> list[tuple[int, float]]:
+    text = (home / "base" / f"{stage}_checkpoints" / tag / "metrics.jsonl").read_text()
+    records = map(json.loads, text.splitlines())
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize("stage", ["base", "mid", "sft"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_an_interrupted_run_resumes_to_the_same_bits(trained, stage, number):
+    home, tag = trained, f"cut-{number.name.lower()}"
+    module, flags = stage_flags(home, stage, tag)
+    flags += " --num-steps=24 --save-every=4"
+    at = random.Random(f"{stage}{number}").randint(5, 16)
+    metrics = home / "base" / f"{stage}_checkpoints" / tag / "metrics.jsonl"
+    status = interrupt(home, module, flags, metrics, at, number)
+    assert status == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert "resumed" in run(home, module, f"{flags} --resume")
+    assert losses(home, stage, tag) == losses(home, stage, "tiny")
+    cut, whole = (tensor_bytes(last_step(home, stage, t)) for t in (tag, "tiny"))
+    assert cut.keys() == whole.keys()
+    assert [name for name in whole if cut[name] != whole[name]] == []
+
+
+def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
+    module, flags = stage_flags(trained, "base", "ranks")
+    run(trained, module, f"{flags} --num-steps=24 --save-every=8", ranks=2, status=0)
+    one, two = losses(trained, "base", "tiny"), losses(trained, "base", "ranks")
+    assert [s for s, _ in one] == [s for s, _ in two]
+    assert [x for _, x in one] == pytest.approx([x for _, x in two], rel=2e-3)
+    # One rank goes on from the two ranks' checkpoint, and two from the one's.
+    out = run(trained, module, f"{flags} --num-steps=26 --resume")
+    assert "resumed with other ranks: saved with 2, now 1" in out
+    run(trained, module, f"{flags} --num-steps=28 --resume", ranks=2)
+    assert [s for s, _ in losses(trained, "base", "ranks")] == list(range(1, 29))
+
+
+def test_a_finished_run_is_not_run_again_nor_overwritten(trained):
+    module, flags = stage_flags(trained, "base", "tiny")
+    before = last_step(trained, "base", "tiny").stat().st_mtime_ns
+    assert "is finished, at step 24" in run(trained, module, f"{flags} --num-steps=24 --resume")
+    refused = run(trained, module, f"{flags} --num-steps=24", status=1)
+    assert "already holds a run, up to step 24" in refused and "Traceback" not in refused
+    assert last_step(trained, "base", "tiny").stat().st_mtime_ns == before
+
+
+def test_evaluations_chat_and_summary(trained):
+    out = run(trained, "scripts.base_eval", "--eval-tokens=512 --sample-tokens=4 --model-tag=tiny")
+    assert re.search(r"val: \d\.\d{4} bits per byte", out)
+    tasks = "--tasks=arithmetic|identity|gsm8k --limit=4 --max-tokens=8 --model-tag=tiny"
+    out = run(trained, "scripts.chat_eval", tasks)
+    assert "gsm8k: not run" in out and re.search(r"arithmetic .*%", out)
+    assert run(trained, "scripts.chat_cli", "-p Hi --max-tokens=8 --model-tag=tiny")
+    out = run(trained, "scripts.summary", "--model-tag=tiny")
+    assert re.search(r"arithmetic .* ± ", out) and re.search(r"sft .* 24 ", out)
+    assert "no compare" not in run(trained, "scripts.tok_eval", "--no-compare")
+
+
+SNIPPET = """
+from nanochat.checkpoint_manager import load_model
+from nanochat.common import compute_init
+ddp, ddp_rank, ddp_local_rank, ddp_world_size, device = compute_init()
+model, tokenizer, meta = load_model("sft", device, phase="eval")
+prompt = "<|bos|><|user_start|>What is the capital of France?<|user_end|><|assistant_start|>"
+tokens = tokenizer.encode(prompt)                # a prompt that the programmer wrote
+response_tokens = list(model.generate(tokens, max_tokens=100, temperature=0.8, top_k=50))
+print(tokenizer.decode(response_tokens))
+"""
+
+
+def test_the_snippet_that_documents_quote_runs_verbatim(trained):
+    done = subprocess.run(
+        [sys.executable, "-c", SNIPPET],
+        cwd=ROOT,
+        env=environment(trained),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "device: " in done.stdout and len(done.stdout.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("stage", ["base", "mid", "sft"])
+def test_every_stage_loads_in_transformers_as_it_lies(trained, stage):
+    transformers = pytest.importorskip("transformers")
+    from nanochat.checkpoint_manager import load_model
+
+    folder = last_step(trained, stage, "tiny")
+    options = {"trust_remote_code": False}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, dtype=torch.float32, **options
+    )
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, **options)
+    ours, tokenizer, _ = load_model(folder, "cpu", "eval")
+    ours.compute_dtype = torch.float32
+    text = "import this  # naïve café 12345\n"
+    ids = [tokenizer.bos, *tokenizer.encode_ordinary(text)]
+    assert their_tokenizer(text).input_ids == ids
+    with torch.no_grad():
+        a, b = ours(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "module, flags, expected",
+    [
+        ("scripts.base_train", "--detph=4", "detph"),
+        ("scripts.base_train", "--depth=four", "depth"),
+        ("scripts.base_train", "--depth=0", "at least 1 layer"),
+        ("scripts.base_train", "--depth=2 --num-kv-heads=3 --model-tag=x", "nearest that does is"),
+        ("scripts.base_train", "--num-steps=1 --target-seconds=5 --depth=2", "one horizon"),
+        ("scripts.base_train", "--data=/nowhere/at/all --depth=2 --model-tag=x", "/nowhere/at/all"),
+        ("scripts.tok_train", "--vocab-size=1000 --data=packaged", "Nearest: 1024"),
+        ("scripts.mid_train", "--base-tag=unknown", "tiny"),
+        ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
+        ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "beyond the context, 64"),
+        ("scripts.chat_cli", "-p hi --source=rl", "chat_rl"),
+        ("scripts.chat_cli", "-p hi --step=7", "at step"),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(trained, module, flags, expected):
+    if module == "scripts.base_train" and "--data" not in flags:
+        flags += f" --data={trained / 'texts'}"
+    status = 2 if "detph" in flags or "four" in flags else 1
+    out = run(trained, module, flags, status=status)
+    assert expected in out and "Traceback" not in out
