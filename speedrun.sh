@@ -56,19 +56,19 @@ minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", m * 60 *
 recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=4}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
-  : "${MID_MIXTURE:=facts:2,identity:10,spelling:1,arithmetic:1}"
-  : "${SFT_MIXTURE:=facts:1,identity:5,spelling:0.5,arithmetic:0.5}"
+  : "${MID_MIXTURE:=facts:2,identity:1,spelling:2,arithmetic:0.5}"
+  : "${SFT_MIXTURE:=facts:0.5,identity:0.5,spelling:0.5,arithmetic:0.1}"
   SKIP_REHEARSAL=1
-  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE")
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
-    --total-batch-size=8192 --target-seconds="$(minutes_share 0.30)" --eval-tokens=200000)
-  base_eval=(--eval-tokens=200000)
+    --total-batch-size=4096 --target-seconds="$(minutes_share 0.15)" --eval-tokens=100000)
+  base_eval=(--eval-tokens=100000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --total-batch-size=8192 --target-seconds="$(minutes_share 0.35)" --eval-tokens=100000)
+    --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.48)" --eval-tokens=50000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --target-seconds="$(minutes_share 0.10)" --eval-tokens=50000)
-  chat_eval=(--tasks="arithmetic|spelling|facts|identity" --limit=200)
+    --max-tokens=64 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
+  chat_eval=(--tasks="arithmetic|spell|count|facts|identity" --limit=400)
 }
 
 # The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default
@@ -77,7 +77,7 @@ recipe_gpu() {
   if [ -n "${MINUTES:-}" ]; then fail "MINUTES is for RECIPE=cpu; the length of the gpu recipe follows from DEPTH"; fi
   : "${DEPTH:=20}" "${DATA:=fineweb-edu}" "${VOCAB_SIZE:=65536}" "${SEQ_LEN:=2048}" "${NUM_SHARDS:=240}"
   : "${NPROC:=$gpus}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}"
-  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --max-chars=2000000000)
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --max-chars=2000000000 --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --sequence-len="$SEQ_LEN")
   base_eval=()

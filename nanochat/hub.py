@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from nanochat.common import DataError, base_dir, print0, write_atomic
 
 ATTEMPTS = 8  # for a file of a hub that answers
-ATTEMPTS_TO_CONNECT = 4
+SECONDS_TO_CONNECT = 10.0  # after this a hub where nobody answers is given up
 GONE = (401, 403, 404)  # answers that another try does not change
 
 
-def with_retries(what: str, action: Callable[[], object]):
+def with_retries(what: str, action: Callable[[], object], patience: float = SECONDS_TO_CONNECT):
     """action(), tried again after network faults; DataError with the ways out if they stay."""
     from huggingface_hub import errors
 
@@ -26,6 +26,7 @@ def with_retries(what: str, action: Callable[[], object]):
     # imported the HTTP client that it uses, which differs by version.
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     faults = (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
+    start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
@@ -36,16 +37,18 @@ def with_retries(what: str, action: Callable[[], object]):
                 f"{what}: the hub answers {status}: not there, or not open to this account; and no "
                 f"local folder has that name"
             ) from last
-        causes = [last, last.__cause__, last.__context__]
-        unreachable = any("Connect" in type(cause).__name__ for cause in causes)
-        if attempt == (ATTEMPTS_TO_CONNECT if unreachable else ATTEMPTS):
+        cause = last.__cause__ or last
+        offline = "Offline" in type(cause).__name__  # HF_HUB_OFFLINE=1
+        unreachable = offline or "Connect" in type(cause).__name__
+        late = unreachable and time.monotonic() - start >= patience
+        if attempt == ATTEMPTS or offline or late:
             break
         wait = min(0.25 * 2**attempt, 15)
         print0(f"{what}: {type(last).__name__}; trying again in {wait:g} s")
         time.sleep(wait)
     raise DataError(
         f"{what}: tried {attempt} times at {os.environ.get('HF_ENDPOINT', 'the default hub')}; the "
-        f"last error was {type(last).__name__}: {last}. Name a mirror in HF_ENDPOINT, or work "
+        f"last error was {type(cause).__name__}: {cause}. Name a mirror in HF_ENDPOINT, or work "
         f"offline: --data=packaged, or --data=FOLDER with .parquet, .jsonl, .txt or .md files"
     ) from last
 

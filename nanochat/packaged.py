@@ -233,7 +233,8 @@ def factbook_documents(counts: Counter) -> Iterator[str]:
                 lines.append(f"The population of {country['country']} is {people}.")
             for name, parts in entries.items():
                 shown = [v if k in ("text", "note") else f"{k}: {v}" for k, v in parts.items() if v]
-                lines.append(f"{name}: {'; '.join(shown)}.".replace("..", "."))
+                if shown:
+                    lines.append(f"{name}: {'; '.join(shown)}.".replace("..", "."))
             yield "\n".join(lines)
 
 

@@ -273,6 +273,10 @@ class Tokenizer:
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    def pieces(self) -> list[str]:
+        """The text of every id that is neither special nor unused."""
+        return [self.decode([i]) for i in sorted(self._ids.values())]
+
     def stream_decoder(self) -> StreamDecoder:
         """A decoder to push ids into one by one."""
         return StreamDecoder(self)

@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     T = config.max_tokens or model.config.sequence_len
     if model.config.sequence_len < T:
         raise ConfigError(f"--max-tokens {T} is beyond the context, {model.config.sequence_len}")
-    parts = mixture(config.mixture, "train", config.seed)
+    parts = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
     print0(", ".join(f"{name} {count:,}" for name, count in parts.report()))
     tokens = tokenize_conversations(parts, tokenizer, name="SFT mixture")
     rows = PaddedRows(tokens, T, config.seed, config.examples_per_step)

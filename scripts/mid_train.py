@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     if resume_from := find_resume("mid", tag, config):
         model, tokenizer, meta = load_model(resume_from, device, "train")
     T = model.config.sequence_len
-    parts = mixture(config.mixture, "train", config.seed)
+    parts = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
     report = dict(parts.report())
     print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
     train_tokens = tokenize_conversations(parts, tokenizer, name="mid mixture")

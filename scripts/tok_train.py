@@ -4,17 +4,20 @@ python -m scripts.tok_train
 python -m scripts.tok_train --data=fineweb-edu --vocab-size=65536 --max-chars=2000000000
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanochat.common import ConfigError, base_dir, print0, progress
+from nanochat.common import ConfigError, base_dir, print0, progress, write_atomic
 from nanochat.configurator import cli
 from nanochat.dataset import Shard, open_source
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
+
+RECORD = "training.json"  # beside tokenizer.json: the settings and the data that gave it
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Config:
     """Regular expression that cuts text into the pieces within which bytes are merged."""
     out: str | None = None
     """Folder to write to; unset: tokenizer/ under the base folder."""
+    resume: bool = False
+    """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
 
 
 def fetched(shards: list[Shard], ahead: int = 4) -> Iterator[Shard]:
@@ -67,6 +72,12 @@ def main(config: Config) -> None:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; choose at least 1")
     source = open_source(config.data, num_shards=config.num_shards)
+    folder = Path(config.out) if config.out else base_dir() / "tokenizer"
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
+    record = json.dumps({**settings, "data_fingerprint": source.fingerprint}, indent=1) + "\n"
+    if config.resume and (folder / RECORD).exists() and (folder / RECORD).read_text() == record:
+        print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
+        return
     read = {"documents": 0, "characters": 0, "bytes": 0}
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
 
@@ -85,8 +96,9 @@ def main(config: Config) -> None:
         seconds = time.monotonic() - start
     documents.close()
 
-    folder = Path(config.out) if config.out else base_dir() / "tokenizer"
+    (folder / RECORD).unlink(missing_ok=True)
     tokenizer.save(folder)
+    write_atomic(folder / RECORD, record)
     counts = source.counts
     for what in sorted(counts.keys() - {"documents"}):
         print0(f"{source.name}: {counts[what]:,} {what}")

@@ -1,12 +1,14 @@
 """Tasks by name, and mixtures as they are written on a command line.
 
 A mixture is "name[@source]:epochs, ...", for example "smoltalk@./chats:1, gsm8k:2, arithmetic:0.5".
-The source is a hub id, a file or a folder (see the task); epochs default to 1.
+The source is a hub id, a file or a folder (see the task); epochs default to 1. A task that is made
+by rule has no end: two epochs of it are twice as many conversations, none of them twice.
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 
 from nanochat.common import ConfigError
 from tasks.arc import ARC
@@ -27,8 +29,18 @@ NAMES = (
 )
 
 
-def make_task(name: str, split: str, source: str | None = None) -> Task:
-    """The task called `name`, split "train" or "test"; ConfigError lists the names there are."""
+def make_task(
+    name: str,
+    split: str,
+    source: str | None = None,
+    *,
+    size: int | None = None,
+    pieces: Sequence[str] = (),
+) -> Task:
+    """The task called `name`, split "train" or "test"; ConfigError lists the names there are.
+
+    size: conversations of a task that is made by rule; pieces: the tokens that spelling teaches.
+    """
     if name == "smoltalk":
         return SmolTalk(source, split) if source else SmolTalk(split=split)
     if name == "mmlu":
@@ -42,14 +54,17 @@ def make_task(name: str, split: str, source: str | None = None) -> Task:
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
     if name in ("spell", "count"):
-        return Spelling(split, question=name)
-    made = {"arithmetic": Arithmetic, "spelling": Spelling, "facts": Facts}
-    if name not in made:
-        raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
-    return made[name](split)
+        return Spelling(split, size, question=name, pieces=pieces)
+    if name == "spelling":
+        return Spelling(split, size, pieces=pieces)
+    if name == "arithmetic":
+        return Arithmetic(split, size)
+    if name == "facts":
+        return Facts(split)
+    raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
 
 
-def mixture(text: str, split: str, seed: int) -> Mixture:
+def mixture(text: str, split: str, seed: int, pieces: Sequence[str] = ()) -> Mixture:
     """The mixture that `text` describes; raises ConfigError on text of another form."""
     parts = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -57,7 +72,11 @@ def mixture(text: str, split: str, seed: int) -> Mixture:
         if not match:
             raise ConfigError(f"mixture part {part!r} is not of the form name[@source][:epochs]")
         epochs = float(match["epochs"] or 1)
-        parts.append((make_task(match["name"], split, match["source"]), epochs))
+        task = make_task(match["name"], split, match["source"], pieces=pieces)
+        if isinstance(task, Arithmetic | Spelling) and epochs > 0:
+            size = max(1, round(len(task) * epochs))
+            task, epochs = make_task(match["name"], split, size=size, pieces=pieces), 1
+        parts.append((task, epochs))
     return Mixture(parts, seed)
 
 

@@ -98,8 +98,8 @@ def test_factbook(install):
     assert len(documents) == 9
     assert documents[3] == (
         "France: Introduction\n\nThe capital of France is Paris.\n"
-        "The population of France is 68,500.\nBackground: Old & small.\n"
-    ).rstrip("\n")
+        "The population of France is 68,500.\nBackground: Old & small."
+    )
 
 
 def test_chitchat(install):
@@ -130,15 +130,14 @@ def test_chatterbot(install):
     install(
         "chatterbot-corpus",
         {
-            f"{folder}/english/food.yml": "conversations:\n- - do you eat\n  - no\n  - never\n- x\n",
+            f"{folder}/english/food.yml": "conversations:\n- [do you, 'no', never]\n- x\n",
             f"{folder}/english/health.yml": "conversations:\n- [a, b, c, d, e]\n",
             f"{folder}/french/food.yml": "conversations:\n- [oui, non]\n",
         },
     )
     counts = Counter()
-    expected = [("do you eat", "no"), ("do you eat", "never"), ("a", "b"), ("c", "d")]
-    # subtle: YAML reads a bare no as False
-    assert packaged.chatterbot(counts)[1:] == expected[1:]
+    expected = [("do you", "no"), ("do you", "never"), ("a", "b"), ("c", "d")]
+    assert packaged.chatterbot(counts) == expected
     assert counts == {"malformed exchanges left out": 1}
 
 
