@@ -54,6 +54,14 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def least_of_ranks(number: int, device: torch.device) -> int:
+    """The smallest of the ranks' numbers, on every rank."""
+    tensor = torch.tensor(number, device=device)
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor)
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if rank_and_world()[1] > 1:
@@ -101,7 +109,7 @@ def compute_init(
     )
     if device_type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
     if device_type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

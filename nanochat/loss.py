@@ -6,7 +6,8 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
-CHUNK_LOGITS = 2**22  # logits made at a time: 16 MiB in float32, so that a CPU's cache helps
+# Logits made at a time: on a CPU 16 MiB in float32, so that its cache helps; else 1 GiB.
+CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 
 
 def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
@@ -42,7 +43,8 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, targets, softcap, kernel, need_grad):
         cast = weight.to(features.dtype)
-        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        at_once = CPU_CHUNK_LOGITS if features.device.type == "cpu" else CHUNK_LOGITS
+        rows = max(1, at_once // weight.shape[0])
         total = torch.zeros((), device=features.device)
         grad_features = torch.empty_like(features) if need_grad else None
         grad_weight = torch.zeros_like(weight) if need_grad else None

@@ -17,11 +17,11 @@ ITERATIONS = 5
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """(..., R, C) -> the same shape in `dtype`, singular values near 1, singular vectors kept."""
     a, b, c = COEFFICIENTS
-    x = matrices.to(dtype)
+    # subtle: scaled before the cast, because small gradients vanish in float16.
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from nanochat.adamw import AdamW
-from nanochat.common import ConfigError, cpp_compiler, print0, rank_and_world
+from nanochat.common import ConfigError, cpp_compiler, least_of_ranks, print0, rank_and_world
 from nanochat.dataloader import Batch
 from nanochat.loss import make_loss_fn
 from nanochat.muon import Muon
@@ -147,7 +147,7 @@ def plan_batch(model, config: StageConfig, rows_per_step: int, row_tokens: int) 
     per_rank = max(1, round(rows_per_step / world))
     size = config.device_batch_size
     if size == "auto" and model.device.type == "cuda":
-        size = largest_that_fits(model, per_rank, row_tokens)
+        size = least_of_ranks(largest_that_fits(model, per_rank, row_tokens), model.device)
     elif size == "auto":
         size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
     if size < 1:

@@ -35,7 +35,9 @@ from nanochat.recipe import (
 from nanochat.run_state import print_differences, restore_rng
 from nanochat.train import Event, LoopState, stop_on_signals, train
 
-NOT_RESUMED = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
+# Settings that a resumed run may change without a word, and those that it may not change.
+FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
+FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,24 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
     return checkpoints.find_checkpoint(stage, tag)
 
 
-def resume(path: Path, config: StageConfig, meta: dict, optimizers: dict, scaler, device) -> tuple:
-    """(LoopState, cursor) of a checkpoint; its optimizers, scaler and generators are restored.
+def compare_settings(path: Path, config: StageConfig, meta: dict, data: StageData) -> None:
+    """Prints each setting that differs from the saved run's, and holds from now on; raises
+    ConfigError for one that a run cannot change."""
+    now, then = asdict(config), meta["config"]
+    changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
+    for name in changed:
+        if name in FIXED:
+            raise ConfigError(
+                f"{path} was trained with --{name} {then[name]}, it cannot go on with {now[name]}: "
+                f"leave it as it was, or start anew with --fresh or another --model-tag"
+            )
+        print0(f"resumed with --{name} {now[name]}; it was {then[name]}")
+    if data.fingerprint != meta["data_fingerprint"]:
+        print0("resumed with other data than the run began with: the order of rows is another")
 
-    A setting that differs from the saved run's is printed, and holds from now on.
-    """
+
+def resume(path: Path, optimizers: dict, scaler, device) -> tuple[LoopState, int]:
+    """(LoopState, cursor) of a checkpoint; its optimizers, scaler and generators are restored."""
     saved, tensors = checkpoints.load_training_state(path)
     if missing := optimizers.keys() - tensors.keys():
         raise ConfigError(f"{path} was saved without its optimizers {sorted(missing)}: no resuming")
@@ -87,10 +102,6 @@ def resume(path: Path, config: StageConfig, meta: dict, optimizers: dict, scaler
         optimizer.load_state_tensors(tensors[name])
     restore_rng(saved["rng"])
     print_differences(saved["environment"], device)
-    now = asdict(config)
-    for name in sorted(now.keys() & meta["config"].keys() - set(NOT_RESUMED)):
-        if now[name] != meta["config"][name]:
-            print0(f"resumed with --{name} {now[name]}; it was {meta['config'][name]}")
     state = LoopState(**saved["loop"])
     print0(f"resumed {path} at step {state.step}")
     if scaler and saved["scaler"]:
@@ -186,9 +197,13 @@ def run_stage(
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14) if scaled else None
     state, cursor = LoopState(num_steps=num_steps), 0
     if resume_from:
-        state, cursor = resume(resume_from, config, meta, optimizers, scaler, device)
+        compare_settings(resume_from, config, meta, data)
+        state, cursor = resume(resume_from, optimizers, scaler, device)
+        finished = state.step == state.num_steps
         if config.target_seconds is None:
             state.num_steps = num_steps
+        elif config.target_seconds != meta["config"]["target_seconds"] and not finished:
+            state.num_steps = None  # timed anew
         if state.num_steps and state.step >= state.num_steps:
             print0(f"{stage} {tag} is finished, at step {state.step}")
             return resume_from

@@ -20,7 +20,7 @@ def inputs(dtype=torch.float32, N=37, D=16, V=64):
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("chunk", [64, 64 * 10, 64 * 1000])
 def test_value_and_gradients_equal_the_plain_twin(softcap, chunk, monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(loss_module, "CPU_CHUNK_LOGITS", chunk)
     features, weight, targets = inputs()
     grads, values = [], []
     for function in (plain_loss, chunked_loss):

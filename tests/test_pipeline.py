@@ -233,6 +233,7 @@ def test_every_stage_loads_in_transformers_as_it_lies(trained, stage):
         ("scripts.base_train", "--num-steps=1 --target-seconds=5 --depth=2", "one horizon"),
         ("scripts.base_train", "--data=/nowhere/at/all --depth=2 --model-tag=x", "/nowhere/at/all"),
         ("scripts.tok_train", "--vocab-size=1000 --data=packaged", "Nearest: 1024"),
+        ("scripts.base_train", "--depth=3 --model-tag=tiny --resume", "cannot go on with 3"),
         ("scripts.mid_train", "--base-tag=unknown", "tiny"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
         ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "beyond the context, 64"),
