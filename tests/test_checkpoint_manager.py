@@ -118,7 +118,7 @@ def test_same_step_saved_again_replaces_it():
 
 def test_unknown_sources_list_what_there_is(base_dir):
     save(7)
-    with pytest.raises(CheckpointError, match=r"base tiny at step 7\. .*scripts\.chat_rl"):
+    with pytest.raises(CheckpointError, match=r"base tiny at step 7\. No script makes stage rl"):
         load_model("rl", CPU, phase="eval")
     with pytest.raises(
         CheckpointError, match="neither a stage .* nor a folder.*base tiny at step 7"

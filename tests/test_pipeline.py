@@ -237,7 +237,7 @@ def test_every_stage_loads_in_transformers_as_it_lies(trained, stage):
         ("scripts.mid_train", "--base-tag=unknown", "tiny"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
         ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "beyond the context, 64"),
-        ("scripts.chat_cli", "-p hi --source=rl", "chat_rl"),
+        ("scripts.chat_cli", "-p hi --source=rl", "sft tiny at step"),
         ("scripts.chat_cli", "-p hi --step=7", "at step"),
     ],
 )
