@@ -33,7 +33,7 @@ from nanochat.recipe import (
     plan_batch,
 )
 from nanochat.run_state import print_differences, restore_rng
-from nanochat.train import Event, LoopState, stop_on_signals, train
+from nanochat.train import DivergedError, Event, LoopState, stop_on_signals, train
 
 # Settings that a resumed run may change without a word, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
@@ -109,6 +109,20 @@ def resume(path: Path, optimizers: dict, scaler, device) -> tuple[LoopState, int
     return state, saved["cursor"]
 
 
+def run_record(config, data: StageData, parent: str | None, rows_per_step, device_batch) -> dict:
+    """What run.json says of how the run was set up."""
+    return {
+        "config": asdict(config),
+        "parent": parent,
+        "world_size": rank_and_world()[1],
+        "device_batch_size": device_batch,
+        "rows_per_step": rows_per_step,
+        "planned_steps": data.planned_steps,
+        "data_fingerprint": data.fingerprint,
+        "data": data.report,
+    }
+
+
 def progress_of(state: LoopState, device: torch.device) -> dict:
     """What run.json says of how far the run is, and of the most memory that this process held."""
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
@@ -168,7 +182,7 @@ class Parts:
     log: TrainLog
     mirror: Mirror | None
     run: dict  # becomes run.json
-    saved: Path | None = None
+    saved: Path | None  # the newest checkpoint of this run
 
 
 def run_stage(
@@ -212,20 +226,20 @@ def run_stage(
     rows_per_step, device_batch = plan_batch(model, config, data.rows_per_step, data.row_tokens)
     run_folder = checkpoints.checkpoint_dir(stage) / tag
     truncate_metrics(run_folder, state.step if resume_from else -1)
-    run = {
-        "config": asdict(config),
-        "parent": parent,
-        "world_size": world,
-        "device_batch_size": device_batch,
-        "rows_per_step": rows_per_step,
-        "planned_steps": data.planned_steps,
-        "data_fingerprint": data.fingerprint,
-        "data": data.report,
-    }
+    run = run_record(config, data, parent, rows_per_step, device_batch)
     log = open_log(run_folder, stage, model, data.row_tokens)
     mirror = Mirror(config.mirror) if config.mirror and rank == 0 else None
     parts = Parts(
-        optimizers, scaler, rows_per_step, device_batch, state.step, cursor, log, mirror, run
+        optimizers,
+        scaler,
+        rows_per_step,
+        device_batch,
+        state.step,
+        cursor,
+        log,
+        mirror,
+        run,
+        saved=resume_from,
     )
     evaluate, save = make_events(stage, tag, config, model, tokenizer, data, parts)
     due = (Event(evaluate, config.eval_every), *events, Event(save, config.save_every))
@@ -275,6 +289,9 @@ def loop(config, model, tokenizer, data: StageData, parts: Parts, state, events)
             )
         except torch.OutOfMemoryError as error:
             raise ConfigError(out_of_memory(parts.device_batch)) from error
+        except DivergedError as error:
+            last = parts.saved or "none yet"
+            raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
 
 def open_log(run_folder: Path, stage: str, model, row_tokens: int) -> TrainLog:

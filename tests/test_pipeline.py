@@ -166,6 +166,16 @@ def test_a_finished_run_is_not_run_again_nor_overwritten(trained):
     assert last_step(trained, "base", "tiny").stat().st_mtime_ns == before
 
 
+def test_a_diverging_run_names_the_last_good_checkpoint(trained):
+    module, flags = stage_flags(trained, "base", "wild")
+    run(trained, module, f"{flags} --num-steps=4 --save-every=4")
+    wild = f"{flags} --num-steps=40 --resume --matrix-lr=1e30 --grad-clip=0"
+    out = run(trained, module, wild, status=1)
+    assert re.search(r"DivergedError: step \d+", out) and "Traceback" not in out
+    assert "The last good checkpoint" in out and "step_000004" in out
+    assert last_step(trained, "base", "wild").name == "step_000004"
+
+
 def test_evaluations_chat_and_summary(trained):
     out = run(trained, "scripts.base_eval", "--eval-tokens=512 --sample-tokens=4 --model-tag=tiny")
     assert re.search(r"val: \d\.\d{4} bits per byte", out)
