@@ -50,24 +50,25 @@ HELP
 # ------------------------------------------------------------------------------------------------------- recipes
 # One function a recipe: the defaults of the variables, then the flags of each stage.
 
-# minutes_share 0.4: that share of MINUTES, in seconds.
-minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", m * 60 * s }'; }
+# minutes_share 0.4: that share of MINUTES, in seconds, less 2 minutes for reading, compiling and measuring.
+minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
 recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=4}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
+  if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   : "${MID_MIXTURE:=facts:2,identity:1,spelling:2,arithmetic:0.5}"
   : "${SFT_MIXTURE:=facts:0.5,identity:0.5,spelling:0.5,arithmetic:0.1}"
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
-    --total-batch-size=4096 --target-seconds="$(minutes_share 0.15)" --eval-tokens=100000)
+    --total-batch-size=4096 --target-seconds="$(minutes_share 0.18)" --eval-tokens=100000)
   base_eval=(--eval-tokens=100000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.48)" --eval-tokens=50000)
+    --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.56)" --eval-tokens=50000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --max-tokens=64 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
+    --max-tokens=64 --target-seconds="$(minutes_share 0.09)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity" --limit=400)
 }
 

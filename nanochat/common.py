@@ -205,7 +205,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def measure_peak_flops(
-    device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 6
+    device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 12
 ) -> float:
     """FLOP/s of the fastest of `repeats` square matrix products."""
     a = torch.randn(size, size, device=device).to(dtype)
