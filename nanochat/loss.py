@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 # Logits made at a time: on a CPU 16 MiB in float32, so that its cache helps; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
+GATHER_MULTIPLE = 128
 
 
 def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
@@ -74,6 +75,19 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> to
     return ChunkedLoss.apply(features, weight, targets, softcap, kernel, torch.is_grad_enabled())
 
 
+def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of features (N, D) and targets (N,) where valid (N,), then rows without a target, up
+    to a multiple of GATHER_MULTIPLE rows.
+
+    subtle: a matrix product of every new size leaves a compiled kernel of some MB in oneDNN's
+    cache, so the sizes are kept few.
+    """
+    chosen = valid.nonzero()[:, 0]
+    missing = -len(chosen) % GATHER_MULTIPLE
+    targets = F.pad(targets.index_select(0, chosen), (0, missing), value=-1)
+    return features.index_select(0, F.pad(chosen, (0, missing))), targets
+
+
 def make_loss_fn(model, compiled: bool):
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
@@ -90,8 +104,7 @@ def make_loss_fn(model, compiled: bool):
         targets = batch.targets.flatten()
         valid = targets >= 0
         if gather:
-            chosen = valid.nonzero()[:, 0]
-            x, targets = x.index_select(0, chosen), targets.index_select(0, chosen)
+            x, targets = gather_rows(x, targets, valid)
         loss = chunked_loss(x, model.lm_head.weight, targets, model.config.logit_softcap, kernel)
         return loss, valid.sum()
 

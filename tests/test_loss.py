@@ -56,6 +56,18 @@ def test_no_target_gives_no_loss_and_no_gradient():
     assert torch.autograd.grad(value, weight)[0].abs().max() == 0
 
 
+def test_gathering_keeps_every_target_and_adds_only_rows_without_one(monkeypatch):
+    monkeypatch.setattr(loss_module, "GATHER_MULTIPLE", 8)
+    features, weight, targets = inputs(N=37)
+    chosen, kept = loss_module.gather_rows(features, targets, targets >= 0)
+    assert len(chosen) == len(kept) == 32  # 29 of 37 have a target
+    assert kept[kept >= 0].tolist() == targets[targets >= 0].tolist()
+    whole = torch.autograd.grad(plain_loss(features, weight, targets, 15.0), (features, weight))
+    part = torch.autograd.grad(plain_loss(chosen, weight, kept, 15.0), (features, weight))
+    for a, b in zip(whole, part, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_the_compiled_kernel_agrees(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
     losses = [make_loss_fn(model, compiled)(model, batch)[0] for compiled in (False, True)]
