@@ -156,6 +156,7 @@ def tokenize_source(
             _tokenize_shards(missing, len(shards), tokenizer, num_threads, label)
             for what in sorted(source.counts.keys() - {"documents"}):
                 print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
+    barrier()  # subtle: else rank 0 could take the next call's lock before the others had this one
     opened = [_open(path, _dtype(tokenizer)) for path in paths]
     return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
 
