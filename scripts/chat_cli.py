@@ -8,6 +8,7 @@ In a conversation /help lists the commands.
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -112,7 +113,8 @@ def converse(engine: Engine, config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type)
+    with redirect_stdout(sys.stderr):  # so that the answer of -p is alone on stdout
+        *_, device = compute_init(config.device_type)
     wanted = config.model_tag, config.step
     model, tokenizer, meta = load_model(config.source, device, "eval", *wanted)
     engine = Engine(model, tokenizer)
