@@ -41,8 +41,12 @@ def main() -> None:
     found = importlib.metadata.version("regex")
     if found != EXPECTED:
         raise SystemExit(f"regex {found} is installed; expected {EXPECTED}, see this file's head")
-    print("// Made by dev/unicode_ranges.py from regex 2024.11.6: Unicode 16.0. First and last code")
-    print("// point of each range of \\p{L}, \\p{N} and \\s. Included by core.cpp, read by pieces.py.")
+    print(
+        "// Made by dev/unicode_ranges.py from regex 2024.11.6: Unicode 16.0. First and last code"
+    )
+    print(
+        "// point of each range of \\p{L}, \\p{N} and \\s. Included by core.cpp, read by pieces.py."
+    )
     for name, pattern in CLASSES.items():
         print(f"static const uint32_t {name}[] = {{")
         print("\n".join(lines(ranges(pattern))))

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -35,12 +34,12 @@ def library() -> ctypes.CDLL | None:
     wanted = os.environ.get("NANOCHAT_BPE", "")
     if wanted not in ("", "python"):
         raise ConfigError(f"NANOCHAT_BPE={wanted!r} is unknown; choose python, or leave it unset")
-    return _library(wanted, cpp_compiler(), base_dir() / "bpe")
+    return _library(wanted, cpp_compiler())
 
 
 @cache
-def _library(wanted: str, compiler: str | None, folder: Path) -> ctypes.CDLL | None:
-    """library() for this environment; the cache is why its line is printed once."""
+def _library(wanted: str, compiler: str | None) -> ctypes.CDLL | None:
+    """library(), once a process: so a line is printed once."""
     if wanted == "python":
         print0(f"bpe: NANOCHAT_BPE=python, so the Python reference is used: {SLOWER}")
         return None
@@ -51,7 +50,7 @@ def _library(wanted: str, compiler: str | None, folder: Path) -> ctypes.CDLL | N
         )
         return None
     try:
-        return ctypes.CDLL(str(compiled(compiler, folder)))
+        return ctypes.CDLL(str(compiled(compiler, base_dir() / "bpe")))
     except (CompileError, OSError) as error:
         reason = " ".join(str(error).split())
         print0(

@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 
 import numpy as np
@@ -189,7 +189,7 @@ class NativeEncoder:
     def encode_batch(
         self, texts: Texts, dtype: np.dtype, num_threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, offsets): those of text i are ids[offsets[i]:offsets[i + 1]]; dtype of 2 or 4 bytes."""
+        """(ids, offsets): those of text i are ids[offsets[i]:offsets[i + 1]]."""
 
         def encode(batch: Buffers) -> tuple[np.ndarray, np.ndarray]:
             return self._encode_buffers(batch, dtype, num_threads, split=True)

@@ -33,21 +33,24 @@ def unicode_ranges(name: str) -> list[tuple[int, int]]:
 
 
 @cache
-def changed_characters() -> tuple[re.Pattern | None, dict[str, str]]:
-    """Characters that the installed `regex` puts into another class: (what finds them, stand-ins).
-
-    A stand-in is of the class that unicode_ranges.h says. None: there are none, versions agree.
-    """
-    every = "".join(map(chr, range(0x110000)))
-    stand_ins = {}
+def stand_ins() -> dict[str, str]:
+    """For each character that the installed `regex` puts into another class than unicode_ranges.h
+    does, one of the right class; empty where the versions agree."""
+    every, found = "".join(map(chr, range(0x110000))), {}
     for name, known in (("LETTERS", r"\p{L}"), ("NUMBERS", r"\p{N}")):
         expected = {chr(c) for a, b in unicode_ranges(name) for c in range(a, b + 1)}
-        found = set(regex.findall(known, every))
-        stand_ins |= dict.fromkeys(expected - found, TYPICAL[name])
-        stand_ins |= {c: stand_ins.get(c, TYPICAL[""]) for c in found - expected}
-    if not stand_ins:
-        return None, {}
-    return re.compile(f"[{''.join(sorted(stand_ins))}]"), stand_ins
+        matched = set(regex.findall(known, every))
+        found |= dict.fromkeys(expected - matched, TYPICAL[name])
+        found |= {c: found.get(c, TYPICAL[""]) for c in matched - expected}
+    return found
+
+
+def as_in_unicode_16(text: str) -> str:
+    """The text, of equal length, with the stand-ins: what the pattern is matched against."""
+    if text.isascii():
+        return text
+    changed = stand_ins()
+    return text.translate({ord(c): changed[c] for c in changed.keys() & set(text)})
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -78,10 +81,8 @@ class Splitter:
         A byte that is not UTF-8 is a character of its own, neither letter, number nor space.
         """
         text = as_bytes(text).decode("utf-8", "surrogateescape")
-        changed, stand_ins = changed_characters()
-        seen = text if changed is None else changed.sub(lambda found: stand_ins[found[0]], text)
         cuts = {0, len(text)}
-        for found in self._pattern.finditer(seen):
+        for found in self._pattern.finditer(as_in_unicode_16(text)):
             cuts.update(found.span())
         cuts = sorted(cuts)
         slices = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
