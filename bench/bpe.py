@@ -48,7 +48,7 @@ class Config:
     code: str = ""
     """Folder with source code; empty: where this Python's packages are installed."""
     megabytes: int = 200
-    """Text of each kind, at most."""
+    """Text of each kind, in millions of characters, at most."""
     vocab_size: int = 65536
     """Ids to train, the 256 bytes included."""
     threads: tuple[int, ...] = (1, 2)
@@ -57,19 +57,17 @@ class Config:
     """Times that everything is measured; tables show medians."""
     long_chars: int = 2_000_000_000
     """Characters of the long training, the English text over and over; 0: none."""
-    others: bool = True
-    """Whether the other packages are measured too."""
 
 
 # ---------------------------------------------------------------- texts
 
 
 def limited(texts: Iterator[str], megabytes: int) -> list[str]:
-    """The first texts, until there are so many megabytes."""
+    """The first texts, until there are so many million characters."""
     found, size = [], 0
     for text in texts:
         found.append(text)
-        size += len(text.encode("utf-8", "replace"))
+        size += len(text)
         if size >= megabytes * 1e6:
             break
     return found
@@ -81,16 +79,22 @@ def code_texts(folder: Path) -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="replace")
 
 
-def store(folder: Path, config: Config) -> dict[str, Path]:
-    """Writes each kind of text as a Parquet file for the processes that measure."""
+def store(folder: Path, config: Config) -> dict[str, tuple[Path, dict]]:
+    """Each kind of text as a Parquet file for the processes that measure, and what it holds."""
     english = (t for shard in open_source(config.english).shards("train") for t in shard.texts())
     code = code_texts(Path(config.code or sysconfig.get_path("purelib")))
-    paths = {}
+    stored = {}
     for name, texts in (("english", english), ("code", code)):
-        paths[name] = folder / f"{name}.parquet"
-        column = pa.array(limited(texts, config.megabytes), pa.large_string())
-        pq.write_table(pa.table({"text": column}), paths[name], row_group_size=1000)
-    return paths
+        start = time.perf_counter()
+        found = limited(texts, config.megabytes)
+        seconds = time.perf_counter() - start
+        path = folder / f"{name}.parquet"
+        table = pa.table({"text": pa.array(found, pa.large_string())})
+        pq.write_table(table, path, row_group_size=1000)
+        size = sum(len(text.encode()) for text in found)
+        stored[name] = path, {"texts": len(found), "bytes": size, "reading_seconds": seconds}
+        print(f"{name}: {len(found):,} texts, {size / 1e6:.1f} MB, read in {seconds:.2f} s")
+    return stored
 
 
 def load(path: Path) -> list[str]:
@@ -156,8 +160,7 @@ def train_long(path: Path, vocab_size: int, threads: int, chars: int) -> dict:
     texts = load(path)
     before = peak_rss()
 
-    def repeated() -> Iterator[str]:
-        left = chars
+    def repeated(left: int = chars) -> Iterator[str]:
         for text in cycle(texts):
             yield text[:left]
             left -= len(text)
@@ -177,15 +180,10 @@ def apart(threads: int, function: Callable, *arguments) -> dict:
         return pool.submit(function, *arguments).result()
 
 
-def median(rows: list[dict], name: str) -> float:
-    return statistics.median(row[name] for row in rows)
-
-
 def measure_training(path: Path, megabytes: float, config: Config) -> list[dict]:
     """One row for each package and number of threads; the packages take turns."""
     methods = {"nanochat": (train_once, ours), "nanochat, Arrow": (train_arrow,)}
-    if config.others:
-        methods |= {"rustbpe": (train_once, rustbpe), "tokenizers": (train_once, tokenizers)}
+    methods |= {"rustbpe": (train_once, rustbpe), "tokenizers": (train_once, tokenizers)}
     runs = {(name, threads): [] for threads in config.threads for name in methods}
     for _ in range(config.repeats):
         for (name, threads), rows in runs.items():
@@ -195,20 +193,18 @@ def measure_training(path: Path, megabytes: float, config: Config) -> list[dict]
     expected = next(iter(runs.values()))[0]["tokens"]
     found = []
     for (name, threads), rows in runs.items():
-        assert name == "tokenizers" or all(row.pop("tokens") == expected for row in rows), name
+        assert name == "tokenizers" or all(row["tokens"] == expected for row in rows), name
+        memory = {k: max(row[k] for row in rows) for k in ("peak_bytes", "texts_bytes")}
         seconds = [row["seconds"] for row in rows]
-        found.append(
-            {
-                "package": name,
-                "threads": threads,
-                "seconds": median(rows, "seconds"),
-                "all_seconds": seconds,
-                "megabytes_per_second": megabytes / median(rows, "seconds"),
-                "peak_bytes": median(rows, "peak_bytes"),
-                "texts_bytes": median(rows, "texts_bytes"),
-            }
-        )
+        found.append(summary(name, threads, seconds, megabytes) | memory)
     return found
+
+
+def summary(package: str, threads: int, seconds: list[float], megabytes: float) -> dict:
+    """A row of a table."""
+    middle = statistics.median(seconds)
+    row = {"package": package, "threads": threads, "seconds": middle, "all_seconds": seconds}
+    return row | {"megabytes_per_second": megabytes / middle}
 
 
 # ---------------------------------------------------------------- encoding
@@ -221,19 +217,17 @@ def encode_all(path: Path, megabytes: float, config: Config) -> list[dict]:
     texts = load(path)
     merges = bpe.train(texts, config.vocab_size)
     dtype = np.uint16 if config.vocab_size <= 65536 else np.uint32
-    encoder = bpe.Encoder(merges, dtype=dtype)
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    methods = {"nanochat": lambda threads: encoder.encode_batch(texts, threads)}
-    if config.others:
-        methods["tiktoken"] = lambda threads: other.encode_ordinary_batch(
-            texts, num_threads=threads
-        )
+    times = config.repeats * len(config.threads)
+    fresh = [bpe.Encoder(merges, dtype=dtype) for _ in range(times)]  # one that was used is faster
+    methods = {
+        "nanochat": lambda n: fresh.pop().encode_batch(texts, n),
+        "tiktoken": lambda n: other.encode_ordinary_batch(texts, num_threads=n),
+    }
     runs = {(name, threads): [] for threads in config.threads for name in methods}
     for _ in range(config.repeats):
         for (name, threads), seconds in runs.items():
-            if name == "nanochat":  # anew: it remembers words
-                encoder = bpe.Encoder(merges, dtype=dtype)
             start = time.perf_counter()
             found = methods[name](threads)
             seconds.append(time.perf_counter() - start)
@@ -244,36 +238,18 @@ def encode_all(path: Path, megabytes: float, config: Config) -> list[dict]:
                 parts = enumerate(found)
                 assert all(np.array_equal(x, ids[offsets[i] : offsets[i + 1]]) for i, x in parts)
             del found
-    return [
-        {
-            "package": name,
-            "threads": threads,
-            "seconds": statistics.median(seconds),
-            "all_seconds": seconds,
-            "megabytes_per_second": megabytes / statistics.median(seconds),
-        }
-        for (name, threads), seconds in runs.items()
-    ]
+    return [summary(*key, seconds, megabytes) for key, seconds in runs.items()]
 
 
-def time_one_text(path: Path) -> dict:
-    """Microseconds of one call, for a short and a longer text."""
-    import tiktoken
-
-    merges = bpe.train(load(path)[:200], 8192)
-    ranks = {token: i for i, token in enumerate(token_bytes(merges))}
-    other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    encoders = {"nanochat": bpe.Encoder(merges).encode, "tiktoken": other.encode_ordinary}
-    found = {}
-    for text in ("Hello there, how are you?", "Hello there, how are you? " * 40):
-        for name, encode in encoders.items():
-            seconds = []
-            for _ in range(2000):
-                start = time.perf_counter()
-                encode(text)
-                seconds.append(time.perf_counter() - start)
-            found[f"{name}, {len(text)} characters"] = statistics.median(seconds) * 1e6
-    return found
+def time_one_text(path: Path, text: str) -> dict:
+    """Microseconds of one call with a short text."""
+    encoder = bpe.Encoder(bpe.train(load(path)[:200], 8192))
+    seconds = []
+    for _ in range(5000):
+        start = time.perf_counter()
+        encoder.encode(text)
+        seconds.append(time.perf_counter() - start)
+    return {"text": text, "microseconds": statistics.median(seconds) * 1e6}
 
 
 # ---------------------------------------------------------------- the tables
@@ -291,38 +267,45 @@ def print_rows(title: str, rows: list[dict]) -> None:
     Console().print(table)
 
 
+def measure_long(path: Path, config: Config) -> list[dict]:
+    """The long training, and one of a tenth, to show that memory stays flat."""
+    threads, rows = max(config.threads), []
+    for chars in (config.long_chars // 10, config.long_chars):
+        row = apart(threads, train_long, path, config.vocab_size, threads, chars)
+        rows.append({**row, "threads": threads})
+        peak, before = row["peak_bytes"] / 2**20, row["texts_bytes"] / 2**20
+        print(
+            f"{chars:,} characters: {row['seconds']:.2f} s on {threads} threads, peak "
+            f"{peak:,.0f} MiB, of it before {before:,.0f}"
+        )
+    return rows
+
+
 def main(config: Config) -> None:
-    results = {"corpora": {}, "training": {}, "encoding": {}}
+    report = {"corpora": {}, "training": {}, "encoding": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in store(Path(folder), config).items():
-            texts = load(path)
-            size = sum(len(text.encode()) for text in texts)
-            results["corpora"][name] = {"texts": len(texts), "bytes": size}
-            del texts
-            title = f"{name}, {size / 1e6:.1f} MB, vocabulary {config.vocab_size:,}"
-            results["training"][name] = measure_training(path, size / 1e6, config)
-            most = max(config.threads)
-            results["encoding"][name] = apart(most, encode_all, path, size / 1e6, config)
-            print_rows(f"training: {title}", results["training"][name])
-            print_rows(f"encoding: {title}", results["encoding"][name])
-            if name == "english":
-                results["one_text_microseconds"] = apart(1, time_one_text, path)
-                print(json.dumps(results["one_text_microseconds"], indent=2))
-                if config.long_chars:
-                    for chars in (config.long_chars // 10, config.long_chars):
-                        row = apart(most, train_long, path, config.vocab_size, most, chars)
-                        results.setdefault("long", []).append({**row, "threads": most})
-                        print(f"{chars:,} characters: {row['seconds']:.2f} s on {most} threads, "
-                              f"peak {row['peak_bytes'] / 2**20:,.0f} MiB, of it before "
-                              f"{row['texts_bytes'] / 2**20:,.0f}")  # fmt: skip
+        stored = store(Path(folder), config)
+        for name, (path, corpus) in stored.items():
+            size = corpus["bytes"] / 1e6
+            title = f"{name}, {size:.1f} MB, vocabulary {config.vocab_size:,}"
+            report["corpora"][name] = corpus
+            report["training"][name] = measure_training(path, size, config)
+            print_rows(f"training: {title}", report["training"][name])
+            rows = apart(max(config.threads), encode_all, path, size, config)
+            report["encoding"][name] = rows
+            print_rows(f"encoding: {title}", rows)
+        english = stored["english"][0]
+        report["one_text"] = apart(1, time_one_text, english, "Hello there, how are you?")
+        print(f"one text: {report['one_text']}")
+        if config.long_chars:
+            report["long"] = measure_long(english, config)
     machine = device_name(torch.device("cpu"))
-    report = {
+    report |= {
         "machine": machine,
         "load_average_1_min": os.getloadavg()[0],
         "command": " ".join(sys.orig_argv[1:]),
         "versions": {**versions(), "git": git_commit()},
         "config": asdict(config),
-        **results,
     }
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     path = RESULTS / f"bpe-{slug}.json"

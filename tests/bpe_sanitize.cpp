@@ -73,10 +73,10 @@ Texts odd_texts() {
 
 void encode_all(Encoder* encoder, const Texts& texts, const std::vector<std::string>& tokens,
                 int threads, int split) {
-    i64 total = 0;
     Encoded* encoded = bpe_encode_batch(encoder, texts.addresses.data(), texts.lengths.data(),
-                                        texts.size(), threads, split, &total);
+                                        texts.size(), threads, split);
     check(encoded, "a batch is encoded");
+    const i64 total = bpe_encoded_total(encoded);
     std::vector<u32> ids(total);
     std::vector<uint16_t> narrow(total);
     std::vector<i64> counts(texts.size());
@@ -86,8 +86,9 @@ void encode_all(Encoder* encoder, const Texts& texts, const std::vector<std::str
     check(std::equal(ids.begin(), ids.end(), narrow.begin()), "2 and 4 bytes agree");
     size_t at = 0;
     for (i64 i = 0; i < texts.size(); i++) {
-        std::vector<u32> alone(texts.lengths[i]);
-        const i64 n = bpe_encode(encoder, texts.addresses[i], texts.lengths[i], split, alone.data());
+        std::vector<u32> alone(texts.lengths[i] + 2);
+        const i64 n =
+            bpe_encode(encoder, texts.addresses[i], texts.lengths[i], split, alone.data());
         check(n == counts[i] && std::equal(alone.begin(), alone.begin() + n, ids.begin() + at),
               "one text and the batch agree");
         std::string bytes;

@@ -9,6 +9,10 @@ import pyarrow as pa
 
 from nanochat.bpe.pieces import as_bytes
 
+LONG = 1000  # characters from which a call to find them costs less than copying them
+ASCII_ADDRESS = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(
+    ("PyUnicode_AsUTF8", ctypes.pythonapi)
+)
 Texts = Iterable[str | bytes | pa.Array | pa.ChunkedArray]
 
 
@@ -29,11 +33,21 @@ class Buffers:
         return int(self.lengths.sum())
 
 
-def of_bytes(parts: list[bytes]) -> Buffers:
-    """Byte strings, where they lie."""
-    addresses = np.frombuffer((ctypes.c_char_p * len(parts))(*parts), dtype=np.uint64)
+def of_texts(texts: list[str | bytes]) -> Buffers:
+    """Strings and byte strings. A long ASCII string is read where it lies: it is UTF-8 already.
+
+    subtle: of a string that is not ASCII, PyUnicode_AsUTF8 would keep a copy as long as it lives.
+    """
+    parts = [t if len(t) >= LONG and t.isascii() else as_bytes(t) for t in texts]
+    pointers = (ctypes.c_void_p * len(parts))()
+    byte_strings = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_char_p))
+    for i, part in enumerate(parts):
+        if isinstance(part, bytes):
+            byte_strings[i] = part
+        else:
+            pointers[i] = ASCII_ADDRESS(part)
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-    return Buffers(addresses, lengths, parts)
+    return Buffers(np.frombuffer(pointers, dtype=np.uint64), lengths, parts)
 
 
 def of_arrow(array: pa.Array) -> Buffers:
@@ -85,12 +99,12 @@ def batches(texts: Texts, most: int = 1 << 24) -> Iterator[Buffers]:
     for text in texts:
         is_arrow = isinstance(text, (pa.Array, pa.ChunkedArray))
         if not is_arrow:
-            parts.append(as_bytes(text))
-            size += len(parts[-1])
+            parts.append(text)
+            size += len(text)
         if parts and (size >= most or is_arrow):
-            yield of_bytes(parts)
+            yield of_texts(parts)
             parts, size = [], 0
         if is_arrow:
             yield from map(of_arrow, chunks_of(text))
     if parts:
-        yield of_bytes(parts)
+        yield of_texts(parts)

@@ -18,7 +18,7 @@ from nanochat.common import ConfigError, base_dir, cpp_compiler, print0
 
 SOURCES = [Path(__file__).with_name(name) for name in ("core.cpp", "unicode_ranges.h")]
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"]
-SLOWER = "training is about {train} times slower, encoding about {encode} times"
+SLOWER = "training then takes about 1.5 s a megabyte and encoding 0.4 s, a hundred times as long"
 INSTALL = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"
 
 

@@ -51,7 +51,7 @@ inline u64 load8(const u8* p) {
 //
 // Each branch below is one of these alternatives; the first that matches wins.
 
-enum Class : u8 { OTHER, LETTER, NUMBER, SPACE, NEWLINE };  // NEWLINE: \r and \n, other spaces: SPACE
+enum Class : u8 { OTHER, LETTER, NUMBER, SPACE, NEWLINE };  // \r and \n are no SPACE here
 
 struct Classes {
     std::vector<u8> of;  // by code point
@@ -94,7 +94,8 @@ inline u32 code_point(const u8* p, const u8* end, int& length) {
         length = 3;
         return c;
     }
-    if (a > 0xf4 || room < 4 || !continues(p[1]) || !continues(p[2]) || !continues(p[3])) return NONE;
+    if (a > 0xf4 || room < 4) return NONE;
+    if (!continues(p[1]) || !continues(p[2]) || !continues(p[3])) return NONE;
     const u32 c = (a & 0x07) << 18 | (p[1] & 0x3f) << 12 | (p[2] & 0x3f) << 6 | (p[3] & 0x3f);
     if (c < 0x10000 || c > 0x10ffff) return NONE;
     length = 4;
@@ -170,8 +171,11 @@ struct Scanner {
     const u8* spaces(const u8* p, const u8* end) const {
         const u8 *q = p, *last = p, *after_newline = nullptr;
         while (q < end) {
+            const u8* const blanks = q;
+            q = skip_blanks(q, end);
+            if (q > blanks) last = q - 1;
             int n;
-            const Class c = look(q, end, n);
+            const Class c = q < end ? look(q, end, n) : OTHER;
             if (c != SPACE && c != NEWLINE) break;
             last = q;
             q += n;
@@ -179,6 +183,16 @@ struct Scanner {
         }
         if (after_newline) return after_newline;
         return q == end || last == p ? q : last;
+    }
+
+    // Code is full of them.
+    static const u8* skip_blanks(const u8* p, const u8* end) {
+        for (; end - p >= 8; p += 8) {
+            const u64 others = load8(p) ^ 0x2020202020202020;
+            if (others) return p + (__builtin_ctzll(others) >> 3);
+        }
+        while (p < end && *p == ' ') p++;
+        return p;
     }
 
     // The first place from p on where a piece begins whatever stands before and behind: between a
@@ -214,14 +228,9 @@ inline Key make_key(const u8* p, size_t length, const u8* end) {
     if (length <= 15) {
         u64 low = 0, high = 0;
         if (end - p >= 16) {  // more is read than belongs to it, and masked out
-            low = load8(p);
-            high = load8(p + 8);
-            if (length < 8) {
-                low &= (u64(1) << 8 * length) - 1;
-                high = 0;
-            } else {
-                high &= (u64(1) << 8 * (length - 8)) - 1;
-            }
+            const size_t in_low = std::min<size_t>(length, 8), in_high = length - in_low;
+            low = load8(p) & (~u64(0) >> (64 - 8 * in_low));  // length is at least 1
+            high = load8(p + 8) & ((u64(1) << 8 * in_high) - 1);
         } else {
             u8 bytes[16] = {};
             memcpy(bytes, p, length);
@@ -249,7 +258,7 @@ struct Piece {
     }
 };
 
-// Memory for copies of long pieces and for lists; given back all at once.
+// Memory for copies of long pieces and for lists, all of it given back at once.
 class Arena {
     std::vector<std::unique_ptr<u8[]>> blocks;
     size_t used = 0, size = 0;
@@ -264,10 +273,6 @@ class Arena {
         }
         used += bytes;
         return blocks.back().get() + used - bytes;
-    }
-    void clear() {
-        blocks.clear();
-        used = size = 0;
     }
 };
 
@@ -300,12 +305,6 @@ struct Table {
             if (slot.key.high == piece.key.high && is_same(slot, piece)) return slot.value;
             if (slot.key.high == 0) return insert(i, piece);
         }
-    }
-
-    void clear() {
-        std::fill(slots.begin(), slots.end(), Slot{});
-        copies.clear();
-        used = 0;
     }
 
   private:
@@ -505,8 +504,8 @@ struct Learner {
     std::vector<Pair> heap;
     std::vector<Group> groups = std::vector<Group>(256);
     Arena lists;
-    // Words are in order of falling weight: those of weights[k] reach up to ends[k]. near[i >> 4] is
-    // the first k whose end is behind the place i & ~15.
+    // Words are in order of falling weight: those of weights[k] reach up to ends[k]. near[i >> 4]
+    // is the first k whose end is behind the place i & ~15.
     std::vector<u64> weights;
     std::vector<u32> ends, near;
 
@@ -673,23 +672,23 @@ struct Learner {
 
 // --------------------------------------------------------------------------------- 5. Encoding
 
-// Merge numbers by pair of ids.
+// Merge numbers by pair of ids. A slot is one number, 21 bits each for left id, right id and rank,
+// so that the table of 65,536 merges takes 1 MB.
 class Ranks {
-    struct Slot {
-        u64 pair;
-        u32 rank;
-    };
+    static constexpr u64 EMPTY = ~u64(0), MOST = 1 << 21;
     std::vector<u32> of_bytes = std::vector<u32>(65536, NONE);
-    std::vector<Slot> slots;
+    std::vector<u64> slots;
     size_t mask;
 
     static u64 hash(u64 pair) { return mix(pair, 0x9e3779b97f4a7c15); }
+    static u64 joined(u64 left, u64 right) { return left << 21 | right; }
 
   public:
     Ranks(const u32* pairs, size_t count) {
+        if (256 + count >= MOST) throw std::length_error("more than 2 million ids");
         size_t size = 16;
         while (size < 2 * count) size *= 2;
-        slots.assign(size, {0, NONE});
+        slots.assign(size, EMPTY);
         mask = size - 1;
         for (size_t rank = 0; rank < count; rank++) {
             const u32 left = pairs[2 * rank], right = pairs[2 * rank + 1];
@@ -702,19 +701,20 @@ class Ranks {
                 of_bytes[left << 8 | right] = rank;
                 continue;
             }
-            const u64 pair = u64(left) << 32 | right;
+            const u64 pair = joined(left, right);
             size_t i = hash(pair) & mask;
-            while (slots[i].rank != NONE) i = (i + 1) & mask;
-            slots[i] = {pair, u32(rank)};
+            while (slots[i] != EMPTY) i = (i + 1) & mask;
+            slots[i] = pair << 21 | rank;
         }
     }
 
     // The number of the merge of this pair; NONE if there is none.
     u32 operator()(u32 left, u32 right) const {
         if ((left | right) < 256) return of_bytes[left << 8 | right];
-        const u64 pair = u64(left) << 32 | right;
+        const u64 pair = joined(left, right);
         for (size_t i = hash(pair) & mask;; i = (i + 1) & mask) {
-            if (slots[i].rank == NONE || slots[i].pair == pair) return slots[i].rank;
+            if (slots[i] >> 21 == pair) return slots[i] & (MOST - 1);
+            if (slots[i] == EMPTY) return NONE;
         }
     }
 };
@@ -747,22 +747,21 @@ size_t merge_long(const Ranks& ranks, const u8* piece, size_t n, u32* ids) {
     std::vector<u32> next(n + 1), previous(n + 1);
     std::vector<u64> heap;
     const auto greater = [](u64 a, u64 b) { return a > b; };
-    const auto see = [&](size_t place) {
-        if (next[place] == n) return false;
-        const u32 rank = ranks(ids[place], ids[next[place]]);
-        if (rank != NONE) heap.push_back(u64(rank) << 32 | place);
-        return rank != NONE;
+    // Puts the pair that begins at a place on the heap, if there is a merge of it.
+    const auto add = [&](u32 place) {
+        const u32 rank = next[place] == n ? NONE : ranks(ids[place], ids[next[place]]);
+        if (rank == NONE) return;
+        heap.push_back(u64(rank) << 32 | place);
+        std::push_heap(heap.begin(), heap.end(), greater);
     };
     for (size_t i = 0; i < n; i++) {
         ids[i] = piece[i];
         next[i] = i + 1;
         previous[i] = i ? i - 1 : NONE;
     }
-    for (size_t i = 0; i < n; i++) {
-        if (i + 1 < n) {
-            const u32 rank = ranks(piece[i], piece[i + 1]);
-            if (rank != NONE) heap.push_back(u64(rank) << 32 | i);
-        }
+    for (size_t i = 0; i + 1 < n; i++) {
+        const u32 rank = ranks(ids[i], ids[i + 1]);
+        if (rank != NONE) heap.push_back(u64(rank) << 32 | i);
     }
     std::make_heap(heap.begin(), heap.end(), greater);
     while (!heap.empty()) {
@@ -777,8 +776,8 @@ size_t merge_long(const Ranks& ranks, const u8* piece, size_t n, u32* ids) {
         ids[gone] = NONE;
         next[place] = next[gone];
         previous[next[gone]] = place;
-        if (see(place)) std::push_heap(heap.begin(), heap.end(), greater);
-        if (before != NONE && see(before)) std::push_heap(heap.begin(), heap.end(), greater);
+        add(place);
+        if (before != NONE) add(before);
     }
     return std::remove(ids, ids + n, NONE) - ids;
 }
@@ -793,8 +792,8 @@ struct Encoder {
         Table<Known> known;
         std::vector<u32> spilled, buffer;
     };
-    static constexpr size_t KNOWN_WORDS = 1 << 18;  // a worker's words; after that it starts anew
-    static constexpr size_t KNOWN_LENGTH = 64, SHORT = 256;
+    static constexpr size_t KNOWN_WORDS = 1 << 20;  // a worker's words; after that it starts anew
+    static constexpr size_t KNOWN_LENGTH = 64, SHORT = 256, SLACK = 2;
 
     const Ranks ranks;
     const std::vector<u32> names;  // what is written for an id
@@ -824,10 +823,11 @@ struct Encoder {
         return n;
     }
 
-    // Writes the ids of a span, at most one a byte; returns their end.
+    // Writes the ids of a span, at most one a byte, and up to SLACK more behind them; returns where
+    // the ids end.
     u32* encode(Worker& worker, const u8* begin, const u8* end, bool split, u32* out) const {
         if (worker.known.used > KNOWN_WORDS) {
-            worker.known.clear();
+            worker.known = Table<Known>();
             worker.spilled.clear();
         }
         visit_pieces(worker.known, begin, end, split, [&](const Piece& piece) {
@@ -846,8 +846,12 @@ struct Encoder {
                 }
                 known.count = count;
             }
-            const u32* from = known.count > 3 ? &worker.spilled[known.ids[0]] : known.ids;
-            for (u32 i = 0; i < known.count; i++) *out++ = from[i];
+            if (known.count > 3) {
+                memcpy(out, &worker.spilled[known.ids[0]], known.count * sizeof(u32));
+            } else {
+                memcpy(out, known.ids, sizeof known.ids);  // always three: no branch to mispredict
+            }
+            out += known.count;
         });
         return out;
     }
@@ -871,6 +875,7 @@ struct Encoded {
             const size_t first = todo.starts[i], last = todo.starts[i + 1];
             size_t bytes = 0;
             for (size_t s = first; s < last; s++) bytes += todo.spans[s].end - todo.spans[s].begin;
+            bytes += Encoder::SLACK;
             if (worker.buffer.size() < bytes) worker.buffer.resize(bytes);
             u32* out = worker.buffer.data();
             for (size_t s = first; s < last; s++) {
@@ -904,8 +909,14 @@ Result guarded(Result failed, Work work) {
         return work();
     } catch (const std::exception& error) {
         message = error.what();
+        return failed;
     }
-    return failed;
+}
+
+// A new T, or a null pointer.
+template <class T, class... Arguments>
+T* make(Arguments&&... arguments) {
+    return guarded((T*)nullptr, [&] { return new T(std::forward<Arguments>(arguments)...); });
 }
 
 }  // namespace
@@ -925,22 +936,17 @@ i64 bpe_split(const u8* text, i64 length, i64* ends) {
     return count;
 }
 
-Counter* bpe_counter() {
-    return guarded((Counter*)nullptr, [] { return new Counter; });
-}
+Counter* bpe_counter() { return make<Counter>(); }
 void bpe_counter_free(Counter* counter) { delete counter; }
 
+// Splits the texts and counts their pieces. 0, or -1 for failure.
 int bpe_count(Counter* counter, const u8* const* texts, const i64* lengths, i64 n, int threads) {
-    return guarded(-1, [&] {
-        counter->count(texts, lengths, n, threads);
-        return 0;
-    });
+    return guarded(-1, [&] { return counter->count(texts, lengths, n, threads), 0; });
 }
-int bpe_add(Counter* counter, const u8* const* words, const i64* lengths, const u64* weights, i64 n) {
-    return guarded(-1, [&] {
-        counter->add(words, lengths, weights, n);
-        return 0;
-    });
+// Adds words that were counted elsewhere.
+int bpe_add(Counter* counter, const u8* const* words, const i64* lengths, const u64* weights,
+            i64 n) {
+    return guarded(-1, [&] { return counter->add(words, lengths, weights, n), 0; });
 }
 
 // Takes the counter's words out of it.
@@ -948,34 +954,32 @@ Learner* bpe_learner(Counter* counter) {
     return guarded((Learner*)nullptr, [&] { return new Learner(counter->total()); });
 }
 void bpe_learner_free(Learner* learner) { delete learner; }
+// Writes the pairs of at most so many more merges; returns how many there were.
 i64 bpe_learn(Learner* learner, i64 most, u32* pairs) {
     return guarded(i64(-1), [&] { return learner->learn(most, pairs); });
 }
 
 // ids[i] is what is written for id i; 256 + count of them.
 Encoder* bpe_encoder(const u32* pairs, i64 count, const u32* ids) {
-    return guarded((Encoder*)nullptr, [&] { return new Encoder(pairs, count, ids); });
+    return make<Encoder>(pairs, count, ids);
 }
 void bpe_encoder_free(Encoder* encoder) { delete encoder; }
 
-// One text; `out` has room for `length` ids. split = 0: the text is one piece.
+// One text; `out` has room for length + 2 ids. split = 0: the text is one piece.
 i64 bpe_encode(Encoder* encoder, const u8* text, i64 length, int split, u32* out) {
     return guarded(i64(-1), [&] {
         auto worker = encoder->borrow();
-        u32* end = encoder->encode(*worker, text, text + length, split, out);
+        const u32* end = encoder->encode(*worker, text, text + length, split, out);
         encoder->give_back(std::move(worker));
         return i64(end - out);
     });
 }
 
 Encoded* bpe_encode_batch(Encoder* encoder, const u8* const* texts, const i64* lengths, i64 n,
-                          int threads, int split, i64* total) {
-    return guarded((Encoded*)nullptr, [&] {
-        auto encoded = new Encoded(*encoder, texts, lengths, n, threads, split);
-        *total = encoded->total;
-        return encoded;
-    });
+                          int threads, int split) {
+    return make<Encoded>(*encoder, texts, lengths, n, threads, split);
 }
+i64 bpe_encoded_total(const Encoded* encoded) { return encoded->total; }
 // Writes all ids, `width` bytes each, and how many each text has.
 void bpe_encoded_copy(const Encoded* encoded, int width, void* ids, i64* counts) {
     if (width == 2) encoded->copy((uint16_t*)ids);

@@ -8,12 +8,12 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 
 import numpy as np
 
-from nanochat.bpe.buffers import Buffers, Texts, batches, each_text, of_bytes
+from nanochat.bpe.buffers import Buffers, Texts, batches, each_text, of_texts
 from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes
 from nanochat.bpe.reference import Pair
 from nanochat.common import progress
@@ -35,10 +35,8 @@ SIGNATURES = {
     "bpe_encoder": ([c_void_p, c_int64, c_void_p], c_void_p),
     "bpe_encoder_free": ([c_void_p], None),
     "bpe_encode": ([c_void_p, c_char_p, c_int64, c_int, c_void_p], c_int64),
-    "bpe_encode_batch": (
-        [c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, POINTER(c_int64)],
-        c_void_p,
-    ),
+    "bpe_encode_batch": ([c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int], c_void_p),
+    "bpe_encoded_total": ([c_void_p], c_int64),
     "bpe_encoded_copy": ([c_void_p, c_int, c_void_p, c_void_p], None),
     "bpe_encoded_free": ([c_void_p], None),
 }
@@ -133,7 +131,7 @@ def count_by_regex(
     splitter, words = Splitter(split_pattern), Counter()
 
     def hand_over() -> None:
-        batch = of_bytes(list(words))
+        batch = of_texts(list(words))
         weights = np.fromiter(words.values(), dtype=np.uint64, count=len(words))
         addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
         core.checked(core.add(counter, addresses, lengths, weights.ctypes.data, len(words)))
@@ -182,7 +180,7 @@ class NativeEncoder:
         if self._splitter is not None:
             return self.encode_batch([text], np.uint32, 1)[0].tolist()
         data = as_bytes(text)
-        out = np.empty(len(data), np.uint32)
+        out = np.empty(len(data) + 2, np.uint32)
         count = self._core.encode(self._encoder, data, len(data), 1, out.ctypes.data)
         return out[: self._core.checked(count)].tolist()
 
@@ -196,7 +194,7 @@ class NativeEncoder:
 
         def encode_split(batch: list[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
             pieces = [self._splitter.pieces(text) for text in batch]
-            flat = of_bytes([piece for some in pieces for piece in some])
+            flat = of_texts([piece for some in pieces for piece in some])
             ids, counts = self._encode_buffers(flat, dtype, num_threads, split=False)
             ends = np.concatenate([[0], np.cumsum(counts)])
             firsts = np.concatenate([[0], np.cumsum([len(some) for some in pieces])])
@@ -217,15 +215,13 @@ class NativeEncoder:
         self, batch: Buffers, dtype: np.dtype, num_threads: int, split: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids, how many each text has)."""
-        core, total = self._core, c_int64()
+        core = self._core
         addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
-        encoded = core.checked(
-            core.encode_batch(
-                self._encoder, addresses, lengths, len(batch), num_threads, split, total
-            )
-        )
+        arguments = self._encoder, addresses, lengths, len(batch), num_threads, split
+        encoded = core.checked(core.encode_batch(*arguments))
         try:
-            ids, counts = np.empty(total.value, dtype), np.empty(len(batch), np.int64)
+            total = core.encoded_total(encoded)
+            ids, counts = np.empty(total, dtype), np.empty(len(batch), np.int64)
             core.encoded_copy(encoded, ids.itemsize, ids.ctypes.data, counts.ctypes.data)
         finally:
             core.encoded_free(encoded)
