@@ -1,25 +1,21 @@
 """The tokenizer: byte-level BPE, nine special tokens, one form on disk (Hugging Face's).
 
 Ids 0..255 are the bytes in order, then come the merges in the order they were learned, then ids
-that nothing uses, and last the special tokens. Training is rustbpe's, encoding is tiktoken's;
-both stay behind this interface.
+that nothing uses, and last the special tokens. Merges are learned, and used, by nanochat/bpe.
 """
 
 import codecs
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rustbpe
-import tiktoken
 
+from nanochat import bpe
+from nanochat.bpe import SPLIT_PATTERN
 from nanochat.common import ConfigError, DataError, print0, write_atomic
 from nanochat.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
 
@@ -35,32 +31,6 @@ SPECIAL_TOKENS = (
     "<|output_end|>",
 )
 
-# Llama-3's: llama.cpp knows it by name.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-LONGEST_RUN = 200_000  # characters of white space in one run
-
-
-def encodable(text: str) -> list[str]:
-    """`text` in pieces that the encoder can take; nearly always one piece, equal to it.
-
-    A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD. A run of more than LONGEST_RUN
-    characters of white space, at which the regex engine overflows, is cut.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if len(text) <= LONGEST_RUN:
-        return [text]
-    cuts = [0]
-    for run in re.finditer(r"\s+", text):
-        cuts += range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)
-    return [text[a:b] for a, b in pairwise([*cuts, len(text)])]
-
 
 def check_vocab_size(vocab_size: int) -> None:
     """Raises ConfigError, naming the nearest size that works, unless `vocab_size` is possible."""
@@ -72,40 +42,6 @@ def check_vocab_size(vocab_size: int) -> None:
             f"{VOCAB_MULTIPLE} and at least {smallest}, to hold 256 bytes, {len(SPECIAL_TOKENS)} "
             f"special tokens and some merges. Nearest: {nearest}"
         )
-
-
-def recover_merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The pair that each learned token was merged from; `tokens` in the order they were learned.
-
-    Most tokens split into two earlier ones in one way. For the others: encoded with the tokens
-    before it, a token comes to two pieces, and they are the pair.
-    """
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    merges = []
-    for token in tokens:
-        assert token not in ranks, f"two merges give the same bytes: {token!r}"
-        cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        assert cuts, f"token {token!r} is not made of two earlier tokens"
-        pair = [token[: cuts[0]], token[cuts[0] :]]
-        if len(cuts) > 1:
-            pair = [bytes([byte]) for byte in token]
-            while len(pair) > 2:
-                pair = merge_first(pair, ranks)
-        merges.append(tuple(pair))
-        ranks[token] = len(ranks)
-    return merges
-
-
-def merge_first(parts: list[bytes], ranks: dict[bytes, int]) -> list[bytes]:
-    """`parts` with every occurrence of the pair that was learned first made one part."""
-    first = min((a + b for a, b in pairwise(parts)), key=lambda x: ranks.get(x, len(ranks)))
-    assert first in ranks, f"{b''.join(parts)!r} is not made of two earlier tokens"
-    merged, i = [], 0
-    while i < len(parts):
-        width = 2 if b"".join(parts[i : i + 2]) == first else 1
-        merged.append(b"".join(parts[i : i + width]))
-        i += width
-    return merged
 
 
 class StreamDecoder:
@@ -144,17 +80,13 @@ class Tokenizer:
         self.special_ids = dict(special_ids)
         self.vocab_size = vocab_size
         self._ids = ids
-        try:
-            self._encoding = tiktoken.Encoding(
-                name="nanochat",
-                pat_str=split_pattern,
-                mergeable_ranks=ids,
-                special_tokens=self.special_ids,
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"split pattern {split_pattern!r} does not compile: {error}"
-            ) from error
+        number = {bytes([byte]): byte for byte in range(256)}  # as nanochat.bpe counts
+        number |= {a + b: 256 + i for i, (a, b) in enumerate(self.merges)}
+        pairs = [(number[a], number[b]) for a, b in self.merges]
+        dtype = np.uint16 if vocab_size <= 65536 else np.uint32
+        self._encoder = bpe.Encoder(pairs, split_pattern, [ids[token] for token in number], dtype)
+        names = sorted(self.special_ids, key=len, reverse=True)  # the longest that fits
+        self._specials = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         self._bytes = [b""] * vocab_size  # what each id decodes to; unused ids to nothing
         for token, token_id in ids.items():
             self._bytes[token_id] = token
@@ -169,29 +101,17 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
 
-        vocab_size counts everything, special and unused ids too. Raises ConfigError for a size
-        that is not possible or a pattern that does not compile.
-        Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
+        texts: strings or Arrow columns of them. vocab_size counts everything, special and unused
+        ids too. Raises ConfigError for a size that is not possible or a pattern that does not
+        compile. Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
         check_vocab_size(vocab_size)
         room = vocab_size - len(SPECIAL_TOKENS)
-        trainer = rustbpe.Tokenizer()
-        try:
-            clean = (piece for text in texts for piece in encodable(text))
-            trainer.train_from_iterator(clean, room, pattern=split_pattern)
-        except ValueError as error:
-            raise ConfigError(
-                f"split pattern {split_pattern!r} does not compile: {error}"
-            ) from error
-        ranked = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-        tokens = [bytes(token) for token, _ in ranked]
-        assert tokens[:256] == [bytes([byte]) for byte in range(256)]
-        merges = recover_merges(tokens[256:])
+        pairs = bpe.train(texts, room, split_pattern)
+        tokens = bpe.token_bytes(pairs)
+        merges = [(tokens[left], tokens[right]) for left, right in pairs]
         if unused := room - len(tokens):
-            print0(
-                f"tokenizer: the text ran out after {len(merges):,} merges; "
-                f"{unused:,} of {vocab_size:,} ids stay unused"
-            )
+            print0(f"tokenizer: {unused:,} of {vocab_size:,} ids stay unused")
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         specials = {name: room + i for i, name in enumerate(SPECIAL_TOKENS)}
         return cls(split_pattern, merges, ids, specials, vocab_size)
@@ -235,35 +155,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of what the programmer wrote: "<|bos|>" is the special token; nothing is added."""
-        encode = self._encoding.encode
-        return [i for piece in encodable(text) for i in encode(piece, allowed_special="all")]
+        ids = []
+        for i, part in enumerate(self._specials.split(text)):
+            ids += [self.special_ids[part]] if i % 2 else self.encode_ordinary(part)
+        return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of what a user or a data set wrote: "<|bos|>" is seven ordinary characters."""
-        return [i for piece in encodable(text) for i in self._encoding.encode_ordinary(piece)]
+        """Ids of what a user or a data set wrote: "<|bos|>" is seven ordinary characters.
+
+        A lone surrogate, which UTF-8 cannot hold, is encoded as U+FFFD.
+        """
+        return self._encoder.encode(text)
 
     def encode_ordinary_batch(
-        self, texts: Sequence[str], num_threads: int | None = None
+        self, texts: Iterable[str], num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids of many texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
 
-        ids is flat, uint16 (uint32 where the vocabulary has more than 65,536 ids); offsets is
-        int64 (len(texts) + 1,).
+        texts: strings or Arrow columns of them. ids is flat, uint16 (uint32 where the vocabulary
+        has more than 65,536 ids); offsets is int64 (len(texts) + 1,).
         """
-        dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
-        threads = num_threads or os.cpu_count() or 1
-        size = max(1, min(256, -(-len(texts) // threads)))  # texts a task: short ones are many
-
-        def encode_some(start: int) -> list[np.ndarray]:
-            some = texts[start : start + size]
-            return [np.array(self.encode_ordinary(text), dtype=dtype) for text in some]
-
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(encode_some, range(0, len(texts), size))
-            arrays = [array for part in parts for array in part]
-        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-        np.cumsum([len(array) for array in arrays], out=offsets[1:])
-        return np.concatenate([np.empty(0, dtype), *arrays]), offsets
+        return self._encoder.encode_batch(texts, num_threads)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for: special tokens give their names, unused ids nothing."""

@@ -111,7 +111,8 @@ set_up() {
     say "Installed in .venv after $SECONDS s"
   fi
   if ! command -v ${CXX:-} c++ g++ clang++ >/dev/null; then
-    say "No C++ compiler (c++, g++, clang++) here: on a CPU the model runs uncompiled, and slower"
+    say "No C++ compiler (c++, g++, clang++) here: on a CPU the model runs uncompiled, and slower;" \
+      "the tokenizer is trained by Python, a hundred times slower"
   fi
   export VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:$PATH
 }

@@ -2,7 +2,8 @@
 
     python -m scripts.tok_eval
 
-The others' vocabularies are downloaded by tiktoken; without a network this says so, and shows ours.
+The others' vocabularies are downloaded by tiktoken (pip install tiktoken); without it, or without a
+network, this says so, and shows ours.
 """
 
 import inspect
@@ -80,9 +81,9 @@ def samples() -> dict[str, str]:
 
 def count_tokens(encoding: str, texts: list[str], answer) -> None:
     """Puts the token counts of `texts`, or what went wrong, into the queue `answer`."""
-    import tiktoken
-
     try:
+        import tiktoken
+
         encode = tiktoken.get_encoding(encoding).encode_ordinary
         answer.put([len(encode(text)) for text in texts])
     except Exception as error:  # whatever the download raised is told, not hidden
@@ -115,7 +116,7 @@ def main(config: Config) -> None:
     for name, encoding in OTHERS.items() if config.compare else ():
         found = counts_of(encoding, list(texts.values()), config.timeout)
         if isinstance(found, str):
-            print0(f"{name} ({encoding}) is not compared: tiktoken cannot get its file ({found})")
+            print0(f"{name} ({encoding}) is not compared: tiktoken does not give it ({found})")
         else:
             columns[name] = found
     table = Table("text", "characters", *columns, title="Characters per token (more is better)")

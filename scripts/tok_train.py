@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanochat.common import ConfigError, base_dir, print0, progress, write_atomic
+from nanochat.bpe import as_bytes
+from nanochat.common import ConfigError, base_dir, print0, write_atomic
 from nanochat.configurator import cli
 from nanochat.dataset import Shard, open_source
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
@@ -81,19 +82,16 @@ def main(config: Config) -> None:
     read = {"documents": 0, "characters": 0, "bytes": 0}
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
 
-    with progress("reading text", config.max_chars, "characters") as advance:
+    def counted() -> Iterator[str]:
+        for piece in capped(documents, config.doc_cap, config.max_chars):
+            read["documents"] += 1
+            read["characters"] += len(piece)
+            read["bytes"] += len(piece) if piece.isascii() else len(as_bytes(piece))
+            yield piece
 
-        def counted() -> Iterator[str]:
-            for piece in capped(documents, config.doc_cap, config.max_chars):
-                read["documents"] += 1
-                read["characters"] += len(piece)
-                read["bytes"] += len(piece.encode("utf-8", "replace"))
-                advance(len(piece))
-                yield piece
-
-        start = time.monotonic()
-        tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
-        seconds = time.monotonic() - start
+    start = time.monotonic()
+    tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
+    seconds = time.monotonic() - start
     documents.close()
 
     (folder / RECORD).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `common` defines, so it comes second.
 IN_ORDER = """
     common configurator
-    bpe tokenizer_json tokenizer conversation packaged hub dataset packing token_shards dataloader
+    tokenizer_json bpe tokenizer conversation packaged hub dataset packing token_shards dataloader
     calculator execution
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import ConfigError, DataError
-from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, recover_merges
+from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 from nanochat.tokenizer_json import byte_alphabet
 
 LANGUAGES = "Straße naïve façade Привет мир, как дела? 你好世界 今日は 오늘은 नमस्ते مرحبا "
@@ -100,18 +100,6 @@ def test_special_names_in_training_text_stay_text():
 def test_training_is_deterministic(tokenizer):
     again = Tokenizer.train([inspect.getsource(argparse), LANGUAGES * 20], 1024)
     assert again.merges == tokenizer.merges
-
-
-def test_recover_merges_of_runs():
-    # A run can be cut in several ways: "aaaaaa" = aaaa + aa, as the encoder leaves it.
-    tokens = [b"aa", b"aaaa", b"aaaaaa", b"aab", b"aaaaaab"]
-    pairs = [(b"a", b"a"), (b"aa", b"aa"), (b"aaaa", b"aa"), (b"aa", b"b"), (b"aaaaaa", b"b")]
-    assert recover_merges(tokens) == pairs
-
-
-def test_two_merges_with_equal_bytes_are_a_bug():
-    with pytest.raises(AssertionError, match="same bytes"):
-        recover_merges([b"ab", b"ab"])
 
 
 # ---------------------------------------------------------------- encoding

@@ -1,0 +1,991 @@
+// Byte-level BPE: counting words, learning merges, encoding. reference.py says what; this is how it
+// is done fast. Plain C++17 and a C interface; native.py compiles and calls it. In order:
+//
+//   1. Splitting   UTF-8 into the pieces of Llama-3's pattern, without a regular expression
+//   2. Words       a hash table whose keys are pieces
+//   3. Counting    how often each piece occurs, by many threads
+//   4. Learning    the merges
+//   5. Encoding    text into ids, by many threads
+//   6. The C interface
+//
+// Ids 0..255 are the bytes, merge number i makes id 256 + i.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "unicode_ranges.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "core.cpp reads bytes as little-endian integers; this machine is big-endian"
+#endif
+
+namespace {
+
+using u8 = uint8_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using i64 = int64_t;
+
+constexpr u32 NONE = 0xffffffff;
+
+inline u64 load8(const u8* p) {
+    u64 x;
+    memcpy(&x, p, 8);
+    return x;
+}
+
+// ------------------------------------------------------------------------------- 1. Splitting
+//
+// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} | ?[^\s\p{L}\p{N}]+[\r\n]*
+// | \s*[\r\n]+ | \s+(?!\S) | \s+
+//
+// Each branch below is one of these alternatives; the first that matches wins.
+
+enum Class : u8 { OTHER, LETTER, NUMBER, SPACE, NEWLINE };  // \r and \n are no SPACE here
+
+struct Classes {
+    std::vector<u8> of;  // by code point
+
+    Classes() : of(0x110000, OTHER) {
+        fill(LETTERS, sizeof LETTERS, LETTER);
+        fill(NUMBERS, sizeof NUMBERS, NUMBER);
+        fill(SPACES, sizeof SPACES, SPACE);
+        of['\r'] = of['\n'] = NEWLINE;
+    }
+    void fill(const u32* ranges, size_t bytes, Class c) {
+        for (size_t i = 0; i < bytes / 4; i += 2)
+            std::fill(of.begin() + ranges[i], of.begin() + ranges[i + 1] + 1, c);
+    }
+};
+
+const u8* classes() {
+    static const Classes table;
+    return table.of.data();
+}
+
+inline bool continues(u8 byte) { return (byte & 0xc0) == 0x80; }
+
+// The code point at p, and its length. NONE and 1 where there is no valid UTF-8: such a byte is a
+// character of its own. Cut off, overlong, a surrogate, above U+10FFFF: none of them is valid.
+inline u32 code_point(const u8* p, const u8* end, int& length) {
+    const u8 a = p[0];
+    const i64 room = end - p;
+    length = 1;
+    if (a < 0x80) return a;
+    if (a < 0xe0) {
+        if (a < 0xc2 || room < 2 || !continues(p[1])) return NONE;
+        length = 2;
+        return (a & 0x1f) << 6 | (p[1] & 0x3f);
+    }
+    if (a < 0xf0) {
+        if (room < 3 || !continues(p[1]) || !continues(p[2])) return NONE;
+        const u32 c = (a & 0x0f) << 12 | (p[1] & 0x3f) << 6 | (p[2] & 0x3f);
+        if (c < 0x800 || (c >= 0xd800 && c < 0xe000)) return NONE;
+        length = 3;
+        return c;
+    }
+    if (a > 0xf4 || room < 4) return NONE;
+    if (!continues(p[1]) || !continues(p[2]) || !continues(p[3])) return NONE;
+    const u32 c = (a & 0x07) << 18 | (p[1] & 0x3f) << 12 | (p[2] & 0x3f) << 6 | (p[3] & 0x3f);
+    if (c < 0x10000 || c > 0x10ffff) return NONE;
+    length = 4;
+    return c;
+}
+
+struct Scanner {
+    const u8* const of = classes();
+
+    Class look(const u8* p, const u8* end, int& length) const {
+        const u32 c = code_point(p, end, length);
+        return c == NONE ? OTHER : Class(of[c]);
+    }
+
+    // The end of the run of letters that goes on at p. English is nearly all here, so eight bytes
+    // are looked at together: the high bit of each byte of `letters` says whether it is in A-Za-z.
+    const u8* letters(const u8* p, const u8* end) const {
+        constexpr u64 ones = 0x0101010101010101, high = 0x80 * ones;
+        for (;;) {
+            while (end - p >= 8) {
+                const u64 x = load8(p), low = (x | 0x20 * ones) & ~high;
+                const u64 letters = (low + (0x80 - 'a') * ones) & ~(low + (0x7f - 'z') * ones) & ~x;
+                const u64 others = ~letters & high;
+                if (others) {
+                    p += __builtin_ctzll(others) >> 3;
+                    break;
+                }
+                p += 8;
+            }
+            while (p < end && *p < 0x80 && of[*p] == LETTER) p++;
+            int n;
+            if (p == end || *p < 0x80 || look(p, end, n) != LETTER) return p;
+            p += n;
+        }
+    }
+
+    // The length of 's 't 'm 'd 're 've 'll, in either case, where p is at the apostrophe; or 0.
+    static int contraction(const u8* p, const u8* end) {
+        if (end - p < 2) return 0;
+        const int a = p[1] | 0x20;
+        if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+        if (end - p < 3) return 0;
+        if (p[1] == 0xc5 && p[2] == 0xbf) return 3;  // subtle: U+017F is another lower case of S
+        const int b = p[2] | 0x20;
+        return (b == 'e' && (a == 'r' || a == 'v')) || (b == 'l' && a == 'l') ? 3 : 0;
+    }
+
+    // The end of the piece that begins at p; p < end.
+    const u8* next(const u8* p, const u8* end) const {
+        int n;
+        const Class first = look(p, end, n);
+        if (first == LETTER) return letters(p + n, end);
+        const u8* q = p + n;
+        if (first == NUMBER) {
+            for (int i = 0; i < 2 && q < end && look(q, end, n) == NUMBER; i++) q += n;
+            return q;
+        }
+        if (*p == '\'')
+            if (const int length = contraction(p, end)) return p + length;
+        if (q == end) return q;
+        const Class second = look(q, end, n);
+        if (second == LETTER && first != NEWLINE) return letters(q + n, end);
+        if (first == OTHER || (*p == ' ' && second == OTHER)) {
+            while (q < end && look(q, end, n) == OTHER) q += n;
+            while (q < end && of[*q] == NEWLINE) q++;
+            return q;
+        }
+        return spaces(p, end);
+    }
+
+    // White space: up to its last newline; without one, all but its last character, which goes to
+    // what follows; all of it at the end of the text or where it is one character.
+    const u8* spaces(const u8* p, const u8* end) const {
+        const u8 *q = p, *last = p, *after_newline = nullptr;
+        while (q < end) {
+            const u8* const blanks = q;
+            q = skip_blanks(q, end);
+            if (q > blanks) last = q - 1;
+            int n;
+            const Class c = q < end ? look(q, end, n) : OTHER;
+            if (c != SPACE && c != NEWLINE) break;
+            last = q;
+            q += n;
+            if (c == NEWLINE) after_newline = q;
+        }
+        if (after_newline) return after_newline;
+        return q == end || last == p ? q : last;
+    }
+
+    // Code is full of them.
+    static const u8* skip_blanks(const u8* p, const u8* end) {
+        for (; end - p >= 8; p += 8) {
+            const u64 others = load8(p) ^ 0x2020202020202020;
+            if (others) return p + (__builtin_ctzll(others) >> 3);
+        }
+        while (p < end && *p == ' ') p++;
+        return p;
+    }
+
+    // The first place from p on where a piece begins whatever stands before and behind: between a
+    // letter and a blank, or between a newline and what is no white space. `end` if there is none.
+    const u8* find_cut(const u8* p, const u8* end) const {
+        for (; p < end; p++) {
+            if (*p == ' ' && p[-1] < 0x80 && of[p[-1]] == LETTER) return p;
+            int n;
+            if (p[-1] == '\n' && look(p, end, n) != SPACE && *p != '\r' && *p != '\n') return p;
+        }
+        return end;
+    }
+};
+
+// ----------------------------------------------------------------------------------- 2. Words
+
+inline u64 mix(u64 a, u64 b) {
+    const unsigned __int128 product = (unsigned __int128)a * b;
+    return u64(product) ^ u64(product >> 64);
+}
+
+// A piece as a key: up to 15 bytes stand in it, with their number in the last byte. Of a longer one
+// it holds 56 bits of hash below LONG; the bytes are compared as well.
+struct Key {
+    u64 low, high;
+
+    static constexpr u64 LONG = u64(0xff) << 56;
+    bool is_long() const { return high >= LONG; }
+    u64 hash() const { return mix(low ^ 0x9e3779b97f4a7c15, high ^ 0xd1b54a32d192ed03); }
+};
+
+inline Key make_key(const u8* p, size_t length, const u8* end) {
+    if (length <= 15) {
+        u64 low = 0, high = 0;
+        if (end - p >= 16) {  // more is read than belongs to it, and masked out
+            const size_t in_low = std::min<size_t>(length, 8), in_high = length - in_low;
+            low = load8(p) & (~u64(0) >> (64 - 8 * in_low));  // length is at least 1
+            high = load8(p + 8) & ((u64(1) << 8 * in_high) - 1);
+        } else {
+            u8 bytes[16] = {};
+            memcpy(bytes, p, length);
+            low = load8(bytes);
+            high = load8(bytes + 8);
+        }
+        return {low, high | u64(length) << 56};
+    }
+    u64 h = length;
+    size_t i = 0;
+    for (; i + 8 <= length; i += 8) h = mix(h ^ load8(p + i), 0x9e3779b97f4a7c15);
+    h = mix(h ^ load8(p + length - 8), 0xd1b54a32d192ed03);
+    return {0, h | Key::LONG};
+}
+
+struct Piece {
+    const u8* start;
+    size_t length;
+    Key key;
+    u64 hash;
+
+    Piece() = default;
+    Piece(const u8* p, size_t n, const u8* end) : start(p), length(n), key(make_key(p, n, end)) {
+        hash = key.hash();
+    }
+};
+
+// Memory for copies of long pieces and for lists, all of it given back at once.
+class Arena {
+    std::vector<std::unique_ptr<u8[]>> blocks;
+    size_t used = 0, size = 0;
+
+  public:
+    void* take(size_t bytes) {
+        bytes = (bytes + 7) & ~size_t(7);
+        if (used + bytes > size) {
+            size = std::max(bytes, size_t(1) << 20);
+            blocks.emplace_back(new u8[size]);
+            used = 0;
+        }
+        used += bytes;
+        return blocks.back().get() + used - bytes;
+    }
+};
+
+// Words and something about each; open addressing, linear probing. In a slot the low half of a long
+// key is a pointer to the word's length and bytes. A key of zeros is an empty slot.
+template <class Value>
+struct Table {
+    struct Slot {
+        Key key;
+        Value value;
+
+        size_t length() const { return key.is_long() ? *(const u64*)key.low : key.high >> 56; }
+        const u8* bytes() const {
+            return key.is_long() ? (const u8*)key.low + 8 : (const u8*)&key;
+        }
+        u64 hash() const { return Key{key.is_long() ? 0 : key.low, key.high}.hash(); }
+    };
+
+    std::vector<Slot> slots = std::vector<Slot>(1 << 12);
+    size_t used = 0;
+    Arena copies;
+
+    void prefetch(u64 hash) const { __builtin_prefetch(&slots[hash & (slots.size() - 1)]); }
+
+    // The value of a piece, zeros if it is new.
+    Value& operator[](const Piece& piece) {
+        const size_t mask = slots.size() - 1;
+        for (size_t i = piece.hash & mask;; i = (i + 1) & mask) {
+            Slot& slot = slots[i];
+            if (slot.key.high == piece.key.high && is_same(slot, piece)) return slot.value;
+            if (slot.key.high == 0) return insert(i, piece);
+        }
+    }
+
+  private:
+    static bool is_same(const Slot& slot, const Piece& piece) {
+        if (!piece.key.is_long()) return slot.key.low == piece.key.low;
+        return slot.length() == piece.length && !memcmp(slot.bytes(), piece.start, piece.length);
+    }
+
+    Value& insert(size_t i, const Piece& piece) {
+        if (used * 3 >= slots.size() * 2) {
+            grow();
+            return (*this)[piece];
+        }
+        used++;
+        slots[i].key = piece.key;
+        if (piece.key.is_long()) {
+            u8* copy = (u8*)copies.take(8 + piece.length);
+            const u64 length = piece.length;
+            memcpy(copy, &length, 8);
+            memcpy(copy + 8, piece.start, piece.length);
+            slots[i].key.low = (u64)copy;
+        }
+        return slots[i].value;
+    }
+
+    void grow() {
+        std::vector<Slot> old(slots.size() * 2);
+        old.swap(slots);
+        const size_t mask = slots.size() - 1;
+        for (const Slot& slot : old) {
+            if (slot.key.high == 0) continue;
+            size_t i = slot.hash() & mask;
+            while (slots[i].key.high) i = (i + 1) & mask;
+            slots[i] = slot;
+        }
+    }
+};
+
+// Calls visit(piece) for the pieces from p to end, or for all of it as one. Scanning runs ahead, so
+// that the table's slots are on their way from memory before they are needed.
+template <class Value, class Visit>
+void visit_pieces(const Table<Value>& table, const u8* p, const u8* end, bool split, Visit visit) {
+    const Scanner scanner;
+    Piece ahead[64];
+    while (p < end) {
+        int n = 0;
+        for (; n < 64 && p < end; n++) {
+            const u8* next = split ? scanner.next(p, end) : end;
+            ahead[n] = Piece(p, next - p, end);
+            table.prefetch(ahead[n].hash);
+            p = next;
+        }
+        for (int i = 0; i < n; i++) visit(ahead[i]);
+    }
+}
+
+// --------------------------------------------------------------------------------- 3. Counting
+
+// Texts, and long ones in parts, in portions of which a thread takes one after another.
+struct Span {
+    const u8 *begin, *end;
+    i64 text;
+};
+
+struct Portions {
+    std::vector<Span> spans;
+    std::vector<size_t> starts = {0};  // portion i is spans[starts[i]] .. spans[starts[i + 1]]
+    static constexpr i64 BYTES = 1 << 18;
+
+    Portions(const u8* const* texts, const i64* lengths, i64 count, bool split) {
+        const Scanner scanner;
+        i64 bytes = 0;
+        for (i64 i = 0; i < count; i++) {
+            const u8 *p = texts[i], *end = p + lengths[i];
+            do {  // also an empty text has a span
+                const bool cut = split && end - p > BYTES;
+                const u8* next = cut ? scanner.find_cut(p + BYTES, end) : end;
+                spans.push_back({p, next, i});
+                bytes += next - p;
+                if (bytes >= BYTES) {
+                    starts.push_back(spans.size());
+                    bytes = 0;
+                }
+                p = next;
+            } while (p < end);
+        }
+        if (starts.back() < spans.size()) starts.push_back(spans.size());
+    }
+    size_t size() const { return starts.size() - 1; }
+};
+
+// Runs work(worker, portion) for every portion; a worker is on one thread, at most `threads` are.
+template <class Work>
+void in_parallel(size_t portions, size_t threads, Work work) {
+    threads = std::max<size_t>(1, std::min(threads, portions));
+    std::atomic<size_t> next{0};
+    std::exception_ptr error;
+    std::mutex mutex;
+    auto run = [&](size_t worker) {
+        try {
+            for (size_t i; (i = next++) < portions;) work(worker, i);
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            error = std::current_exception();
+            next = portions;
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        for (size_t i = 1; i < threads; i++) others.emplace_back(run, i);
+    } catch (const std::system_error&) {  // the system gives no more threads: fewer do the work
+    }
+    run(0);
+    for (std::thread& thread : others) thread.join();
+    if (error) std::rethrow_exception(error);
+}
+
+struct Counter {
+    std::vector<std::unique_ptr<Table<u64>>> tables;  // one a thread
+
+    Table<u64>& table(size_t i) {
+        while (tables.size() <= i) tables.emplace_back(new Table<u64>);
+        return *tables[i];
+    }
+
+    void count(const u8* const* texts, const i64* lengths, i64 n, size_t threads) {
+        const Portions portions(texts, lengths, n, true);
+        table(threads - 1);
+        in_parallel(portions.size(), threads, [&](size_t worker, size_t i) {
+            Table<u64>& words = *tables[worker];
+            for (size_t s = portions.starts[i]; s < portions.starts[i + 1]; s++) {
+                const Span& span = portions.spans[s];
+                visit_pieces(words, span.begin, span.end, true,
+                             [&](const Piece& piece) { words[piece]++; });
+            }
+        });
+    }
+
+    void add(const u8* const* words, const i64* lengths, const u64* weights, i64 n) {
+        for (i64 i = 0; i < n; i++) {
+            if (!lengths[i]) continue;
+            table(0)[Piece(words[i], lengths[i], words[i] + lengths[i])] += weights[i];
+        }
+    }
+
+    // All counts in the first table.
+    Table<u64>& total() {
+        Table<u64>& sum = table(0);
+        for (size_t t = 1; t < tables.size(); t++) {
+            for (const auto& slot : tables[t]->slots) {
+                if (!slot.key.high) continue;
+                const u8* bytes = slot.bytes();
+                sum[Piece(bytes, slot.length(), bytes + slot.length())] += slot.value;
+            }
+            tables[t].reset();
+        }
+        tables.resize(1);
+        return sum;
+    }
+};
+
+// --------------------------------------------------------------------------------- 4. Learning
+//
+// All words stand one after another in `at`, an entry a byte, NONE between words. A token's id
+// stands at its first and its last byte. So the neighbours of the token at i are at[i - 1] and
+// at[i + length], and no links are needed.
+//
+// The occurrences of a pair all come into being in one step, the one that makes the younger of its
+// two tokens. After it they only get fewer. So a pair's places are a list written once, its weight
+// at that time is an upper bound, and no table of pairs is needed: a heap holds the bounds; what
+// comes to its top is counted again, and goes back with the smaller number or, if nothing was lost,
+// is the most frequent pair.
+
+struct Learner {
+    static constexpr u32 INSIDE = 0xfffffffe;  // once the beginning of a token, now inside another
+
+    struct Pair {
+        u64 bound;
+        u32 left, right;
+        u32* places;  // of the left token's first byte, rising
+        size_t count;
+
+        // For a heap with the greatest bound on top, of equal ones the smallest pair.
+        bool operator<(const Pair& other) const {
+            if (bound != other.bound) return bound < other.bound;
+            return left != other.left ? left > other.left : right > other.right;
+        }
+    };
+    struct Group {
+        u64 weight = 0;
+        size_t count = 0;
+        u32* places = nullptr;
+    };
+
+    std::vector<u32> at;
+    std::vector<u32> lengths = std::vector<u32>(256, 1);
+    std::vector<Pair> heap;
+    std::vector<Group> groups = std::vector<Group>(256);
+    Arena lists;
+    // Words are in order of falling weight: those of weights[k] reach up to ends[k]. near[i >> 4]
+    // is the first k whose end is behind the place i & ~15.
+    std::vector<u64> weights;
+    std::vector<u32> ends, near;
+
+    explicit Learner(Table<u64>& words) {
+        struct Word {
+            u64 weight;
+            const u8* bytes;
+            size_t length;
+        };
+        std::vector<Word> order;
+        order.reserve(words.used);
+        u64 size = 1;
+        for (const auto& slot : words.slots)
+            if (slot.key.high && slot.value) {
+                order.push_back({slot.value, slot.bytes(), slot.length()});
+                size += slot.length() + 1;
+            }
+        if (size >= INSIDE) throw std::length_error("the unique words hold more than 4 GiB");
+        std::sort(order.begin(), order.end(),
+                  [](const Word& a, const Word& b) { return a.weight > b.weight; });
+        at.reserve(size);
+        at.push_back(NONE);
+        for (const Word& word : order) {
+            if (weights.empty() || weights.back() != word.weight) {
+                weights.push_back(word.weight);
+                ends.push_back(0);
+            }
+            at.insert(at.end(), word.bytes, word.bytes + word.length);
+            at.push_back(NONE);
+            ends.back() = at.size();
+        }
+        u32 k = 0;
+        for (u64 i = 0; i < size; i += 16) {
+            while (k + 1 < ends.size() && ends[k] <= i) k++;
+            near.push_back(k);
+        }
+        words = Table<u64>();
+        pair_bytes();
+    }
+
+    // Finds the weight of places that rise from call to call.
+    struct Weigher {
+        const Learner& learner;
+        u32 k = 0;
+
+        u64 operator()(u32 place) {
+            k = std::max(k, learner.near[place >> 4]);
+            while (learner.ends[k] <= place) k++;
+            return learner.weights[k];
+        }
+    };
+
+    // The pairs of bytes.
+    void pair_bytes() {
+        std::vector<Group> pairs(65536);
+        Weigher weight{*this};
+        for (size_t i = 1; i + 1 < at.size(); i++)
+            if (at[i] != NONE && at[i + 1] != NONE) {
+                Group& pair = pairs[at[i] << 8 | at[i + 1]];
+                pair.weight += weight(i);
+                pair.count++;
+            }
+        for (u32 p = 0; p < 65536; p++) push(pairs[p], p >> 8, p & 255);
+        for (size_t i = 1; i + 1 < at.size(); i++)
+            if (at[i] != NONE && at[i + 1] != NONE) *pairs[at[i] << 8 | at[i + 1]].places++ = i;
+    }
+
+    // Puts a pair on the heap; its places are filled in afterwards.
+    void push(Group& group, u32 left, u32 right) {
+        if (!group.count) return;
+        group.places = (u32*)lists.take(4 * group.count);
+        heap.push_back({group.weight, left, right, group.places, group.count});
+        std::push_heap(heap.begin(), heap.end());
+    }
+
+    // Drops the places where the pair no longer is; its bound becomes its weight.
+    void recount(Pair& pair) {
+        const u32 length = lengths[pair.left];
+        size_t kept = 0;
+        pair.bound = 0;
+        Weigher weight{*this};
+        for (size_t i = 0; i < pair.count; i++) {
+            const u32 place = pair.places[i];
+            if (at[place] != pair.left || at[place + length] != pair.right) continue;
+            pair.places[kept++] = place;
+            pair.bound += weight(place);
+        }
+        pair.count = kept;
+    }
+
+    // Learns at most `most` more merges, writes their pairs, returns how many there were.
+    i64 learn(i64 most, u32* pairs) {
+        i64 done = 0;
+        while (done < most && !heap.empty()) {
+            std::pop_heap(heap.begin(), heap.end());
+            Pair pair = heap.back();
+            heap.pop_back();
+            const u64 bound = pair.bound;
+            recount(pair);
+            if (pair.bound == bound) {
+                merge(pair);
+                pairs[2 * done] = pair.left;
+                pairs[2 * done + 1] = pair.right;
+                done++;
+            } else if (pair.count) {
+                heap.push_back(pair);
+                std::push_heap(heap.begin(), heap.end());
+            }
+        }
+        return done;
+    }
+
+    std::vector<u32> neighbours, touched;
+    std::vector<u64> place_weights;
+
+    void merge(const Pair& pair) {
+        const u32 id = lengths.size(), left = lengths[pair.left], right = lengths[pair.right];
+        lengths.push_back(left + right);
+        groups.emplace_back();
+        u32* places = pair.places;
+        size_t count = 0;
+        place_weights.clear();
+        Weigher weight{*this};
+        for (size_t i = 0; i < pair.count; i++) {
+            const u32 place = places[i];
+            // subtle: in "aaa" the second pair is gone once the first is merged.
+            if (at[place] != pair.left || at[place + left] != pair.right) continue;
+            at[place + left] = INSIDE;
+            at[place] = at[place + left + right - 1] = id;
+            places[count++] = place;
+            place_weights.push_back(weight(place));
+        }
+        neighbours.resize(count);
+        for (size_t i = 0; i < count; i++) {
+            const u32 other = at[places[i] - 1];
+            neighbours[i] = other == id ? NONE : other;  // that one is its right neighbour's
+        }
+        push_pairs(places, count, id, true);
+        for (size_t i = 0; i < count; i++) neighbours[i] = at[places[i] + left + right];
+        push_pairs(places, count, id, false);
+    }
+
+    // The new token's pairs with its neighbours on one side, grouped by neighbour.
+    void push_pairs(const u32* places, size_t count, u32 id, bool on_the_left) {
+        touched.clear();
+        for (size_t i = 0; i < count; i++) {
+            if (neighbours[i] == NONE) continue;
+            Group& group = groups[neighbours[i]];
+            if (!group.count++) touched.push_back(neighbours[i]);
+            group.weight += place_weights[i];
+        }
+        for (const u32 other : touched) {
+            if (on_the_left) push(groups[other], other, id);
+            else push(groups[other], id, other);
+        }
+        for (size_t i = 0; i < count; i++) {
+            if (neighbours[i] == NONE) continue;
+            const u32 back = on_the_left ? lengths[neighbours[i]] : 0;
+            *groups[neighbours[i]].places++ = places[i] - back;
+        }
+        for (const u32 other : touched) groups[other] = Group{};
+    }
+};
+
+// --------------------------------------------------------------------------------- 5. Encoding
+
+// Merge numbers by pair of ids. A slot is one number, 21 bits each for left id, right id and rank,
+// so that the table of 65,536 merges takes 1 MB.
+class Ranks {
+    static constexpr u64 EMPTY = ~u64(0), MOST = 1 << 21;
+    std::vector<u32> of_bytes = std::vector<u32>(65536, NONE);
+    std::vector<u64> slots;
+    size_t mask;
+
+    static u64 hash(u64 pair) { return mix(pair, 0x9e3779b97f4a7c15); }
+    static u64 joined(u64 left, u64 right) { return left << 21 | right; }
+
+  public:
+    Ranks(const u32* pairs, size_t count) {
+        if (256 + count >= MOST) throw std::length_error("more than 2 million ids");
+        size_t size = 16;
+        while (size < 2 * count) size *= 2;
+        slots.assign(size, EMPTY);
+        mask = size - 1;
+        for (size_t rank = 0; rank < count; rank++) {
+            const u32 left = pairs[2 * rank], right = pairs[2 * rank + 1];
+            if (left >= 256 + rank || right >= 256 + rank)
+                throw std::invalid_argument("merge " + std::to_string(rank) +
+                                            " uses an id that only a later merge makes");
+            if ((*this)(left, right) != NONE)
+                throw std::invalid_argument("merge " + std::to_string(rank) + " occurs twice");
+            if ((left | right) < 256) {
+                of_bytes[left << 8 | right] = rank;
+                continue;
+            }
+            const u64 pair = joined(left, right);
+            size_t i = hash(pair) & mask;
+            while (slots[i] != EMPTY) i = (i + 1) & mask;
+            slots[i] = pair << 21 | rank;
+        }
+    }
+
+    // The number of the merge of this pair; NONE if there is none.
+    u32 operator()(u32 left, u32 right) const {
+        if ((left | right) < 256) return of_bytes[left << 8 | right];
+        const u64 pair = joined(left, right);
+        for (size_t i = hash(pair) & mask;; i = (i + 1) & mask) {
+            if (slots[i] >> 21 == pair) return slots[i] & (MOST - 1);
+            if (slots[i] == EMPTY) return NONE;
+        }
+    }
+};
+
+// Merges a short piece in place, always the pair learned first; returns how many ids are left.
+size_t merge_short(const Ranks& ranks, const u8* piece, size_t n, u32* ids) {
+    u32 rank[256];  // rank[i]: of ids[i] and ids[i + 1]
+    for (size_t i = 0; i < n; i++) ids[i] = piece[i];
+    for (size_t i = 0; i + 1 < n; i++) rank[i] = ranks(ids[i], ids[i + 1]);
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++)
+            if (rank[i] < rank[best]) best = i;
+        if (rank[best] == NONE) break;
+        ids[best] = 256 + rank[best];
+        n--;
+        memmove(ids + best + 1, ids + best + 2, (n - best - 1) * sizeof(u32));
+        if (best + 1 < n) {
+            memmove(rank + best + 1, rank + best + 2, (n - best - 2) * sizeof(u32));
+            rank[best] = ranks(ids[best], ids[best + 1]);
+        }
+        if (best > 0) rank[best - 1] = ranks(ids[best - 1], ids[best]);
+    }
+    return n;
+}
+
+// The same for a piece of any length, in O(n log n): a heap of (rank, place), with links.
+size_t merge_long(const Ranks& ranks, const u8* piece, size_t n, u32* ids) {
+    if (n >= NONE) throw std::length_error("a piece of text without a boundary is over 4 GiB long");
+    std::vector<u32> next(n + 1), previous(n + 1);
+    std::vector<u64> heap;
+    const auto greater = [](u64 a, u64 b) { return a > b; };
+    // Puts the pair that begins at a place on the heap, if there is a merge of it.
+    const auto add = [&](u32 place) {
+        const u32 rank = next[place] == n ? NONE : ranks(ids[place], ids[next[place]]);
+        if (rank == NONE) return;
+        heap.push_back(u64(rank) << 32 | place);
+        std::push_heap(heap.begin(), heap.end(), greater);
+    };
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = piece[i];
+        next[i] = i + 1;
+        previous[i] = i ? i - 1 : NONE;
+    }
+    for (size_t i = 0; i + 1 < n; i++) {
+        const u32 rank = ranks(ids[i], ids[i + 1]);
+        if (rank != NONE) heap.push_back(u64(rank) << 32 | i);
+    }
+    std::make_heap(heap.begin(), heap.end(), greater);
+    while (!heap.empty()) {
+        std::pop_heap(heap.begin(), heap.end(), greater);
+        const u32 rank = heap.back() >> 32, place = u32(heap.back());
+        heap.pop_back();
+        // Outdated, unless the pair is still there. A place inside a token has the id NONE.
+        if (ids[place] == NONE || next[place] == n) continue;
+        if (ranks(ids[place], ids[next[place]]) != rank) continue;
+        const u32 gone = next[place], before = previous[place];
+        ids[place] = 256 + rank;
+        ids[gone] = NONE;
+        next[place] = next[gone];
+        previous[next[gone]] = place;
+        add(place);
+        if (before != NONE) add(before);
+    }
+    return std::remove(ids, ids + n, NONE) - ids;
+}
+
+struct Encoder {
+    // The ids of a word that was met before: up to three here, more at spilled[ids[0]].
+    struct Known {
+        u32 count;
+        u32 ids[3];
+    };
+    struct Worker {
+        Table<Known> known;
+        std::vector<u32> spilled, buffer;
+    };
+    static constexpr size_t KNOWN_WORDS = 1 << 20;  // a worker's words; after that it starts anew
+    static constexpr size_t KNOWN_LENGTH = 64, SHORT = 256, SLACK = 2;
+
+    const Ranks ranks;
+    const std::vector<u32> names;  // what is written for an id
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Worker>> idle;
+
+    Encoder(const u32* pairs, i64 count, const u32* ids)
+        : ranks(pairs, count), names(ids, ids + 256 + count) {}
+
+    std::unique_ptr<Worker> borrow() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (idle.empty()) return std::make_unique<Worker>();
+        std::unique_ptr<Worker> worker = std::move(idle.back());
+        idle.pop_back();
+        return worker;
+    }
+    void give_back(std::unique_ptr<Worker> worker) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        idle.push_back(std::move(worker));
+    }
+
+    size_t merge(const Piece& piece, u32* out) const {
+        const bool is_short = piece.length <= SHORT;
+        const size_t n = is_short ? merge_short(ranks, piece.start, piece.length, out)
+                                  : merge_long(ranks, piece.start, piece.length, out);
+        for (size_t i = 0; i < n; i++) out[i] = names[out[i]];
+        return n;
+    }
+
+    // Writes the ids of a span, at most one a byte, and up to SLACK more behind them; returns where
+    // the ids end.
+    u32* encode(Worker& worker, const u8* begin, const u8* end, bool split, u32* out) const {
+        if (worker.known.used > KNOWN_WORDS) {
+            worker.known = Table<Known>();
+            worker.spilled.clear();
+        }
+        visit_pieces(worker.known, begin, end, split, [&](const Piece& piece) {
+            if (piece.length > KNOWN_LENGTH) {
+                out += merge(piece, out);
+                return;
+            }
+            Known& known = worker.known[piece];
+            if (!known.count) {
+                const u32 count = merge(piece, out);
+                if (count > 3) {
+                    known.ids[0] = worker.spilled.size();
+                    worker.spilled.insert(worker.spilled.end(), out, out + count);
+                } else {
+                    memcpy(known.ids, out, count * sizeof(u32));
+                }
+                known.count = count;
+            }
+            if (known.count > 3) {
+                memcpy(out, &worker.spilled[known.ids[0]], known.count * sizeof(u32));
+            } else {
+                memcpy(out, known.ids, sizeof known.ids);  // always three: no branch to mispredict
+            }
+            out += known.count;
+        });
+        return out;
+    }
+};
+
+struct Encoded {
+    std::vector<std::vector<u32>> portions;
+    std::vector<i64> counts;  // ids of each text
+    i64 total = 0;
+
+    Encoded(Encoder& encoder, const u8* const* texts, const i64* lengths, i64 n, size_t threads,
+            bool split)
+        : counts(n) {
+        const Portions todo(texts, lengths, n, split);
+        portions.resize(todo.size());
+        std::vector<std::unique_ptr<Encoder::Worker>> workers(threads);
+        std::vector<i64> span_counts(todo.spans.size());
+        in_parallel(todo.size(), threads, [&](size_t w, size_t i) {
+            if (!workers[w]) workers[w] = encoder.borrow();
+            Encoder::Worker& worker = *workers[w];
+            const size_t first = todo.starts[i], last = todo.starts[i + 1];
+            size_t bytes = 0;
+            for (size_t s = first; s < last; s++) bytes += todo.spans[s].end - todo.spans[s].begin;
+            bytes += Encoder::SLACK;
+            if (worker.buffer.size() < bytes) worker.buffer.resize(bytes);
+            u32* out = worker.buffer.data();
+            for (size_t s = first; s < last; s++) {
+                const Span& span = todo.spans[s];
+                u32* next = encoder.encode(worker, span.begin, span.end, split, out);
+                span_counts[s] = next - out;
+                out = next;
+            }
+            portions[i].assign(worker.buffer.data(), out);
+        });
+        for (auto& worker : workers)
+            if (worker) encoder.give_back(std::move(worker));
+        for (size_t s = 0; s < todo.spans.size(); s++) counts[todo.spans[s].text] += span_counts[s];
+        for (const auto& portion : portions) total += portion.size();
+    }
+
+    template <class Id>
+    void copy(Id* ids) const {
+        for (const auto& portion : portions) ids = std::copy(portion.begin(), portion.end(), ids);
+    }
+};
+
+// --------------------------------------------------------------------------- 6. The C interface
+
+thread_local std::string message;
+
+// What `work` returns, or `failed` with the reason in `message`: no exception leaves this file.
+template <class Result, class Work>
+Result guarded(Result failed, Work work) {
+    try {
+        return work();
+    } catch (const std::exception& error) {
+        message = error.what();
+        return failed;
+    }
+}
+
+// A new T, or a null pointer.
+template <class T, class... Arguments>
+T* make(Arguments&&... arguments) {
+    return guarded((T*)nullptr, [&] { return new T(std::forward<Arguments>(arguments)...); });
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* bpe_error() { return message.c_str(); }
+
+// Writes where each piece of a text ends (`ends` has room for `length` of them); how many.
+i64 bpe_split(const u8* text, i64 length, i64* ends) {
+    const Scanner scanner;
+    i64 count = 0;
+    for (const u8* p = text; p < text + length;) {
+        p = scanner.next(p, text + length);
+        ends[count++] = p - text;
+    }
+    return count;
+}
+
+Counter* bpe_counter() { return make<Counter>(); }
+void bpe_counter_free(Counter* counter) { delete counter; }
+
+// Splits the texts and counts their pieces. 0, or -1 for failure.
+int bpe_count(Counter* counter, const u8* const* texts, const i64* lengths, i64 n, int threads) {
+    return guarded(-1, [&] { return counter->count(texts, lengths, n, threads), 0; });
+}
+// Adds words that were counted elsewhere.
+int bpe_add(Counter* counter, const u8* const* words, const i64* lengths, const u64* weights,
+            i64 n) {
+    return guarded(-1, [&] { return counter->add(words, lengths, weights, n), 0; });
+}
+
+// Takes the counter's words out of it.
+Learner* bpe_learner(Counter* counter) {
+    return guarded((Learner*)nullptr, [&] { return new Learner(counter->total()); });
+}
+void bpe_learner_free(Learner* learner) { delete learner; }
+// Writes the pairs of at most so many more merges; returns how many there were.
+i64 bpe_learn(Learner* learner, i64 most, u32* pairs) {
+    return guarded(i64(-1), [&] { return learner->learn(most, pairs); });
+}
+
+// ids[i] is what is written for id i; 256 + count of them.
+Encoder* bpe_encoder(const u32* pairs, i64 count, const u32* ids) {
+    return make<Encoder>(pairs, count, ids);
+}
+void bpe_encoder_free(Encoder* encoder) { delete encoder; }
+
+// One text; `out` has room for length + 2 ids. split = 0: the text is one piece.
+i64 bpe_encode(Encoder* encoder, const u8* text, i64 length, int split, u32* out) {
+    return guarded(i64(-1), [&] {
+        auto worker = encoder->borrow();
+        const u32* end = encoder->encode(*worker, text, text + length, split, out);
+        encoder->give_back(std::move(worker));
+        return i64(end - out);
+    });
+}
+
+Encoded* bpe_encode_batch(Encoder* encoder, const u8* const* texts, const i64* lengths, i64 n,
+                          int threads, int split) {
+    return make<Encoded>(*encoder, texts, lengths, n, threads, split);
+}
+i64 bpe_encoded_total(const Encoded* encoded) { return encoded->total; }
+// Writes all ids, `width` bytes each, and how many each text has.
+void bpe_encoded_copy(const Encoded* encoded, int width, void* ids, i64* counts) {
+    if (width == 2) encoded->copy((uint16_t*)ids);
+    else encoded->copy((u32*)ids);
+    std::copy(encoded->counts.begin(), encoded->counts.end(), counts);
+}
+void bpe_encoded_free(Encoded* encoded) { delete encoded; }
+
+}  // extern "C"

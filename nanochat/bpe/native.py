@@ -1,0 +1,241 @@
+"""core.cpp, called: the fast twin of reference.py.
+
+Every call leaves Python's lock, so that threads of the core and of Python run beside it.
+"""
+
+import ctypes
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_char_p, c_int, c_int64, c_void_p
+from functools import cache
+
+import numpy as np
+
+from nanochat.bpe.buffers import Buffers, Texts, batches, each_text, of_texts
+from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes
+from nanochat.bpe.reference import Pair
+from nanochat.common import progress
+
+MERGES_AT_ONCE = 500  # between two steps of the progress bar
+WORDS_AT_ONCE = 1_000_000  # different words that Python counts before the core takes them over
+
+# What each function of the core takes and returns.
+SIGNATURES = {
+    "bpe_error": ([], c_char_p),
+    "bpe_split": ([c_char_p, c_int64, c_void_p], c_int64),
+    "bpe_counter": ([], c_void_p),
+    "bpe_counter_free": ([c_void_p], None),
+    "bpe_count": ([c_void_p, c_void_p, c_void_p, c_int64, c_int], c_int),
+    "bpe_add": ([c_void_p, c_void_p, c_void_p, c_void_p, c_int64], c_int),
+    "bpe_learner": ([c_void_p], c_void_p),
+    "bpe_learner_free": ([c_void_p], None),
+    "bpe_learn": ([c_void_p, c_int64, c_void_p], c_int64),
+    "bpe_encoder": ([c_void_p, c_int64, c_void_p], c_void_p),
+    "bpe_encoder_free": ([c_void_p], None),
+    "bpe_encode": ([c_void_p, c_char_p, c_int64, c_int, c_void_p], c_int64),
+    "bpe_encode_batch": ([c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int], c_void_p),
+    "bpe_encoded_total": ([c_void_p], c_int64),
+    "bpe_encoded_copy": ([c_void_p, c_int, c_void_p, c_void_p], None),
+    "bpe_encoded_free": ([c_void_p], None),
+}
+
+
+class Core:
+    """The library's functions; one that fails raises RuntimeError with the core's reason."""
+
+    def __init__(self, library: ctypes.CDLL):
+        for name, (arguments, result) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+            setattr(self, name.removeprefix("bpe_"), function)
+
+    def checked(self, result):
+        """`result`, unless it is the null pointer or negative number that stands for failure."""
+        if result is None or result < 0:
+            raise RuntimeError(f"nanochat.bpe: {self.error().decode()}")
+        return result
+
+
+@cache
+def core(library: ctypes.CDLL | None) -> Core | None:
+    """The library's functions, set up once; None where there is no library."""
+    return Core(library) if library else None
+
+
+def split(core: Core, text: str | bytes) -> list[bytes]:
+    """A text's pieces by SPLIT_PATTERN: the scanner, to be held against Splitter.pieces."""
+    data = as_bytes(text)
+    ends = np.empty(len(data), np.int64)
+    ends = ends[: core.split(data, len(data), ends.ctypes.data)].tolist()
+    return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def one_ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """map(work, items); with several threads the next item is made while work is at the last."""
+    if num_threads == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        running = None
+        for item in items:
+            if running is not None:
+                yield running.result()
+            running = pool.submit(work, item)
+        if running is not None:
+            yield running.result()
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(
+    core: Core, texts: Texts, max_merges: int, split_pattern: str, num_threads: int
+) -> list[Pair]:
+    """reference.learn_merges of reference.count_words of the texts."""
+    counter = core.checked(core.counter())
+    try:
+        with progress("counting words", None, "bytes") as advance:
+            if split_pattern == SPLIT_PATTERN:
+                count_by_core(core, counter, texts, num_threads, advance)
+            else:
+                count_by_regex(core, counter, texts, split_pattern, advance)
+        learner = core.checked(core.learner(counter))
+    finally:
+        core.counter_free(counter)
+    try:
+        return learn_merges(core, learner, max_merges)
+    finally:
+        core.learner_free(learner)
+
+
+def count_by_core(
+    core: Core, counter: int, texts: Texts, num_threads: int, advance: Callable[[int], None]
+) -> None:
+    """Splits and counts in the core; of the texts only two batches are in memory at a time."""
+
+    def count(batch: Buffers) -> int:
+        addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
+        core.checked(core.count(counter, addresses, lengths, len(batch), num_threads))
+        return batch.size
+
+    for size in one_ahead(count, batches(texts), num_threads):
+        advance(size)
+
+
+def count_by_regex(
+    core: Core, counter: int, texts: Texts, split_pattern: str, advance: Callable[[int], None]
+) -> None:
+    """Splits and counts in Python, as the pattern is not the core's; the core adds it up."""
+    splitter, words = Splitter(split_pattern), Counter()
+
+    def hand_over() -> None:
+        batch = of_texts(list(words))
+        weights = np.fromiter(words.values(), dtype=np.uint64, count=len(words))
+        addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
+        core.checked(core.add(counter, addresses, lengths, weights.ctypes.data, len(words)))
+        words.clear()
+
+    for text in each_text(texts):
+        words.update(splitter.pieces(text))
+        if len(words) > WORDS_AT_ONCE:
+            hand_over()
+        advance(len(text))
+    hand_over()
+
+
+def learn_merges(core: Core, learner: int, max_merges: int) -> list[Pair]:
+    """Merges from the words that the learner was made of, a few hundred at a call."""
+    pairs = np.empty((max_merges, 2), np.uint32)
+    done = 0
+    with progress("learning merges", max_merges) as advance:
+        while done < max_merges:
+            most = min(MERGES_AT_ONCE, max_merges - done)
+            new = core.checked(core.learn(learner, most, pairs[done:].ctypes.data))
+            done += new
+            advance(new)
+            if new < most:  # no pair is left
+                break
+    return [tuple(pair) for pair in pairs[:done].tolist()]
+
+
+# ---------------------------------------------------------------- encoding
+
+
+class NativeEncoder:
+    """Text to ids by the core. What Encoder does where there is a compiler."""
+
+    def __init__(self, core: Core, merges: list[Pair], ids: list[int], split_pattern: str):
+        self._core = core
+        self._splitter = None if split_pattern == SPLIT_PATTERN else Splitter(split_pattern)
+        pairs = np.array(merges, dtype=np.uint32).reshape(-1, 2)
+        names = np.array(ids, dtype=np.uint32)
+        made = core.encoder(pairs.ctypes.data, len(pairs), names.ctypes.data)
+        self._encoder = core.checked(made)
+        weakref.finalize(self, core.encoder_free, made)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of one text."""
+        if self._splitter is not None:
+            return self.encode_batch([text], np.uint32, 1)[0].tolist()
+        data = as_bytes(text)
+        out = np.empty(len(data) + 2, np.uint32)
+        count = self._core.encode(self._encoder, data, len(data), 1, out.ctypes.data)
+        return out[: self._core.checked(count)].tolist()
+
+    def encode_batch(
+        self, texts: Texts, dtype: np.dtype, num_threads: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, offsets): those of text i are ids[offsets[i]:offsets[i + 1]]."""
+
+        def encode(batch: Buffers) -> tuple[np.ndarray, np.ndarray]:
+            return self._encode_buffers(batch, dtype, num_threads, split=True)
+
+        def encode_split(batch: list[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+            pieces = [self._splitter.pieces(text) for text in batch]
+            flat = of_texts([piece for some in pieces for piece in some])
+            ids, counts = self._encode_buffers(flat, dtype, num_threads, split=False)
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            firsts = np.concatenate([[0], np.cumsum([len(some) for some in pieces])])
+            return ids, np.diff(ends[firsts])
+
+        if self._splitter is None:
+            parts = list(one_ahead(encode, batches(texts), num_threads))
+        else:
+            parts = [encode_split(some) for some in portions(each_text(texts))]
+        parts = [(np.empty(0, dtype), np.empty(0, np.int64)), *parts]
+        counts = np.concatenate([counts for _, counts in parts])
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        ids = parts[1][0] if len(parts) == 2 else np.concatenate([ids for ids, _ in parts])
+        return ids, offsets
+
+    def _encode_buffers(
+        self, batch: Buffers, dtype: np.dtype, num_threads: int, split: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, how many each text has)."""
+        core = self._core
+        addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
+        arguments = self._encoder, addresses, lengths, len(batch), num_threads, split
+        encoded = core.checked(core.encode_batch(*arguments))
+        try:
+            total = core.encoded_total(encoded)
+            ids, counts = np.empty(total, dtype), np.empty(len(batch), np.int64)
+            core.encoded_copy(encoded, ids.itemsize, ids.ctypes.data, counts.ctypes.data)
+        finally:
+            core.encoded_free(encoded)
+        return ids, counts
+
+
+def portions(texts: Iterable[str | bytes], most: int = 1 << 20) -> Iterator[list[str | bytes]]:
+    """The texts in lists of about `most` characters."""
+    some, size = [], 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size >= most:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some

@@ -1,0 +1,89 @@
+"""Text cut into pieces by a regular expression, with the letters and numbers of Unicode 16.0.
+
+The slow twin of the scanner in core.cpp, and the only splitter for patterns other than Llama-3's.
+What is a letter grows with every version of Unicode, so installed packages differ: `regex` 2026.11
+calls 17,480 more code points letters or numbers than tiktoken and `tokenizers` do. unicode_ranges.h
+decides here, as it does in core.cpp.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import regex
+
+from nanochat.common import ConfigError
+
+# Llama-3's: llama.cpp knows it by name.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+RANGES = Path(__file__).with_name("unicode_ranges.h")
+# A code point that no version will change stands for each class.
+TYPICAL = {"LETTERS": "\u4e00", "NUMBERS": "\u2460", "": "\u2603"}
+
+
+def unicode_ranges(name: str) -> list[tuple[int, int]]:
+    """First and last code point of each range of LETTERS or NUMBERS in unicode_ranges.h."""
+    body = re.search(rf"\b{name}\[\] = {{(.*?)}};", RANGES.read_text(), re.DOTALL)[1]
+    numbers = [int(x, 16) for x in re.findall(r"0x([0-9a-f]+)", body)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+@cache
+def stand_ins() -> dict[str, str]:
+    """For each character that the installed `regex` puts into another class than unicode_ranges.h
+    does, one of the right class; empty where the versions agree."""
+    every, found = "".join(map(chr, range(0x110000))), {}
+    for name, known in (("LETTERS", r"\p{L}"), ("NUMBERS", r"\p{N}")):
+        expected = {chr(c) for a, b in unicode_ranges(name) for c in range(a, b + 1)}
+        matched = set(regex.findall(known, every))
+        found |= dict.fromkeys(expected - matched, TYPICAL[name])
+        found |= {c: found.get(c, TYPICAL[""]) for c in matched - expected}
+    return found
+
+
+def as_in_unicode_16(text: str) -> str:
+    """The text, of equal length, with the stand-ins: what the pattern is matched against."""
+    if text.isascii():
+        return text
+    changed = stand_ins()
+    return text.translate({ord(c): changed[c] for c in changed.keys() & set(text)})
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """UTF-8 of a text; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+class Splitter:
+    """Cuts texts by one pattern. Raises ConfigError for a pattern that does not compile.
+
+    Example: Splitter(SPLIT_PATTERN).pieces("Hi there") == [b"Hi", b" there"]
+    """
+
+    def __init__(self, pattern: str):
+        try:
+            self._pattern = regex.compile(pattern)
+        except regex.error as error:
+            raise ConfigError(f"split pattern {pattern!r} does not compile: {error}") from error
+
+    def pieces(self, text: str | bytes) -> list[bytes]:
+        """The pieces, which together are the text: also what the pattern does not match is one.
+
+        A byte that is not UTF-8 is a character of its own, neither letter, number nor space.
+        """
+        text = as_bytes(text).decode("utf-8", "surrogateescape")
+        cuts = {0, len(text)}
+        for found in self._pattern.finditer(as_in_unicode_16(text)):
+            cuts.update(found.span())
+        cuts = sorted(cuts)
+        slices = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [piece.encode("utf-8", "surrogateescape") for piece in slices]
