@@ -9,6 +9,7 @@ without <|bos|>.
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import os
 import re
@@ -22,6 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from nanochat.bpe.native import ahead
 from nanochat.common import DataError, barrier, base_dir, rank_and_world, write_atomic
 from nanochat.conversation import render_batch, validate
 from nanochat.dataset import Shard, Source
@@ -207,9 +209,10 @@ def _tokenize_shard(
     lengths = []
     try:
         with open(partial, "wb") as file:
-            for texts in _chunks(shard.texts(), CHUNK_CHARS):
-                ids, offsets = tokenizer.encode_ordinary_batch(texts, num_threads)
-                file.write(ids.astype(_dtype(tokenizer), copy=False).tobytes())
+            chunks = _chunks(shard.texts(), CHUNK_CHARS)
+            encode = functools.partial(tokenizer.encode_ordinary_batch, num_threads=num_threads)
+            for ids, offsets in ahead(encode, chunks, num_threads):
+                file.write(ids.tobytes())
                 lengths.append(np.diff(offsets))
                 yield offsets
             file.flush()

@@ -5,9 +5,9 @@ Every call leaves Python's lock, so that threads of the core and of Python run b
 
 import ctypes
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 
@@ -72,19 +72,23 @@ def split(core: Core, text: str | bytes) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def one_ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """map(work, items); with several threads the next item is made while work is at the last."""
+def ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """map(work, items); with several threads, the next items are made while work is at one.
+
+    subtle: one item waits while work is at another, so that work never waits for the interpreter's
+    lock between two of them.
+    """
     if num_threads == 1:
         yield from map(work, items)
         return
+    pending: deque[Future] = deque()
     with ThreadPoolExecutor(1) as pool:
-        running = None
         for item in items:
-            if running is not None:
-                yield running.result()
-            running = pool.submit(work, item)
-        if running is not None:
-            yield running.result()
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 # ---------------------------------------------------------------- training
@@ -120,7 +124,7 @@ def count_by_core(
         core.checked(core.count(counter, addresses, lengths, len(batch), num_threads))
         return batch.size
 
-    for size in one_ahead(count, batches(texts), num_threads):
+    for size in ahead(count, batches(texts), num_threads):
         advance(size)
 
 
@@ -201,7 +205,7 @@ class NativeEncoder:
             return ids, np.diff(ends[firsts])
 
         if self._splitter is None:
-            parts = list(one_ahead(encode, batches(texts), num_threads))
+            parts = list(ahead(encode, batches(texts), num_threads))
         else:
             parts = [encode_split(some) for some in portions(each_text(texts))]
         parts = [(np.empty(0, dtype), np.empty(0, np.int64)), *parts]
