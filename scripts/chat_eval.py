@@ -64,6 +64,8 @@ class Config:
     """Longest answer."""
     seed: int = 42
     """Of the choice of examples under a limit, of sampling, and of the options' other order."""
+    device_type: str = "auto"
+    """auto, cuda, mps or cpu."""
 
 
 def open_engine(config: Config, device, open_sandbox: Callable) -> tuple[Engine, Path, dict]:
