@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import tyro
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import DataError, base_dir, compute_cleanup, compute_init, print0
+from nanochat.common import ConfigError, DataError, base_dir, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.metrics import append_metrics
@@ -71,11 +71,13 @@ class Config:
 def open_engine(config: Config, device, open_sandbox: Callable) -> tuple[Engine, Path, dict]:
     """(engine, folder of its figures, {"stage", "step"})."""
     if config.hf_path is not None:
+        if config.tool != "calculator":
+            raise ConfigError("--hf-path measures a model without tools; leave --tool away")
         # subtle: only here, because it needs transformers, and nothing else does
         from nanochat.transformers_model import TransformersEngine, load_transformers
 
         engine = TransformersEngine(*load_transformers(config.hf_path, device))
-        folder = base_dir() / "hf_evals" / Path(config.hf_path).resolve().name
+        folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
         return engine, folder, {"stage": "hf", "step": 0}
     model, tokenizer, meta = load_model(
         config.source, device, "eval", config.model_tag, config.step
@@ -106,21 +108,24 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
         print0(f"{result} in {time.perf_counter() - started:.0f} s")
         return result
 
-    for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
-        task = task_or_why_not(text, device, open_sandbox)
-        if isinstance(task, str):
-            not_run[text] = task
-            print0(f"{text}: not run: {task}")
-            continue
-        results.append(evaluate(task, task.name))
-        if config.control:
-            with counterfactual(task, engine, config.seed) as changed:
-                if changed is not None:
-                    controls[task.name] = evaluate(changed, f"{task.name}-control")
+    try:
+        for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
+            task = task_or_why_not(text, device, open_sandbox)
+            if isinstance(task, str):
+                not_run[text] = task
+                print0(f"{text}: not run: {task}")
+                continue
+            results.append(evaluate(task, task.name))
+            if config.control:
+                with counterfactual(task, engine, config.seed) as changed:
+                    if changed is not None:
+                        controls[task.name] = evaluate(changed, f"{task.name}-control")
+    finally:  # what is measured is kept, whatever the rest runs into
+        if results:
+            print0("\n" + table(results, controls, not_run))
+            append_metrics(folder, record | figures(results, controls))
     if not results:
         raise DataError(f"none of {config.tasks} could be run; the lines above say why")
-    print0("\n" + table(results, controls, not_run))
-    append_metrics(folder, record | figures(results, controls))
 
 
 def main(config: Config) -> None:

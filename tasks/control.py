@@ -81,5 +81,7 @@ def counterfactual(task: Task, engine, seed: int = 0) -> Iterator[Task | None]:
         finally:
             engine.tool = tool
     else:
-        print0(f"{task.name}: no control, because it has no options and calls no tool")
+        print0(
+            f"{task.name}: no control, for it has neither options nor a tool that could be changed"
+        )
         yield None

@@ -162,7 +162,7 @@ def test_a_hugging_face_folder_is_measured_by_the_same_code(base_dir, checkpoint
     shutil.copytree(checkpoint / "step_000003", tmp_path / "exported")
     run(tasks, hf_path=str(tmp_path / "exported"))
     ours = read_metrics(checkpoint)[-1]
-    theirs = read_metrics(base_dir / "hf_evals" / "exported")[-1]
+    theirs = read_metrics(base_dir / "hf_evaluations" / "exported")[-1]
     assert theirs["stage"] == "hf"
     assert {k: v for k, v in theirs.items() if "/" in k} == {
         k: v for k, v in ours.items() if "/" in k

@@ -231,4 +231,4 @@ def test_what_has_neither_options_nor_calls_has_no_control(tokenizer, capsys):
     with counterfactual(Sums("test", 2), Knows(tokenizer)) as changed:
         assert changed is None  # this engine has no tool
     out = capsys.readouterr().out
-    assert "identity: no control, because it has no options" in out
+    assert "identity: no control, for it has neither options nor a tool" in out
