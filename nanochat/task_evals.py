@@ -143,7 +143,7 @@ def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[
         for k in r.ks()[1:]:
             value, error = r.pass_at(k)
             lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
-    lines += [f"{name:<16}not run: {why}" for name, why in not_run.items()]
+    lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
         return "\n".join([*lines, f"ChatCORE: not given, without greedy {', '.join(missing)}"])
     value, error = chatcore(results)

@@ -12,8 +12,8 @@ def data_file(source: str | Path | None, repo_id: str, name: str, split: str) ->
     """The file with a split's rows.
 
     source: None for the hub's `repo_id`, which has the file under `name`; another hub id with the
-    same layout; a local file; or a local folder, which has it under `name`, or under the last part
-    of it, or as its only data file with the split in its name. DataError where there is none.
+    same layout; a local file; or a local folder, which has it under `name` or the last part of
+    `name`, or else, there, as the only data file with the split in its name. DataError where there is none.
 
     Example: data_file("./gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet", "test") may be
     ./gsm8k/main/test-00000-of-00001.parquet, or ./gsm8k/test.jsonl.
@@ -34,6 +34,8 @@ def file_in_folder(folder: Path, name: str, split: str) -> Path:
     for path in (folder / name, folder / Path(name).name):
         if path.is_file():
             return path
+    if (folder / name).parent.is_dir():
+        folder = (folder / name).parent
     found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(SUFFIXES)]
     chosen = [p for p in found if split in p.name]
     if len(chosen) != 1:
