@@ -145,7 +145,8 @@ def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[
             lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
     lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
-        return "\n".join([*lines, f"ChatCORE: not given, without greedy {', '.join(missing)}"])
+        wanted = ", ".join(missing)
+        return "\n".join([*lines, f"ChatCORE: not given, for want of greedy answers to {wanted}"])
     value, error = chatcore(results)
     return "\n".join([*lines, f"ChatCORE: {value:.4f} ± {error:.4f}"])
 

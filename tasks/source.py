@@ -13,7 +13,8 @@ def data_file(source: str | Path | None, repo_id: str, name: str, split: str) ->
 
     source: None for the hub's `repo_id`, which has the file under `name`; another hub id with the
     same layout; a local file; or a local folder, which has it under `name` or the last part of
-    `name`, or else, there, as the only data file with the split in its name. DataError where there is none.
+    `name`, or else, in that place, as the only data file with the split in its name. DataError
+    where there is none.
 
     Example: data_file("./gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet", "test") may be
     ./gsm8k/main/test-00000-of-00001.parquet, or ./gsm8k/test.jsonl.

@@ -90,7 +90,7 @@ def test_figures_answers_and_controls(checkpoint, data, capsys):
     out = capsys.readouterr().out
     assert "identity: no control" in out
     missing = "arc-easy, arc-challenge, humaneval"
-    assert f"ChatCORE: not given, without greedy {missing}" in out
+    assert f"ChatCORE: not given, for want of greedy answers to {missing}" in out
 
 
 def test_several_samples_give_pass_at_k_and_no_chatcore(checkpoint, data, capsys):
@@ -110,7 +110,10 @@ def test_several_samples_give_pass_at_k_and_no_chatcore(checkpoint, data, capsys
 def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeypatch, capsys):
     execution = pytest.importorskip("nanochat.execution")
 
+    asked = []
+
     def none_here(**settings):
+        asked.append(settings)
         raise execution.ExecutionUnavailable("no tier on this machine")
 
     monkeypatch.setattr(execution, "Sandbox", none_here)
@@ -121,7 +124,8 @@ def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeyp
     record = read_metrics(checkpoint)[-1]
     assert "accuracy/arc-easy" in record and "accuracy/mmlu" not in record
     with pytest.raises(DataError, match="none of humaneval could be run"):
-        run("humaneval")
+        run("humaneval", unsafe_execution=True)
+    assert asked == [{"unsafe": False}, {"unsafe": True}]
     with pytest.raises(ConfigError, match="task 'mmul' is unknown"):
         run("mmul")
 
@@ -221,3 +225,8 @@ def test_the_command_line_has_the_short_names(monkeypatch, checkpoint, data, cap
     monkeypatch.setattr(sys, "argv", flags)
     cli(main, Config)
     assert "sft tiny, step 3" in capsys.readouterr().out
+
+
+def test_tools_are_not_for_a_hugging_face_folder(tmp_path):
+    with pytest.raises(ConfigError, match="measures a model without tools"):
+        run("mmlu", hf_path=str(tmp_path), tool="python")
