@@ -163,7 +163,7 @@ def evaluate_task(
     batch_size: int = 32,
     max_tokens: int = 256,
     num_samples: int = 1,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     seed: int = 42,
     answers_path: Path | str | None = None,
 ) -> Result:
@@ -171,13 +171,15 @@ def evaluate_task(
     Result.
 
     kind "choice": the letter with the highest logit after the prompt, once. kind "generate":
-    `num_samples` answers at `temperature`, tools included, of at most `max_tokens`; at temperature
-    0 the most likely one. `limit` takes that many examples, drawn by `seed`. With answers_path, one
-    JSON line an answer is written there: index and sample, prompt, completion, and what the task
-    says about it (see Task.evaluate_all): extracted, expected, right.
+    `num_samples` answers at `temperature` (None: 0, the most likely, or 0.8 of several samples),
+    tools included, of at most `max_tokens`. `limit` takes that many examples, drawn by `seed`. With
+    answers_path, one JSON line an answer is written there: index and sample, prompt, completion,
+    and what the task says about it (see Task.evaluate_all): extracted, expected, right.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
+    if temperature is None:
+        temperature = 0.8 if num_samples > 1 else 0.0
     if num_samples < 1 or (num_samples > 1 and temperature == 0):
         raise ConfigError(
             f"{num_samples} answers to a question at temperature {temperature}: choose 1, or more "

@@ -1,9 +1,8 @@
 """Measures a chat model on tasks: accuracy with its standard error, pass@k, ChatCORE.
 
-    python -m scripts.chat_eval --source=sft
+    python -m scripts.chat_eval -i sft --control
     python -m scripts.chat_eval -i mid -a "arithmetic|gsm8k@./gsm8k-test.parquet" --limit=200
     python -m scripts.chat_eval -a humaneval --num-samples=20 --temperature=0.8
-    python -m scripts.chat_eval -a "mmlu|gsm8k" --control
 
 Multiple choice is decided by the logits of the letters, the rest by what is generated. Figures go
 to the run's metrics.jsonl, every answer to answers/<task>-step<n>.jsonl beside it.
@@ -19,6 +18,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nanochat import calculator
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, DataError, base_dir, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
@@ -26,10 +26,10 @@ from nanochat.engine import Engine
 from nanochat.metrics import append_metrics
 from nanochat.task_evals import Result, evaluate_task, figures, table
 from tasks.catalog import task_or_why_not
-from tasks.control import counterfactual
+from tasks.control import ControlledTool, counterfactual
 from tasks.task import GeneratedTask, Task
 
-OF_A_GENERATED_TASK = 500  # examples, unless --limit says otherwise: there is no end of them
+BY_RULE = 500  # examples of a task that has no end of them, unless --limit says otherwise
 
 
 @dataclass(frozen=True)
@@ -68,39 +68,42 @@ class Config:
     """auto, cuda, mps or cpu."""
 
 
-def open_engine(config: Config, device, open_sandbox: Callable) -> tuple[Engine, Path, dict]:
+def open_engine(config: Config, device, tool: ControlledTool) -> tuple[Engine, Path, dict]:
     """(engine, folder of its figures, {"stage", "step"})."""
     if config.hf_path is not None:
-        if config.tool != "calculator":
-            raise ConfigError("--hf-path measures a model without tools; leave --tool away")
-        # subtle: only here, because it needs transformers, and nothing else does
         from nanochat.transformers_model import TransformersEngine, load_transformers
 
         engine = TransformersEngine(*load_transformers(config.hf_path, device))
         folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
         return engine, folder, {"stage": "hf", "step": 0}
-    model, tokenizer, meta = load_model(
-        config.source, device, "eval", config.model_tag, config.step
-    )
-    engine = Engine(model, tokenizer)
-    if config.tool == "python":
-        from nanochat.execution import python_tool
-
-        engine.tool = python_tool(open_sandbox())
+    run = (config.source, device, "eval", config.model_tag, config.step)
+    model, tokenizer, meta = load_model(*run)
     print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
-    return engine, Path(meta["path"]).parent, {"stage": meta["stage"], "step": meta["step"]}
+    place = {"stage": meta["stage"], "step": meta["step"]}
+    return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place
+
+
+def open_tool(config: Config, open_sandbox: Callable) -> ControlledTool:
+    """What runs the model's tool calls."""
+    if config.tool == "calculator":
+        return ControlledTool(calculator.evaluate)
+    if config.hf_path is not None:
+        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
+    from nanochat.execution import python_tool
+
+    return ControlledTool(python_tool(open_sandbox()))
 
 
 def measure(config: Config, device, open_sandbox: Callable) -> None:
     """Every task after the other, then the table and the record."""
-    engine, folder, record = open_engine(config, device, open_sandbox)
-    options = {x: getattr(config, x) for x in ("batch_size", "max_tokens", "num_samples", "seed")}
-    usual = 0.8 if config.num_samples > 1 else 0.0
-    options["temperature"] = usual if config.temperature is None else config.temperature
+    tool = open_tool(config, open_sandbox)
+    engine, folder, record = open_engine(config, device, tool)
+    names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
+    options = {name: getattr(config, name) for name in names}
     results, controls, not_run = [], {}, {}
 
     def evaluate(task: Task, name: str) -> Result:
-        by_rule = OF_A_GENERATED_TASK if isinstance(task, GeneratedTask) else None
+        by_rule = BY_RULE if isinstance(task, GeneratedTask) else None
         limit = by_rule if config.limit is None else config.limit
         path = folder / "answers" / f"{name}-step{record['step']}.jsonl"
         started = time.perf_counter()
@@ -113,11 +116,10 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
             task = task_or_why_not(text, device, open_sandbox)
             if isinstance(task, str):
                 not_run[text] = task
-                print0(f"{text}: not run: {task}")
                 continue
             results.append(evaluate(task, task.name))
             if config.control:
-                with counterfactual(task, engine, config.seed) as changed:
+                with counterfactual(task, None if config.hf_path else tool, config.seed) as changed:
                     if changed is not None:
                         controls[task.name] = evaluate(changed, f"{task.name}-control")
     finally:  # what is measured is kept, whatever the rest runs into

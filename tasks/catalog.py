@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from nanochat.common import ConfigError, NanochatError, all_reduce_sum
+from nanochat.common import ConfigError, NanochatError, all_reduce_sum, print0
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
@@ -72,8 +72,8 @@ def make_task(
 
 
 def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> Task | str:
-    """The test split of the task called name[]; or, as text, why it cannot be run, on all
-    ranks if any has no data for it or no sandbox. An unknown name is a ConfigError."""
+    """The test split of the task called name[@source]; or, as text and printed, why it cannot
+    be run, on all ranks if any has no data for it or no sandbox. ConfigError: an unknown name."""
     name, _, source = text.partition("@")
     task, why = None, "another rank has no data for it, or no sandbox"
     try:
@@ -84,6 +84,8 @@ def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> 
     except NanochatError as error:
         why = str(error)
     failed = all_reduce_sum(torch.tensor(float(task is None), device=device))
+    if failed:
+        print0(f"{text}: not run: {why}")
     return why if failed else task
 
 

@@ -68,20 +68,31 @@ def calls_tool(task: Task, rows: int = 100) -> bool:
     )
 
 
+class ControlledTool:
+    """A tool for an engine, which a counterfactual can make answer wrongly for a while.
+
+    Example: Engine(model, tokenizer, tool=ControlledTool(evaluate))
+    """
+
+    def __init__(self, run: Callable[[str], str]):
+        self.run = run
+
+    def __call__(self, call: str) -> str:
+        return self.run(call)
+
+
 @contextmanager
-def counterfactual(task: Task, engine, seed: int = 0) -> Iterator[Task | None]:
-    """Yields the task to ask under the change; the engine's tool is a wrong one in the meantime if
-    that is the change. None, with a printed line, if there is nothing to change."""
+def counterfactual(task: Task, tool: ControlledTool | None, seed: int = 0) -> Iterator[Task | None]:
+    """Yields the task to ask under the change; the engine's `tool` answers wrongly in the meantime
+    if that is the change. None, with a printed line, if there is nothing to change."""
     if task.kind == "choice":
         yield Shuffled(task, seed)
-    elif calls_tool(task) and hasattr(engine, "tool"):
-        tool, engine.tool = engine.tool, wrong_results(engine.tool)
+    elif calls_tool(task) and tool is not None:
+        right, tool.run = tool.run, wrong_results(tool.run)
         try:
             yield task
         finally:
-            engine.tool = tool
+            tool.run = right
     else:
-        print0(
-            f"{task.name}: no control, for it has neither options nor a tool that could be changed"
-        )
+        print0(f"{task.name}: no control, for it has neither options nor a tool to change")
         yield None

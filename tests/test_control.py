@@ -13,7 +13,7 @@ from nanochat.task_evals import evaluate_task
 from nanochat.tokenizer import Tokenizer
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
-from tasks.control import Shuffled, calls_tool, counterfactual, wrong_results
+from tasks.control import ControlledTool, Shuffled, calls_tool, counterfactual, wrong_results
 from tasks.gsm8k import GSM8K
 from tasks.identity import Identity
 from tasks.task import ChoiceTask, choice_exchange
@@ -87,7 +87,7 @@ def test_who_learned_positions_falls_to_chance(tokenizer, tmp_path):
     engine = Engine(chain(tokenizer, {"<|assistant_start|>": "B"}), tokenizer)
     assert evaluate_task("yes-no", YesNo(400), engine).accuracy == 0.75
     path = tmp_path / "answers.jsonl"
-    with counterfactual(YesNo(400), engine, seed=7) as changed:
+    with counterfactual(YesNo(400), None, seed=7) as changed:
         result = evaluate_task("yes-no-control", changed, engine, answers_path=path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["completion"] for line in lines} == {"B"}
@@ -116,7 +116,7 @@ class Knows:
 def test_who_knows_keeps_the_score(tokenizer):
     engine = Knows(tokenizer)
     assert evaluate_task("yes-no", YesNo(50), engine).accuracy == 1
-    with counterfactual(YesNo(50), engine) as changed:
+    with counterfactual(YesNo(50), None) as changed:
         assert evaluate_task("yes-no-control", changed, engine).accuracy == 1
 
 
@@ -170,7 +170,7 @@ class Calls:
             sequence_len = 512
 
     def __init__(self, tokenizer, say):
-        self.tokenizer, self.say, self.tool = tokenizer, say, evaluate
+        self.tokenizer, self.say, self.tool = tokenizer, say, ControlledTool(evaluate)
 
     def complete(self, prompts, *, num_samples, on_end, **options):
         completions = []
@@ -200,35 +200,36 @@ def test_who_uses_the_tool_falls_and_who_does_not_stays(tokenizer):
     ignores = Calls(tokenizer, lambda call, result: evaluate(call))
     for engine, score in ((uses, 0.0), (ignores, 1.0)):
         assert evaluate_task("sums", task, engine).accuracy == 1.0
-        with counterfactual(task, engine) as changed:
+        with counterfactual(task, engine.tool) as changed:
             assert evaluate_task("sums-control", changed, engine).accuracy == score
-        assert engine.tool is evaluate
+        assert engine.tool.run is evaluate
 
 
-def test_the_tool_is_put_back_after_an_error(tokenizer):
-    engine = Calls(tokenizer, None)
-    with pytest.raises(RuntimeError), counterfactual(Sums("test", 2), engine):
-        assert engine.tool("6*7") == "43"
+def test_the_tool_is_put_back_after_an_error():
+    tool = ControlledTool(evaluate)
+    with pytest.raises(RuntimeError), counterfactual(Sums("test", 2), tool):
+        assert tool("6*7") == "43"
         raise RuntimeError
-    assert engine.tool("6*7") == "42"
+    assert tool("6*7") == "42"
 
 
 def test_the_real_engine_asks_the_wrong_tool(tokenizer):
     links = {"<|assistant_start|>": "<|python_start|>", "<|python_start|>": "7"}
     links |= {"7": "<|python_end|>", "<|output_end|>": "<|assistant_end|>"}
-    engine = Engine(chain(tokenizer, links), tokenizer)
+    tool = ControlledTool(evaluate)
+    engine = Engine(chain(tokenizer, links), tokenizer, tool=tool)
     prompt = [tokenizer.bos, tokenizer.special("<|assistant_start|>")]
     said = "<|python_start|>7<|python_end|><|output_start|>{}<|output_end|>"
     ask = {"max_tokens": 9, "temperature": 0}
-    with counterfactual(Sums("test", 2), engine):
+    with counterfactual(Sums("test", 2), tool):
         assert engine.complete([prompt], **ask) == [[said.format(8)]]
     assert engine.complete([prompt], **ask) == [[said.format(7)]]
 
 
-def test_what_has_neither_options_nor_calls_has_no_control(tokenizer, capsys):
-    with counterfactual(Identity("test"), Calls(tokenizer, None)) as changed:
+def test_what_has_neither_options_nor_calls_has_no_control(capsys):
+    with counterfactual(Identity("test"), ControlledTool(evaluate)) as changed:
         assert changed is None
-    with counterfactual(Sums("test", 2), Knows(tokenizer)) as changed:
-        assert changed is None  # this engine has no tool
+    with counterfactual(Sums("test", 2), None) as changed:
+        assert changed is None
     out = capsys.readouterr().out
     assert "identity: no control, for it has neither options nor a tool" in out
