@@ -1,30 +1,35 @@
-"""Measures a chat model on tasks: accuracy with its standard error.
+"""Measures a chat model on tasks: accuracy with its standard error, pass@k, ChatCORE.
 
-    python -m scripts.chat_eval --source=sft
+    python -m scripts.chat_eval -i sft --control
     python -m scripts.chat_eval -i mid -a "arithmetic|gsm8k@./gsm8k-test.parquet" --limit=200
+    python -m scripts.chat_eval -a humaneval --num-samples=20 --temperature=0.8
 
-Multiple choice is decided by the logits of the letters, the rest by the likeliest answer. Figures
-go to the run's metrics.jsonl, every answer to answers/<task>-step<n>.jsonl beside it.
+Multiple choice is decided by the logits of the letters, the rest by what is generated. Figures go
+to the run's metrics.jsonl, every answer to answers/<task>-step<n>.jsonl beside it.
 """
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 import tyro
 
+from nanochat import calculator
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import DataError, all_reduce_sum, compute_cleanup, compute_init, print0
+from nanochat.common import ConfigError, DataError, base_dir, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.evals import evaluate_task
 from nanochat.metrics import append_metrics
-from tasks.catalog import make_task
+from nanochat.task_evals import Result, evaluate_task, figures, table
+from tasks.catalog import task_or_why_not
+from tasks.control import ControlledTool, counterfactual
 from tasks.task import GeneratedTask, Task
 
-OF_A_GENERATED_TASK = 500  # examples, unless --limit says otherwise: there is no end of them
+BY_RULE = 500  # examples of a task that has no end of them, unless --limit says otherwise
 
 
 @dataclass(frozen=True)
@@ -32,79 +37,112 @@ class Config:
     source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
     tasks: Annotated[str, tyro.conf.arg(aliases=["-a"])] = (
-        "arithmetic|spelling|facts|identity|gsm8k|mmlu|arc-easy|arc-challenge"
+        "arc-easy|arc-challenge|mmlu|gsm8k|humaneval|spelling|arithmetic|facts|identity"
     )
-    """name[@source]|...; source is a local file or folder instead of the hub's."""
+    """name[@source]|...; source is a local file or folder, or another hub id."""
+    hf_path: str | None = None
+    """A Hugging Face folder with any causal model to measure instead; it has no tools."""
     model_tag: str | None = None
     """Run to take; default: the newest."""
     step: int | None = None
     """Its step; default: the newest."""
     limit: int | None = None
     """Examples of each task; default: all of a data set, 500 of a task that is made by rule."""
+    num_samples: int = 1
+    """Answers to each question of a generated task; several give pass@k, but no ChatCORE."""
+    temperature: float | None = None
+    """Of generated answers; default: 0, the likeliest, or 0.8 where there are several."""
+    control: bool = False
+    """Also ask with the options in another order, or with a tool that answers wrongly."""
+    tool: Literal["calculator", "python"] = "calculator"
+    """What runs the model's tool calls; python is any program, in the sandbox."""
+    unsafe_execution: bool = False
+    """Run the model's programs even where no sandbox can hold them."""
     batch_size: int = 32
     """Rows that one device computes at a time."""
     max_tokens: int = 512
     """Longest answer."""
     seed: int = 42
-    """Of the choice of examples under a limit."""
+    """Of the choice of examples under a limit, of sampling, and of the options' other order."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
-def load_task(text: str, device: torch.device) -> Task | None:
-    """The task called name[@source], or None, with a printed line, where a rank has no data."""
-    name, _, source = text.partition("@")
-    task, why = None, "another rank could not read its data"
+def open_engine(config: Config, device, tool: ControlledTool) -> tuple[Engine, Path, dict]:
+    """(engine, folder of its figures, {"stage", "step"})."""
+    if config.hf_path is not None:
+        from nanochat.transformers_model import TransformersEngine, load_transformers
+
+        engine = TransformersEngine(*load_transformers(config.hf_path, device))
+        folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
+        return engine, folder, {"stage": "hf", "step": 0}
+    run = (config.source, device, "eval", config.model_tag, config.step)
+    model, tokenizer, meta = load_model(*run)
+    print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
+    place = {"stage": meta["stage"], "step": meta["step"]}
+    return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place
+
+
+def open_tool(config: Config, open_sandbox: Callable) -> ControlledTool:
+    """What runs the model's tool calls."""
+    if config.tool == "calculator":
+        return ControlledTool(calculator.evaluate)
+    if config.hf_path is not None:
+        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
+    from nanochat.execution import python_tool
+
+    return ControlledTool(python_tool(open_sandbox()))
+
+
+def measure(config: Config, device, open_sandbox: Callable) -> None:
+    """Every task after the other, then the table and the record."""
+    tool = open_tool(config, open_sandbox)
+    engine, folder, record = open_engine(config, device, tool)
+    names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
+    options = {name: getattr(config, name) for name in names}
+    results, controls, not_run = [], {}, {}
+
+    def evaluate(task: Task, name: str) -> Result:
+        by_rule = BY_RULE if isinstance(task, GeneratedTask) else None
+        limit = by_rule if config.limit is None else config.limit
+        path = folder / "answers" / f"{name}-step{record['step']}.jsonl"
+        started = time.perf_counter()
+        result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
+        print0(f"{result} in {time.perf_counter() - started:.0f} s")
+        return result
+
     try:
-        task = make_task(name, "test", source or None)
-    except DataError as error:
-        why = str(error)
-    failed = all_reduce_sum(torch.tensor(float(task is None), device=device))
-    if failed:
-        print0(f"{name}: not run: {why}")
-        return None
-    return task
+        for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
+            task = task_or_why_not(text, device, open_sandbox)
+            if isinstance(task, str):
+                not_run[text] = task
+                continue
+            results.append(evaluate(task, task.name))
+            if config.control:
+                with counterfactual(task, None if config.hf_path else tool, config.seed) as changed:
+                    if changed is not None:
+                        controls[task.name] = evaluate(changed, f"{task.name}-control")
+    finally:  # what is measured is kept, whatever the rest runs into
+        if results:
+            print0("\n" + table(results, controls, not_run))
+            append_metrics(folder, record | figures(results, controls))
+    if not results:
+        raise DataError(f"none of {config.tasks} could be run; the lines above say why")
 
 
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
-    model, tokenizer, meta = load_model(
-        config.source, device, "eval", config.model_tag, config.step
-    )
-    engine = Engine(model, tokenizer)
-    run_folder = Path(meta["path"]).parent
-    results = []
-    for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
-        task = load_task(text, device)
-        if task is None:
-            continue
-        limit = config.limit
-        if limit is None and isinstance(task, GeneratedTask):
-            limit = OF_A_GENERATED_TASK
-        started = time.perf_counter()
-        result = evaluate_task(
-            task.name,
-            task,
-            engine,
-            limit=limit,
-            batch_size=config.batch_size,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
-            answers_path=run_folder / "answers" / f"{task.name}-step{meta['step']}.jsonl",
-        )
-        print0(f"{result} in {time.perf_counter() - started:.0f} s")
-        results.append(result)
-    if not results:
-        raise DataError(f"none of {config.tasks} could be run; the lines above say why")
-    print0(f"\n{meta['stage']} {meta['tag']}, step {meta['step']:,}")
-    print0(f"{'task':<16}{'kind':<10}{'accuracy':>9}  ± stderr{'n':>8}")
-    record = {"stage": meta["stage"], "step": meta["step"]}
-    for r in results:
-        print0(f"{r.name:<16}{r.kind:<10}{r.accuracy:>9.1%}  ± {r.stderr:<6.1%}{r.total:>8,}")
-        record[f"accuracy/{r.name}"] = r.accuracy
-        record[f"stderr/{r.name}"] = r.stderr
-        record[f"examples/{r.name}"] = r.total
-    append_metrics(run_folder, record)
+    with ExitStack() as stack:
+
+        @cache
+        def open_sandbox():  # when it is first needed: many machines have none
+            from nanochat.execution import Sandbox
+
+            sandbox = stack.enter_context(Sandbox(unsafe=config.unsafe_execution))
+            print0(f"a model's programs run in the tier {sandbox.tier!r}")
+            return sandbox
+
+        measure(config, device, open_sandbox)
     compute_cleanup()
 
 

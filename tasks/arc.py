@@ -3,17 +3,14 @@
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.dataset import hub_file, read_rows
-from tasks.task import Task, check_split, choice_is_right, choice_question, exchange, in_range
+from nanochat.dataset import read_rows
+from tasks.source import data_file
+from tasks.task import ChoiceTask, check_split, choice_exchange, in_range
 
-LETTERS = "ABCDE"
 
-
-class ARC(Task):
+class ARC(ChoiceTask):
     """`subset` ARC-Easy or ARC-Challenge, `split` train, validation or test; `path` is a local file
-    instead."""
-
-    kind = "choice"
+    or folder or another hub id instead (see source.py)."""
 
     def __init__(
         self, subset: str = "ARC-Easy", split: str = "test", path: str | Path | None = None
@@ -21,7 +18,8 @@ class ARC(Task):
         check_split(subset, ("ARC-Easy", "ARC-Challenge"))
         check_split(split, ("train", "validation", "test"))
         self.name = subset.lower()
-        path = path or hub_file("allenai/ai2_arc", f"{subset}/{split}-00000-of-00001.parquet")
+        name = f"{subset}/{split}-00000-of-00001.parquet"
+        path = data_file(path, "allenai/ai2_arc", name, split)
         self.rows = list(read_rows(path))
         for number, row in enumerate(self.rows, start=1):
             choices = row.get("choices") or {}
@@ -36,11 +34,6 @@ class ARC(Task):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[in_range(index, len(self))]
-        options, labels = list(row["choices"]["text"]), list(row["choices"]["label"])
-        letters = LETTERS[: len(options)]  # some questions number their choices: letters for all
-        letter = letters[labels.index(row["answerKey"])]
-        question = choice_question(row["question"], options, letters)
-        return exchange(question, letter, letters=list(letters), answer=letter)
-
-    def evaluate(self, conversation: dict, completion: str) -> bool:
-        return choice_is_right(conversation, completion)
+        # Some questions number their choices: letters for all.
+        right = list(row["choices"]["label"]).index(row["answerKey"])
+        return choice_exchange(row["question"], list(row["choices"]["text"]), right)

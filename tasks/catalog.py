@@ -8,13 +8,16 @@ by rule has no end: two epochs of it are twice as many conversations, none of th
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from nanochat.common import ConfigError
+import torch
+
+from nanochat.common import ConfigError, NanochatError, all_reduce_sum, print0
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
 from tasks.gsm8k import GSM8K
+from tasks.humaneval import HumanEval
 from tasks.identity import Identity
 from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
@@ -24,7 +27,7 @@ from tasks.task import Task
 
 PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
 NAMES = (
-    "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, "
+    "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
     "arithmetic, spelling, spell, count, facts, identity"
 )
 
@@ -36,10 +39,12 @@ def make_task(
     *,
     size: int | None = None,
     pieces: Sequence[str] = (),
+    sandbox=None,
 ) -> Task:
     """The task called `name`, split "train" or "test"; ConfigError lists the names there are.
 
-    size: conversations of a task that is made by rule; pieces: the tokens that spelling teaches.
+    size: conversations of a task that is made by rule; pieces: the tokens that spelling teaches;
+    sandbox: what runs the programs of humaneval.
     """
     if name == "smoltalk":
         return SmolTalk(source, split) if source else SmolTalk(split=split)
@@ -49,6 +54,8 @@ def make_task(
         return ARC({"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}[name], split, source)
     if name == "gsm8k":
         return GSM8K(split, source)
+    if name == "humaneval":
+        return HumanEval(source, sandbox, split)
     if name == "identity":
         return Identity(split, path=source)
     if source:
@@ -62,6 +69,24 @@ def make_task(
     if name == "facts":
         return Facts(split)
     raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
+
+
+def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> Task | str:
+    """The test split of the task called name[@source]; or, as text and printed, why it cannot
+    be run, on all ranks if any has no data for it or no sandbox. ConfigError: an unknown name."""
+    name, _, source = text.partition("@")
+    task, why = None, "another rank has no data for it, or no sandbox"
+    try:
+        sandbox = open_sandbox() if name == "humaneval" else None
+        task = make_task(name, "test", source or None, sandbox=sandbox)
+    except ConfigError:
+        raise
+    except NanochatError as error:
+        why = str(error)
+    failed = all_reduce_sum(torch.tensor(float(task is None), device=device))
+    if failed:
+        print0(f"{text}: not run: {why}")
+    return why if failed else task
 
 
 def mixture(text: str, split: str, seed: int, pieces: Sequence[str] = ()) -> Mixture:

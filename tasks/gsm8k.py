@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nanochat.calculator import CalculatorError, calculate
 from nanochat.common import DataError
-from nanochat.dataset import hub_file, read_rows
+from nanochat.dataset import read_rows
+from tasks.source import data_file
 from tasks.task import Task, check_split, exchange, final_text, in_range
 
 MARK = re.compile(r"<<(.*?)>>")
@@ -18,14 +19,15 @@ FINAL = re.compile(r"####\s*\$?\s*(-?[\d.,]+)")
 
 
 class GSM8K(Task):
-    """7,473 problems for training, 1,319 to test; `path` is a local file with columns question and
-    answer."""
+    """7,473 problems for training, 1,319 to test; `path` is a local file or folder, with columns
+    question and answer, or another hub id instead (see source.py)."""
 
     name = "gsm8k"
+    baseline = 0.0
 
     def __init__(self, split: str = "train", path: str | Path | None = None):
         check_split(split, ("train", "test"))
-        path = path or hub_file("openai/gsm8k", f"main/{split}-00000-of-00001.parquet")
+        path = data_file(path, "openai/gsm8k", f"main/{split}-00000-of-00001.parquet", split)
         self.rows = list(read_rows(path))
         for number, row in enumerate(self.rows, start=1):
             if final_number(row.get("answer") or "") is None or not row.get("question"):
@@ -41,6 +43,10 @@ class GSM8K(Task):
         row = self.rows[in_range(index, len(self))]
         answer = row["answer"]
         return exchange(row["question"], tool_parts(answer), answer=str(final_number(answer)))
+
+    def extract(self, completion: str) -> str | None:
+        found = final_number(final_text(completion))
+        return None if found is None else str(found)
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         found = final_number(final_text(completion))

@@ -4,10 +4,10 @@ https://arxiv.org/abs/2009.03300"""
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.dataset import hub_file, read_rows
-from tasks.task import Task, check_split, choice_is_right, choice_question, exchange, in_range
+from nanochat.dataset import read_rows
+from tasks.source import data_file
+from tasks.task import ChoiceTask, check_split, choice_exchange, in_range
 
-LETTERS = "ABCD"
 FILES = {
     "auxiliary_train": "auxiliary_train/train-00000-of-00001.parquet",
     "test": "all/test-00000-of-00001.parquet",
@@ -16,15 +16,15 @@ FILES = {
 }
 
 
-class MMLU(Task):
-    """14,042 questions to test, 1,531 validation, 285 dev, 99,842 auxiliary_train to train on."""
+class MMLU(ChoiceTask):
+    """14,042 questions to test, 1,531 validation, 285 dev, 99,842 auxiliary_train to train on;
+    `path` is a local file or folder or another hub id instead (see source.py)."""
 
     name = "mmlu"
-    kind = "choice"
 
     def __init__(self, split: str = "test", path: str | Path | None = None):
         check_split(split, tuple(FILES))
-        path = path or hub_file("cais/mmlu", FILES[split])
+        path = data_file(path, "cais/mmlu", FILES[split], split)
         # The hub's auxiliary_train has its columns inside one column, "train".
         self.rows = [row.get("train", row) for row in read_rows(path)]
         for number, row in enumerate(self.rows, start=1):
@@ -39,10 +39,5 @@ class MMLU(Task):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[in_range(index, len(self))]
-        question = choice_question(row["question"], row["choices"], LETTERS)
-        letter = LETTERS[row["answer"]]
-        extra = {"letters": list(LETTERS), "answer": letter, "subject": row.get("subject", "")}
-        return exchange(question, letter, **extra)
-
-    def evaluate(self, conversation: dict, completion: str) -> bool:
-        return choice_is_right(conversation, completion)
+        subject = row.get("subject", "")
+        return choice_exchange(row["question"], row["choices"], row["answer"], subject=subject)

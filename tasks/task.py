@@ -11,6 +11,7 @@ special tokens shown by their names, for example
 import hashlib
 import random
 import re
+import string
 import unicodedata
 
 from nanochat.common import ConfigError
@@ -30,12 +31,13 @@ class Task:
     """Conversations by index, and a judge of completions.
 
     `kind` is "generate" (the completion is sampled) or "choice" (the most likely of `choices(i)`,
-    single letters, is the completion). Subclasses set `name` and define `__len__`, `__getitem__`
-    and `evaluate`.
+    single letters, is the completion). `baseline` is the accuracy that chance gives, None where no
+    published figure says so. Subclasses set `name` and define `__len__`, `__getitem__`, `evaluate`.
     """
 
     name = "task"
     kind = "generate"
+    baseline: float | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -50,9 +52,37 @@ class Task:
     def evaluate(self, conversation: dict, completion: str) -> bool:
         raise NotImplementedError
 
+    def extract(self, completion: str) -> str | None:
+        """The part of a completion that is compared, for people who read why it was wrong."""
+        return final_text(completion)
+
+    def evaluate_all(self, conversations: list[dict], completions: list[str]) -> list[dict]:
+        """Many completions at once, each with what a log of answers says about it:
+        {"extracted", "expected", "right"}, and more where a task knows more."""
+        return [
+            {
+                "extracted": self.extract(completion),
+                "expected": conversation.get("answer", conversation.get("expect")),
+                "right": bool(self.evaluate(conversation, completion)),
+            }
+            for conversation, completion in zip(conversations, completions, strict=True)
+        ]
+
     def reward(self, conversation: dict, completion: str) -> float:
         """What reinforcement learning maximises: 1.0 for a right completion, else 0.0."""
         return float(self.evaluate(conversation, completion))
+
+
+class ChoiceTask(Task):
+    """A task of choice_exchange's conversations. The baseline is that of the published figures,
+    which count every question as one of four choices."""
+
+    kind = "choice"
+    baseline = 0.25
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        """Whether a completion is exactly the letter of the right choice."""
+        return final_text(completion) == conversation["answer"]
 
 
 class GeneratedTask(Task):
@@ -124,9 +154,12 @@ def choice_question(question: str, options: list[str], letters: str) -> str:
     return "\n".join([f"Multiple choice: {question}", *lines, ask])
 
 
-def choice_is_right(conversation: dict, completion: str) -> bool:
-    """Whether a completion is exactly the letter of the right choice."""
-    return final_text(completion) == conversation["answer"]
+def choice_exchange(question: str, options: list[str], right: int, **extra) -> dict:
+    """A multiple-choice question and its right letter; option number `right`, from 0, is right."""
+    letters = string.ascii_uppercase[: len(options)]
+    extra |= {"letters": list(letters), "answer": letters[right]}
+    conversation = exchange(choice_question(question, options, letters), letters[right], **extra)
+    return {**conversation, "question": question, "options": list(options)}
 
 
 def held_back(text: str, share: float = 0.1) -> bool:

@@ -13,8 +13,9 @@ import torch.multiprocessing as mp
 from nanochat import evals
 from nanochat.common import DataError
 from nanochat.engine import Engine
-from nanochat.evals import Result, bits_per_byte, evaluate_task, measure_rows, pass_at_k
+from nanochat.evals import bits_per_byte, measure_rows, pass_at_k
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.task_evals import CHATCORE, Result, chatcore, evaluate_task, missing_of_chatcore
 from nanochat.tokenizer import Tokenizer
 from tasks.task import Task
 
@@ -178,7 +179,7 @@ def test_choice_takes_the_likeliest_letter(tokenizer, batch_size, tmp_path):
         logits = model(torch.tensor([tokenizer.encode(line["prompt"])]))[0, -1]
         assert line["completion"] == max("ABC", key=lambda letter: logits[ord(letter)])
         assert line["right"] == (line["completion"] == "B")
-    assert result.correct == sum(line["right"] for line in lines) and result.total == 7
+    assert sum(result.right) == sum(line["right"] for line in lines) and result.total == 7
 
 
 def test_letters_outside_the_choices_do_not_win(tokenizer):
@@ -189,7 +190,7 @@ def test_letters_outside_the_choices_do_not_win(tokenizer):
         model.lm_head.weight[ord("Z")] = 1.0
         model.lm_head.weight[ord("B")] = 0.5
     result = evaluate_task("letters", Letters(), Engine(model, tokenizer))
-    assert (result.correct, result.total, result.kind) == (7, 7, "choice")
+    assert (sum(result.right), result.total, result.kind) == (7, 7, "choice")
 
 
 def test_a_choice_of_several_tokens_is_an_error(tokenizer):
@@ -203,7 +204,7 @@ def test_generation_is_greedy_and_judged_by_the_task(tokenizer):
     result = evaluate_task(
         "free", Free(model, tokenizer), Engine(model, tokenizer), max_tokens=6, batch_size=2
     )
-    assert (result.correct, result.total, result.kind) == (4, 5, "generate")
+    assert (sum(result.right), result.total, result.kind) == (4, 5, "generate")
 
 
 def test_limit_draws_a_subset_by_seed(tokenizer, tmp_path):
@@ -273,7 +274,7 @@ def test_two_ranks_measure_what_one_does(tokenizer, tmp_path):
 
 
 def test_accuracy_and_standard_error_by_hand():
-    result = Result("x", "choice", correct=80, total=100)
+    result = Result("x", "choice", right=(1,) * 80 + (0,) * 20)
     assert result.accuracy == 0.8 and math.isclose(result.stderr, 0.04)
     assert str(result) == "x: 80.0% ± 4.0% (n = 100)"
 
@@ -285,3 +286,56 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
             draws = list(itertools.combinations(range(n), k))
             share = sum(any(i < correct for i in draw) for draw in draws) / len(draws)
             assert math.isclose(pass_at_k(n, correct, k), share, abs_tol=1e-12)
+
+
+def test_pass_at_k_of_a_task_and_its_standard_error_by_hand():
+    result = Result("x", "generate", right=(0, 2, 4), num_samples=4, temperature=0.8)
+    # pass@1 of the examples: 0, 1/2, 1; pass@2: 0, 1 - 1/6, 1; pass@4: 0, 1, 1
+    assert result.ks() == [1, 4] and result.accuracy == 0.5
+    assert math.isclose(result.stderr, math.sqrt((0.25 + 0 + 0.25) / 3) / math.sqrt(3))
+    assert math.isclose(result.pass_at(2)[0], 11 / 18)
+    share, error = result.pass_at(4)
+    assert math.isclose(share, 2 / 3) and math.isclose(error, math.sqrt(2 / 9 / 3))
+    assert str(result) == "x: 50.0% ± 23.6% (n = 3 x 4), pass@4 66.7% ± 27.2%"
+    assert result.figures() == {
+        "accuracy/x": 0.5,
+        "stderr/x": result.stderr,
+        "examples/x": 3,
+        "pass@1/x": 0.5,
+        "stderr_pass@1/x": result.stderr,
+        "pass@4/x": share,
+        "stderr_pass@4/x": error,
+    }
+
+
+def five(*accuracies, n=10_000) -> list[Result]:
+    """ChatCORE's tasks with these accuracies over n examples."""
+    baselines = (0.25, 0.25, 0.25, 0.0, 0.0)
+    rights = [round(accuracy * n) for accuracy in accuracies]
+    return [
+        Result(name, "generate", (1,) * right + (0,) * (n - right), baseline=baseline)
+        for name, right, baseline in zip(CHATCORE, rights, baselines, strict=True)
+    ]
+
+
+def test_chatcore_of_the_published_figures():
+    """ARC-Easy, ARC-Challenge, MMLU, GSM8K, HumanEval of the nanochat model card, mid and SFT."""
+    assert round(chatcore(five(0.3561, 0.2875, 0.3111, 0.0250, 0.0671))[0], 4) == 0.0730
+    assert round(chatcore(five(0.3876, 0.2807, 0.3151, 0.0455, 0.0854))[0], 4) == 0.0884
+
+
+def test_chatcore_and_its_standard_error_by_hand():
+    results = five(0.25, 0.25, 0.25, 0.5, 0, n=4)
+    # standard errors of the centred scores: sqrt(3/16 / 4) / (3/4) = sqrt(1/12) thrice, 1/4, 0
+    value, error = chatcore(results[::-1])
+    assert math.isclose(value, 0.5 / 5) and math.isclose(error, math.sqrt(3 / 12 + 1 / 16) / 5)
+    assert [r.centred for r in five(1, 0.25, 0, 1, 0, n=4)] == [1, 0, -1 / 3, 1, 0]
+    assert Result("facts", "generate", (1,)).centred is None
+
+
+def test_there_is_no_chatcore_without_greedy_answers_to_all_five():
+    results = five(0, 0, 0, 0, 0, n=1)
+    assert missing_of_chatcore(results) == []
+    assert missing_of_chatcore(results[1:]) == ["arc-easy"]
+    warm = Result("gsm8k", "generate", (1,), temperature=0.5, baseline=0.0)
+    assert missing_of_chatcore([*results[:3], warm]) == ["gsm8k", "humaneval"]

@@ -17,7 +17,7 @@ IN_ORDER = """
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
     kv_cache sampling scheduler engine
-    evals core_eval
+    evals task_evals core_eval
     monitor train recipe stage
     report model_card huggingface gguf server
 """
