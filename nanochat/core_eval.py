@@ -82,12 +82,12 @@ class CoreResult:
     def record(self) -> dict[str, float]:
         """For metrics.jsonl: core, core_stderr, and four figures of each task."""
         record = {"core": self.core, "core_stderr": self.stderr}
-        for score in self.tasks:
-            label = score.task.label
-            record[f"core/{label}"] = score.centred
-            record[f"core_accuracy/{label}"] = score.accuracy
-            record[f"core_stderr/{label}"] = score.stderr
-            record[f"core_examples/{label}"] = score.total
+        for found in self.tasks:
+            label = found.task.label
+            record[f"core/{label}"] = found.centred
+            record[f"core_accuracy/{label}"] = found.accuracy
+            record[f"core_stderr/{label}"] = found.stderr
+            record[f"core_examples/{label}"] = found.total
         return record
 
 
