@@ -214,7 +214,6 @@ class TransformersEngine:
 
         room = min(max_tokens, self.model.config.sequence_len - T)
         pad = stops[0] if stops else self.tokenizer.bos
-        # subtle: a configuration of our own, because the folder's may ask for sampling or penalties
         wanted = GenerationConfig(
             max_new_tokens=room, eos_token_id=stops or None, pad_token_id=pad, do_sample=False
         )
@@ -251,7 +250,7 @@ def load_transformers(
     Example: model, tokenizer = load_transformers("./gpt2", "cpu")
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     except ImportError as error:
         raise ConfigError(
             f"a Hugging Face folder needs the package transformers, which is not here: {error}. "
@@ -275,6 +274,8 @@ def load_transformers(
         print0(f"{path} has no chat template: a conversation is its texts with blank lines between")
     wrapped = TransformersModel(model, context_of(model, tokenizer))
     ends = model.generation_config.eos_token_id
+    # subtle: generate() would mix the folder's own wishes (sampling, penalties) into ours
+    model.generation_config = GenerationConfig()
     stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     return wrapped, TransformersTokenizer(tokenizer, stops, wrapped.config.vocab_size)
 

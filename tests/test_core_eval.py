@@ -228,7 +228,10 @@ def write_bundle(folder):
         {"label": "say", "dataset_uri": "say.jsonl", "num_fewshot": [0],
          "icl_task_type": "language_modeling"},
     ]  # fmt: skip
-    pick = [{"query": f"the {'cat' * 5 * n}", "choices": ["sat", "ran"], "gold": n % 2} for n in range(7)]
+    pick = [
+        {"query": f"the {'cat' * 5 * n}", "choices": ["sat", "ran"], "gold": n % 2}
+        for n in range(7)
+    ]
     say = [{"context": "the cat " * n, "continuation": "sat"} for n in range(1, 8)]
     (folder / "eval_data").mkdir(parents=True)
     (folder / "core.yaml").write_text(json.dumps({"icl_tasks": tasks}))
