@@ -19,6 +19,7 @@ from nanochat.transformers_model import TransformersModel
 WORTH_SHARING = 8  # tokens; a shorter common beginning is read with each row
 ROUND_TO = 32  # lengths are padded to multiples of this, so that few different shapes occur
 ROWS_OF_THE_HEAD = 128  # and the head's rows to multiples of this
+TOKENS_AT_ONCE_ON_CPU = 4096  # more leave the processor's caches: measured, see dev/LOG.md
 LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 
 
@@ -84,12 +85,14 @@ class Job(NamedTuple):
 @torch.inference_mode()
 def score(model, examples: Sequence[Example], tokens_at_once: int) -> list[list[Score]]:
     """The Score of every row of every example. At most about `tokens_at_once` tokens are read at a
-    time, but at least one example.
+    time (on a CPU fewer), but at least one example.
 
     model: a GPT, an Engine's model, or a TransformersModel, which reads each row whole.
 
     Example: score(model, [Example((Row(np.array([1, 2, 3]), 2),))], 4096)[0][0].loss
     """
+    if model.device.type == "cpu":
+        tokens_at_once = min(tokens_at_once, TOKENS_AT_ONCE_ON_CPU)
     can_share = not isinstance(model, TransformersModel)
     jobs = [job for e, ex in enumerate(examples) for job in jobs_of(e, ex.rows, can_share)]
     scores = [[None] * len(example.rows) for example in examples]
