@@ -230,8 +230,10 @@ def continue_download(url: str, partial: Path) -> None:
             return
         raise
     with response, partial.open("ab" if response.status == 206 else "wb") as file:
+        if (left := response.headers["Content-Length"]) is None:
+            raise OSError("the server does not say how long the file is")
         have = file.tell()
-        expected = have + int(response.headers["Content-Length"])
+        expected = have + int(left)
         with progress("evaluation bundle", expected, "bytes") as advance:
             advance(have)
             # subtle: read(n) does not complain about a connection that ends early
