@@ -36,7 +36,7 @@ FIELDS = {
 }
 OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
 
-# SHA-256 and name (without .jsonl, ...) of the files that the published figures were made with.
+# SHA-256 and name (without .jsonl, ...) of the files as MosaicML and DCLM have them.
 KNOWN_FILES = """
 32a5c33c84522556992443a064c9e8e7f698338af92c832c70a639227785d61f core
 3d8191d45cc64a809c4514a3a03e94c50599e843cf87cadaa0e687a042117018 eval_meta_data
@@ -164,7 +164,7 @@ def find_bundle(where: str | None = None) -> Bundle:
     """The bundle at `where`, a zip or folder; by default the public one, downloaded once into
     base_dir()/eval_bundle. All ranks call it, rank 0 downloads.
 
-    A file that differs from the one that published figures were made with is named. Raises
+    A file that differs from the known one is named. Raises
     DataError with the ways out when it is not there, not whole, or cannot be downloaded.
     """
     if where is not None and not Path(where).exists():
@@ -181,7 +181,7 @@ def find_bundle(where: str | None = None) -> Bundle:
         raise failure
     bundle = Bundle(path)
     for name in bundle.changed_files():
-        print0(f"{path}: {name} is not the one that published figures of CORE were made with")
+        print0(f"{path}: {name} is not the known file: published figures may not compare")
     return bundle
 
 

@@ -107,6 +107,7 @@ def write_samples(engine: Engine | TransformersEngine, config: Config, path: Pat
 
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
+    bundle = find_bundle(config.bundle) if config.core else None  # what is missing is told at once
     if config.hf_path is not None:
         engine = TransformersEngine(*load_transformers(config.hf_path, device))
         name = Path(config.hf_path).resolve().name
@@ -125,9 +126,8 @@ def main(config: Config) -> None:
             append_metrics(folder, place | bits)
     if config.sample_tokens:
         write_samples(engine, config, folder / f"samples-step{place['step']}.json")
-    if config.core:
+    if bundle:
         rows = {"tokens_at_once": config.device_batch_size * engine.model.config.sequence_len}
-        bundle = find_bundle(config.bundle)
         result = evaluate_core(
             bundle, engine.model, engine.tokenizer, max_per_task=config.max_per_task, **rows
         )

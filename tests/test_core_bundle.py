@@ -121,7 +121,7 @@ def test_files_other_than_the_known_ones_are_named(shared_data, tmp_path, capsys
     copa.write_text(copa.read_text().replace("faucet", "tap"))
     find_bundle(str(tmp_path))
     printed = capsys.readouterr()[0]
-    assert printed.count("published figures") == 1 and "copa.jsonl is not the one" in printed
+    assert printed.count("published figures") == 1 and "copa.jsonl is not the known file" in printed
 
 
 def test_the_public_bundle_has_its_tasks_rows_and_baselines(shared_data):
@@ -248,4 +248,4 @@ def test_the_bundle_is_downloaded_once(zipped, base_dir, monkeypatch, capsys):
             assert [task.label for task in find_bundle().tasks()] == ["pick", "say"]
         assert len(server.asked) == 2
     assert os.listdir(base_dir / "eval_bundle") == ["eval_bundle.zip"]
-    assert "core.yaml is not the one that published figures" in capsys.readouterr()[0]
+    assert "core.yaml is not the known file" in capsys.readouterr()[0]
