@@ -1,20 +1,35 @@
-"""Measures a base model: bits per byte of train and validation text, and a few samples.
+"""Measures a base model: bits per byte of train and validation text, a few samples, and CORE.
 
-python -m scripts.base_eval
-torchrun --standalone --nproc_per_node=8 -m scripts.base_eval -- --model-tag=d20
+python -m scripts.base_eval --core
+python -m scripts.base_eval --core --max-per-task=500 --hf-path=./gpt2
+torchrun --standalone --nproc_per_node=8 -m scripts.base_eval -- --model-tag=d20 --core
+
+CORE is 22 tasks (arXiv:2406.11794). Figures go to the run's metrics.jsonl, samples to
+samples-step<n>.json beside it; those of a Hugging Face folder to hf_evaluations/<its name>.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import compute_cleanup, compute_init, print0
+from nanochat.common import (
+    base_dir,
+    compute_cleanup,
+    compute_init,
+    print0,
+    rank_and_world,
+    write_atomic,
+)
 from nanochat.configurator import cli
+from nanochat.core_bundle import find_bundle
+from nanochat.core_eval import evaluate_core
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.dataset import open_source
 from nanochat.engine import Engine
 from nanochat.evals import measure_rows
 from nanochat.metrics import append_metrics
+from nanochat.transformers_model import TransformersEngine, load_transformers
 
 PROMPTS = (
     "The capital of France is",
@@ -35,46 +50,35 @@ class Config:
     """Run to take; default: the newest."""
     step: int | None = None
     """Its step; default: the newest."""
+    hf_path: str | None = None
+    """Folder of any Hugging Face model instead; its bits per byte are not measured."""
     data: str | None = None
     """Text to measure on, as in base_train; default: what the run was trained on."""
     num_shards: int | None = None
     """Train shards of a hub data set to use; default: as the run did."""
     eval_tokens: int = 10 * 524_288
-    """Tokens of each split, at most."""
+    """Tokens of each split, at most; 0: no bits per byte."""
     device_batch_size: int = 8
-    """Rows that one device computes at a time."""
+    """Rows of the context's length that one device computes at a time."""
     sample_tokens: int = 32
     """Length of a sample; 0: no samples."""
+    core: bool = False
+    """Measure CORE."""
+    max_per_task: int | None = None
+    """Examples of each CORE task, at most; default: all."""
+    bundle: str | None = None
+    """The evaluation bundle of CORE, a zip or folder; default: downloaded once."""
     seed: int = 42
     """Of the choice of rows, and of the unprompted samples."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
-def print_samples(engine: Engine, config: Config) -> None:
-    """The likeliest continuations of some beginnings, and what comes out of nothing."""
-    tokenizer = engine.tokenizer
-    prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
-    completions = engine.complete(prompts, max_tokens=config.sample_tokens, temperature=0)
-    for prompt, (completion,) in zip(PROMPTS, completions, strict=True):
-        print0(f"  {prompt}|{completion}".replace("\n", " "))
-    free = {"num_samples": 3, "max_tokens": 4 * config.sample_tokens, "seed": config.seed}
-    for completion in engine.complete([[tokenizer.bos]], **free)[0]:
-        print0(f"  |{completion}".replace("\n", " "))
-
-
-def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type)
-    model, tokenizer, meta = load_model(
-        config.source, device, "eval", config.model_tag, config.step
-    )
-    print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
-    trained = meta["config"]
-    source = open_source(
-        config.data or trained.get("data", "packaged"),
-        num_shards=config.num_shards or trained.get("num_shards"),
-    )
-    record = {"stage": meta["stage"], "step": meta["step"]}
+def bits_per_byte(model, tokenizer, trained: dict, config: Config) -> dict[str, float]:
+    """{"bpb/train": ..., "bpb/val": ...}, printed too."""
+    data = config.data or trained.get("data", "packaged")
+    source = open_source(data, num_shards=config.num_shards or trained.get("num_shards"))
+    found = {}
     for split in ("train", "val"):
         shards = tokenize_source(source, tokenizer, split)
         rows = PackedRows(shards, model.config.sequence_len, config.seed)
@@ -82,10 +86,53 @@ def main(config: Config) -> None:
             model, tokenizer, rows, config.eval_tokens, config.device_batch_size
         )
         print0(f"{split}: {bits:.4f} bits per byte, measured on {num_bytes:,} bytes")
-        record[f"bpb/{split}"] = bits
-    append_metrics(Path(meta["path"]).parent, record)
+        found[f"bpb/{split}"] = bits
+    return found
+
+
+def write_samples(engine: Engine | TransformersEngine, config: Config, path: Path) -> None:
+    """The likeliest continuations of some beginnings, and what comes out of nothing."""
+    tokenizer = engine.tokenizer
+    prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
+    completions = engine.complete(prompts, max_tokens=config.sample_tokens, temperature=0)
+    samples = [(text, completion[0]) for text, completion in zip(PROMPTS, completions, strict=True)]
+    free = {"num_samples": 3, "max_tokens": 4 * config.sample_tokens, "seed": config.seed}
+    samples += [("", text) for text in engine.complete([[tokenizer.bos]], **free)[0]]
+    for prompt, completion in samples:
+        print0(f"  {prompt}|{completion}".replace("\n", " "))
+    if rank_and_world()[0] == 0:
+        records = [dict(zip(("prompt", "completion"), sample, strict=True)) for sample in samples]
+        write_atomic(path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def main(config: Config) -> None:
+    *_, device = compute_init(config.device_type)
+    bundle = find_bundle(config.bundle) if config.core else None  # what is missing is told at once
+    if config.hf_path is not None:
+        engine = TransformersEngine(*load_transformers(config.hf_path, device))
+        name = Path(config.hf_path).resolve().name
+        place, folder = {"stage": "hf", "step": 0}, base_dir() / "hf_evaluations" / name
+        print0(f"{config.hf_path}: figures go to {folder}; bits per byte are not measured")
+    else:
+        model, tokenizer, meta = load_model(
+            config.source, device, "eval", config.model_tag, config.step
+        )
+        engine = Engine(model, tokenizer)
+        place = {"stage": meta["stage"], "step": meta["step"]}
+        folder = Path(meta["path"]).parent
+        print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
+        if config.eval_tokens:
+            bits = bits_per_byte(model, tokenizer, meta["config"], config)
+            append_metrics(folder, place | bits)
     if config.sample_tokens:
-        print_samples(Engine(model, tokenizer), config)
+        write_samples(engine, config, folder / f"samples-step{place['step']}.json")
+    if bundle:
+        rows = {"tokens_at_once": config.device_batch_size * engine.model.config.sequence_len}
+        result = evaluate_core(
+            bundle, engine.model, engine.tokenizer, max_per_task=config.max_per_task, **rows
+        )
+        print0(f"CORE: {result.core:.4f} ± {result.stderr:.4f}")
+        append_metrics(folder, place | result.record())
     compute_cleanup()
 
 

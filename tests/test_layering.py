@@ -16,8 +16,8 @@ IN_ORDER = """
     calculator execution
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
-    kv_cache sampling scheduler engine
-    evals task_evals core_eval
+    kv_cache sampling scheduler engine transformers_model
+    evals task_evals core_bundle core_prompts core_scores core_eval
     monitor train recipe stage
     report model_card huggingface gguf server
 """

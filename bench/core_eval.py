@@ -1,0 +1,212 @@
+"""Speed of the CORE metric beside its plain twin (one row at a time, logits after every token).
+
+    python -m bench.core_eval --bundle eval_bundle.zip
+    python -m bench.core_eval --tasks copa,squad --max-per-task 10 --repeats 1
+
+A model of random weights; a tokenizer trained on the bundle's own text. Both programs do
+everything from rows to accuracy, in turns, task by task. Prints a table, how often their verdicts
+differ (compute dtype rounds), and writes bench/results/core_eval-<machine>.json.
+"""
+
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nanochat.common import (
+    choose_dtype,
+    compute_init,
+    device_name,
+    git_commit,
+    synchronize,
+    write_atomic,
+)
+from nanochat.configurator import cli
+from nanochat.core_bundle import Bundle, find_bundle
+from nanochat.core_eval import evaluate_core_task, is_right
+from nanochat.core_prompts import subsample
+from nanochat.core_scores import score, score_plainly
+from nanochat.engine import Engine
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.run_state import versions
+from nanochat.tokenizer import Tokenizer
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SCORERS = {"fast": score, "plain": score_plainly}
+
+
+@dataclass(frozen=True)
+class Config:
+    depth: int = 4
+    """Layers of the model."""
+    vocab_size: int = 8192
+    """Ids of the tokenizer."""
+    head_dim: int = 64
+    """Width of an attention head."""
+    sequence_len: int = 2048
+    """Context; longer prompts are cut."""
+    max_per_task: int = 100
+    """Examples of each task."""
+    tasks: str = ""
+    """Labels of tasks, with commas between; default: all."""
+    tokens_at_once: int = 16384
+    """Tokens that the fast program reads at a time."""
+    repeats: int = 3
+    """Times that everything is measured; the table shows medians."""
+    bundle: str | None = None
+    """The evaluation bundle, a zip or folder; default: downloaded once."""
+    device_type: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def texts(bundle: Bundle, rows_per_task: int = 300) -> Iterator[str]:
+    """Some text of every task, for a tokenizer."""
+    for task in bundle.tasks():
+        for row in subsample(bundle.rows(task), rows_per_task):
+            yield " ".join(str(value) for value in row.values())
+
+
+def make_engine(config: Config, tokenizer: Tokenizer, device: torch.device) -> Engine:
+    """Random weights, also where training begins with zeros: verdicts shall differ by example."""
+    sizes = {"head_dim": config.head_dim, "sequence_len": config.sequence_len}
+    model = GPT(GPTConfig.from_depth(config.depth, tokenizer.vocab_size, **sizes)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.03
+            parameter.add_(noise.to(device))
+    model.compute_dtype = choose_dtype(device)[0]
+    return Engine(model, tokenizer)
+
+
+def measure(task, rows, engine: Engine, config: Config) -> dict:
+    """One line of the table: seconds of both programs, and how far their scores are apart."""
+    seconds: dict[str, list[float]] = {name: [] for name in SCORERS}
+    found: dict[str, list] = {}
+    for turn in range(config.repeats):
+        for name in list(SCORERS)[:: 1 if turn % 2 else -1]:
+            found[name] = []
+
+            def remember(model, examples, tokens_at_once, name=name):
+                scores = SCORERS[name](model, examples, tokens_at_once)
+                found[name] += zip(examples, scores, strict=True)
+                return scores
+
+            synchronize(engine.model.device)
+            start = time.perf_counter()
+            evaluate_core_task(
+                task,
+                rows,
+                engine.model,
+                engine.tokenizer,
+                max_per_task=config.max_per_task,
+                tokens_at_once=config.tokens_at_once,
+                scorer=remember,
+            )
+            synchronize(engine.model.device)
+            seconds[name].append(time.perf_counter() - start)
+    return summary(task, seconds, found)
+
+
+def summary(task, seconds: dict, found: dict) -> dict:
+    pairs = list(zip(found["fast"], found["plain"], strict=True))
+    verdicts = [[is_right(task, ex.gold, scores) for ex, scores in pair] for pair in pairs]
+    apart = [
+        abs(a.loss - b.loss)
+        for (_, mine), (_, other) in pairs
+        for a, b in zip(mine, other, strict=True)
+    ]
+    examples = [example for example, _ in found["fast"]]
+    fast, plain = (statistics.median(seconds[name]) for name in ("fast", "plain"))
+    return {
+        "task": task.label,
+        "examples": len(examples),
+        "tokens": sum(len(row.ids) for example in examples for row in example.rows),
+        "cut": sum(example.cut for example in examples),
+        "fast_seconds": fast,
+        "plain_seconds": plain,
+        "ratio": plain / fast,
+        "all_seconds": seconds,
+        "verdicts_that_differ": sum(a != b for a, b in verdicts),
+        "largest_difference_of_losses": max(apart),
+    }
+
+
+def add_up(lines: list[dict], repeats: int) -> dict:
+    """The last line: whole rounds of both programs, and the median of the rounds' ratios."""
+    names = ("examples", "tokens", "cut", "verdicts_that_differ")
+    total = {"task": "all"} | {name: sum(line[name] for line in lines) for name in names}
+    rounds = {
+        name: [sum(line["all_seconds"][name][i] for line in lines) for i in range(repeats)]
+        for name in SCORERS
+    }
+    pairs = zip(rounds["plain"], rounds["fast"], strict=True)
+    return total | {
+        "fast_seconds": statistics.median(rounds["fast"]),
+        "plain_seconds": statistics.median(rounds["plain"]),
+        "ratio": statistics.median(plain / fast for plain, fast in pairs),
+        "all_seconds": rounds,
+        "largest_difference_of_losses": max(li["largest_difference_of_losses"] for li in lines),
+    }
+
+
+def print_table(lines: list[dict], title: str) -> None:
+    names = ("task", "examples", "tokens", "cut", "fast, s", "plain, s", "faster", "differ")
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for line in lines:
+        table.add_row(
+            line["task"],
+            f"{line['examples']:,}",
+            f"{line['tokens']:,}",
+            f"{line['cut']:,}",
+            f"{line['fast_seconds']:.2f}",
+            f"{line['plain_seconds']:.2f}",
+            f"{line['ratio']:.2f}x",
+            str(line["verdicts_that_differ"]),
+        )
+    Console().print(table)
+
+
+def main(config: Config) -> None:
+    device = compute_init(config.device_type)[-1]
+    bundle = find_bundle(config.bundle)
+    tokenizer = Tokenizer.train(texts(bundle), config.vocab_size)
+    engine = make_engine(config, tokenizer, device)
+    wanted = [label for label in config.tasks.split(",") if label]
+    lines = []
+    for task in bundle.tasks():
+        if not wanted or task.label in wanted:
+            lines.append(measure(task, bundle.rows(task), engine, config))
+            line = lines[-1]
+            print(f"{task.label}: {line['fast_seconds']:.2f} s, {line['ratio']:.2f}x", flush=True)
+    lines.append(add_up(lines, config.repeats))
+    machine, dtype = device_name(device), str(engine.model.compute_dtype).removeprefix("torch.")
+    print_table(lines, f"CORE, depth {config.depth}, context {config.sequence_len:,}, {dtype}")
+    report = {
+        "machine": machine,
+        "load_average_1_min": os.getloadavg()[0],
+        "command": " ".join(sys.orig_argv[1:]),
+        "versions": {**versions(), "git": git_commit()},
+        "compute_dtype": dtype,
+        "config": asdict(config),
+        "results": lines,
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    path = RESULTS / f"core_eval-{slug}.json"
+    write_atomic(path, json.dumps(report, indent=2) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli(main, Config)
