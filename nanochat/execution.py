@@ -40,7 +40,7 @@ from nanochat.verdict import ExecutionUnavailable, Limits, Verdict
 
 TIERS = ("namespaces", "restricted")
 RESTRICTED_LOSES = (
-    "disk: exact for one file; the folder is measured every 20 ms, and deleted files that are still "
+    "disk: exact for one file; the folder is measured every 20 ms, and files deleted while they are "
     "open do not count (at most open_files times disk_bytes); no sub-folders, no chmod",
     "names: a program can ask whether a path exists, its size, owner and times, but not open it",
     "host name and process numbers of the machine are visible",
