@@ -163,7 +163,7 @@ class Sandbox:
 TOOL = """
 import ast
 def run(text):
-    tree, place = ast.parse(text), {{"__name__": "__main__"}}
+    tree, place = ast.parse(text, "<program>"), {{"__name__": "__main__"}}
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "<program>", "exec"), place)
     if last is not None:

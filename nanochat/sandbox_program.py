@@ -77,17 +77,18 @@ def read_exactly(descriptor: int, size: int) -> bytes:
 
 def execute(text: str, say) -> tuple[bytes, str]:
     """Runs the text as the module __main__; how it ended, and the error in words."""
+    passed, failed, exited, memory = PASSED, FAILED, EXITED, MEMORY  # before they can be changed
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = [PROGRAM]
     try:
         exec(compile(text, PROGRAM, "exec"), module.__dict__)
     except SystemExit as error:
-        return EXITED, say(error)
+        return exited, say(error)
     except MemoryError as error:
-        return MEMORY, say(error)
+        return memory, say(error)
     except BaseException as error:  # anything that it raises is its failure
-        return FAILED, say(error)
-    return PASSED, ""
+        return failed, say(error)
+    return passed, ""
 
 
 def describe(error: BaseException) -> str:

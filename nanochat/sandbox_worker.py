@@ -210,8 +210,10 @@ class Place:
             kind = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(kind)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            # SIGXCPU says why it ends; who survives that has a second until SIGKILL.
+            bounds = (value, value + 1) if name == "CPU" and value != hard else (value, value)
             try:
-                resource.setrlimit(kind, (value, value))
+                resource.setrlimit(kind, bounds)
             except (ValueError, OSError):
                 if self.tier != "unsafe":  # macOS refuses some; its printed line says so
                     raise

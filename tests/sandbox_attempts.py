@@ -28,7 +28,7 @@ def attempt(function, *arguments):
         found = function(*arguments)
     except OSError as error:
         print("refused", function, error.errno)
-    except RuntimeError as error:  # threads
+    except ValueError as error:  # so the resource module says EPERM
         print("refused", error)
     else:
         print("ESCAPED", function, arguments, found)
@@ -81,9 +81,10 @@ for path in ("/etc/passwd", "/etc/hostname", "/etc/machine-id"): attempt(open, p
 attempt(os.listdir, "/"); attempt(os.listdir, "/etc"); attempt(os.listdir, "/var")""",
     "read this project and its other packages": "attempt(open, {project!r})",
     "read another process's memory and environment": """
-for name in ("environ", "mem", "maps", "cmdline", "fd/3"):
-    for process in ("self", 1, os.getpid(), os.getppid(), {victim}):
-        attempt(open, "/proc/%s/%s" % (process, name), "rb")""",
+for process in ("self", 1, os.getpid(), os.getppid(), {victim}):
+    for name in ("environ", "mem", "maps", "cmdline"):
+        attempt(open, "/proc/%s/%s" % (process, name), "rb")
+attempt(open, "/proc/%s/fd/0" % os.getppid()); attempt(os.listdir, "/proc")""",
     "read by a way around": """
 os.symlink("/etc/passwd", "link") if {tier!r} == "namespaces" else None
 attempt(open, "../../../../../../etc/passwd"); attempt(open, "/proc/self/root/etc/passwd")
@@ -197,7 +198,6 @@ VERDICTS = {
         "import signal\nfor s in (24, 14, 15, 2): signal.signal(s, signal.SIG_IGN)\nwhile 1: pass",
         "timeout", "CPU",
     ),
-    "endless loop in C": ("sum(range(10**15))", "timeout", "CPU"),
     "catastrophic regular expression": (
         "import re; re.match('(a+)+$', 'a' * 60 + 'b')", "timeout", "CPU"
     ),
@@ -221,7 +221,7 @@ VERDICTS = {
     "an exception with a huge text": ("raise ValueError('x' * 10**7)", "failed", "xxx"),
     "BaseException": ("class E(BaseException): pass\nraise E('x')", "failed", "E: x"),
     "KeyboardInterrupt": ("raise KeyboardInterrupt", "failed", "KeyboardInterrupt"),
-    "not Python": ("this is not Python", "failed", "SyntaxError"),
+    "not Python": ("def (", "failed", "SyntaxError"),
     "a NUL byte": ("x = '\0'", "failed", ""),
     "surrogates": ("x = '\ud800'", "failed", "surrogates"),
     "nested brackets": ("(" * 10000 + ")" * 10000, "failed", ""),
@@ -258,7 +258,11 @@ VERDICTS = {
         "import sys\nfor m in list(sys.modules.values()):\n"
         "  for n in ('execute', 'describe', 'judge', 'run_program', 'PASSED', 'FAILED'):\n"
         "    if 'sandbox' in m.__name__: setattr(m, n, lambda *a: (b'P', ''))\nassert False",
-        "failed", "",
+        "failed", "AssertionError",
+    ),
+    "swap the harness's words": (
+        "import sys; m = sys.modules['nanochat.sandbox_program']; m.FAILED = m.PASSED; assert 0",
+        "failed", "AssertionError",
     ),
     "empty sys.modules": ("import sys; sys.modules.clear(); assert False", "failed", "AssertionError"),
     "break standard output": (
@@ -276,7 +280,7 @@ VERDICTS = {
         "passed", "",
     ),
     "many threads": (
-        "import threading, time\nn = 0\ntry:\n  for n in range(20): threading.Thread("
+        "import threading, time; threading.stack_size(1 << 18)\nn = 0\ntry:\n  for n in range(20): threading.Thread("
         "target=time.sleep, args=(99,), daemon=True).start()\nexcept RuntimeError: pass\n"
         "assert n == {threads}, n",
         "passed", "",
@@ -312,7 +316,9 @@ def try_all(sandbox: Sandbox, things: dict, skip=()) -> dict:
         for place, names in ((sandbox, programs.keys() - SLEEPS), (other, SLEEPS)):
             names = sorted(names - set(skip))
             verdicts = place.run_many([programs[n] for n in names], workers=2)
-            found |= {n: [v.status, v.output, v.error] for n, v in zip(names, verdicts, strict=True)}
+            found |= {
+                n: [v.status, v.output, v.error] for n, v in zip(names, verdicts, strict=True)
+            }
     return found
 
 
@@ -320,7 +326,9 @@ def deny_unshare() -> None:
     """From here on this process cannot make namespaces, as in many containers."""
     arch = kernel.architecture()
     refuse = seccomp._op(seccomp.RETURN, seccomp.DENY)
-    body = seccomp._op(seccomp.LOAD, 0) + seccomp._if_number(kernel.NUMBERS["unshare"][arch], refuse)
+    body = seccomp._op(seccomp.LOAD, 0) + seccomp._if_number(
+        kernel.NUMBERS["unshare"][arch], refuse
+    )
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install(body + seccomp._op(seccomp.RETURN, seccomp.ALLOW))
 
@@ -335,7 +343,11 @@ def main(spec: dict) -> None:
         if tiers == "denied":
             deny_unshare()
         with Sandbox(LIMITS, **({} if tiers == "denied" else {"tiers": [tiers]})) as sandbox:
-            found[tiers] = [sandbox.tier, list(sandbox.loses), try_all(sandbox, spec["things"], SLOW)]
+            found[tiers] = [
+                sandbox.tier,
+                list(sandbox.loses),
+                try_all(sandbox, spec["things"], SLOW),
+            ]
     sys.__stdout__.write("\n" + json.dumps(found) + "\n")
 
 
