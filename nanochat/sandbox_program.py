@@ -99,6 +99,8 @@ def describe(error: BaseException) -> str:
             line = step.tb_lineno
         step = step.tb_next
     name, where = type(error).__name__, f" (line {line})" if line else ""
+    if isinstance(error, SyntaxError):  # its text names the line
+        where = ""
     try:
         text = str(error)[:MAX_ERROR]
     except BaseException as second:  # an exception that cannot be printed

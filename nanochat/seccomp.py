@@ -63,7 +63,8 @@ ALLOWED = READING_AND_WRITING | PATHS | MEMORY_AND_TIME | OWN_PROCESS
 # Modes and times of files: Landlock does not look at these, so only mounts can make them safe.
 METADATA = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "utimensat": (280, 88),
-    "utime": (132, None), "utimes": (235, None), "truncate": (76, 45),
+    "utime": (132, None), "utimes": (235, None), "truncate": (76, 45), "listxattr": (194, 11),
+    "llistxattr": (195, 12), "flistxattr": (196, 13),
 }  # fmt: skip
 
 # ---------------------------------------------------------------- calls with conditions
