@@ -40,7 +40,7 @@ from nanochat.verdict import ExecutionUnavailable, Limits, Verdict
 
 TIERS = ("namespaces", "restricted")
 RESTRICTED_LOSES = (
-    "disk: exact for one file; the folder is measured every 20 ms, and files deleted while they are "
+    "disk: exact for one file; the folder is measured every 20 ms, and files deleted while still "
     "open do not count (at most open_files times disk_bytes); no sub-folders, no chmod",
     "names: a program can ask whether a path exists, its size, owner and times, but not open it",
     "host name and process numbers of the machine are visible",
@@ -83,12 +83,13 @@ class Sandbox:
         reasons = []
         for tier in [*tiers, *["unsafe"] * unsafe]:
             try:
-                self.tier, worker = tier, Worker(tier, limits)
+                worker = Worker(tier, limits)
                 if tier != "unsafe":
                     self._probe(worker)
             except ExecutionUnavailable as error:
                 reasons.append(f"{tier}: {error}")
                 continue
+            self.tier = tier
             self._idle.append(worker)
             loses = {"restricted": RESTRICTED_LOSES, "unsafe": UNSAFE_LOSES}.get(tier, ())
             self.loses = (*loses, *worker.lost)
@@ -113,10 +114,13 @@ class Sandbox:
         with tempfile.NamedTemporaryFile(prefix="nanochat-probe-") as secret:
             os.chmod(secret.name, 0o644)
             program = PROBE.format(secret=secret.name, folder=str(Path.home()))
-            verdict = worker.run(program, self.limits)
-        if not verdict.passed:
-            worker.close()
-            raise ExecutionUnavailable(f"its probe was {verdict.status}: {verdict.error}")
+            try:
+                verdict = worker.run(program, self.limits)
+                if not verdict.passed:
+                    raise ExecutionUnavailable(f"its probe was {verdict.status}: {verdict.error}")
+            except BaseException:
+                worker.close()
+                raise
 
     def run(self, code: str) -> Verdict:
         """Runs one program. A verdict for every text; raises only if the sandbox itself breaks.

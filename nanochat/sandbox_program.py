@@ -45,7 +45,7 @@ def run_program(
             os.dup2(descriptor, number)
         try:
             confine()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it was: reported, and the program is not run
             os.write(report, f"{type(error).__name__}: {error}".encode()[:200])
             leave(1)
         os.dup2(source, SOURCE)

@@ -1,4 +1,4 @@
-"""The sandbox: what hostile programs try, as root, as an ordinary user, with and without namespaces.
+"""The sandbox: what hostile programs try, as root and as an ordinary user, in every tier.
 
 The attempts stand in sandbox_attempts.py. Each runs in every place that this machine can give.
 """
@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 from sandbox_attempts import LIMITS, REFUSED, SLOW, VERDICTS, program, try_all
 
-from nanochat import kernel, landlock, seccomp
 from nanochat.common import ConfigError, NanochatError
 from nanochat.execution import (
     ExecutionUnavailable,
@@ -92,7 +91,7 @@ def answer(server: socket.socket) -> None:
 
 
 def python_of_nobody() -> str:
-    """An interpreter with our packages that an ordinary user can start, where the tests are root."""
+    """An interpreter with our packages that an ordinary user can start; for tests run by root."""
     paths = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -187,11 +186,11 @@ CAN_ESCAPE = {
     "connect to a server on loopback", "listen on loopback", "send a datagram",
     "connect to an abstract Unix socket", "connect to a Unix socket by path",
     "read a file of the user's", "list the home folder", "read passwd, hosts and the root folder",
-    "read this project and its other packages", "start processes", "raise its own limits",
+    "read this project and its other packages",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(CAN_ESCAPE - {"raise its own limits"}))
+@pytest.mark.parametrize("name", sorted(CAN_ESCAPE))
 def test_the_attempts_are_real(things, unsafe, name):
     """The same program, unconfined, does what the tests above see refused."""
     assert "ESCAPED" in unsafe.run(program(name, "unsafe", things)).output
@@ -277,7 +276,8 @@ def test_programs_of_root_are_nobodys(sandbox):
 def test_capabilities_are_dropped():
     if os.geteuid() != 0:
         pytest.skip("only root has capabilities to drop")
-    program = "from nanochat import kernel; kernel.drop_capabilities(); print(open('/proc/self/status').read())"
+    program = "from nanochat import kernel; kernel.drop_capabilities(); "
+    program += "print(open('/proc/self/status').read())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     found = dict(re.findall(r"^(Cap\w+|NoNewPrivs):\s*(\w+)$", run.stdout, re.MULTILINE))
     assert {found[n] for n in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
@@ -304,7 +304,7 @@ def children_of_session(pid: int) -> list[int]:
             fields = stat.read_text().rsplit(")", 1)[1].split()
         except OSError:  # it has just ended
             continue
-        if pid in (int(fields[1]), int(fields[3])):
+        if pid in (int(fields[1]), int(fields[3])) and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
 
@@ -370,7 +370,8 @@ if __name__ == "__main__":
     verdict = sandbox.run(ordinary)
     assert (verdict.status, verdict.output) == ("passed", "main\n"), verdict
     if sandbox.tier == "namespaces":
-        more = "import os, shutil, time\nos.makedirs('a/b'); os.chmod('a', 0o700); os.symlink('a', 'l')"
+        more = "import os, shutil, time\nos.makedirs('a/b'); os.chmod('a', 0o700)\n"
+        more += "os.symlink('a', 'l')"
         more += "\nopen('a/x', 'w').write('x'); shutil.copytree('a', 'c'); shutil.rmtree('a')"
         more += (
             "\nimport threading; t = threading.Thread(target=time.sleep, args=(.01,)); t.start()"
@@ -410,13 +411,9 @@ def test_a_dead_interpreter_is_replaced(sandbox):
 
 
 def test_a_program_that_cannot_be_confined_is_not_run(sandbox):
-    """Its folder is taken away between two programs: an error, not a verdict, and nothing runs."""
-    if sandbox.tier == "namespaces":
-        pytest.skip("the folder is mounted by the program's own process; tried in the other tier")
-    with Sandbox(LIMITS, tiers=[sandbox.tier]) as new:
-        new.limits = Limits(wall_seconds=2)
-        shutil.rmtree(new._idle[0].folder)
-        assert new.run("print(1)").status == "killed"
+    """The kernel refuses a limit of this size; that is an error of the tier, never a verdict."""
+    with pytest.raises(ExecutionUnavailable, match="could not be confined, and was not run"):
+        Sandbox(Limits(disk_bytes=1 << 70), tiers=[sandbox.tier])
 
 
 def test_refused_where_there_is_no_tier():
@@ -480,109 +477,3 @@ def test_python_tool(sandbox, code, expected):
 
 def test_python_tool_bounds_its_answer(sandbox):
     assert python_tool(sandbox, max_chars=10)("'x' * 100") == "x" * 7 + "..."
-
-
-# ---------------------------------------------------------------- the filter, run by hand
-
-HEADERS = {
-    0: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
-    1: "/usr/include/asm-generic/unistd.h",
-}
-
-
-@pytest.mark.parametrize("architecture", [0, 1], ids=kernel.ARCHITECTURES)
-def test_numbers_are_the_kernels(architecture):
-    if not os.path.exists(HEADERS[architecture]):
-        pytest.skip(f"needs {HEADERS[architecture]} (Debian: linux-libc-dev)")
-    lines = re.findall(
-        r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(HEADERS[architecture]).read_text()
-    )
-    numbers = {name: int(number) for name, number in lines}
-    numbers.setdefault("newfstatat", numbers.get("fstatat"))
-    table = {**seccomp.ALLOWED, **seccomp.METADATA, **kernel.NUMBERS}
-    table |= {name: rule[0] for name, rule in {**seccomp.CONDITIONAL, **seccomp.THREADS}.items()}
-    table |= {"kill": (62, 129), "tgkill": (234, 131), "clone3": seccomp.CLONE3}
-    wrong = {n: v for n, v in table.items() if v[architecture] not in (None, numbers.get(n))}
-    missing = [n for n, v in table.items() if v[architecture] is None and n in numbers]
-    assert not wrong and not missing
-
-
-def decide(filter_: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """What the kernel would return: the slow twin of its BPF machine, the instructions used here."""
-    words = [number, seccomp.AUDIT_ARCHITECTURES[architecture], 0, 0]
-    for argument in (*arguments, *[0] * 6)[:6]:
-        words += [argument & 0xFFFFFFFF, argument >> 32]
-    position = accumulator = 0
-    while True:
-        code, if_true, if_false, k = seccomp.struct.unpack_from("=HBBI", filter_, 8 * position)
-        position += 1
-        if code == seccomp.RETURN:
-            return k
-        if code == seccomp.LOAD:
-            accumulator = words[k // 4]
-        elif code == seccomp.AND:
-            accumulator &= k
-        else:
-            compare = {seccomp.JUMP_EQUAL: accumulator == k}
-            compare[seccomp.JUMP_GREATER_EQUAL] = accumulator >= k
-            position += if_true if compare[code] else if_false
-
-
-@pytest.mark.parametrize("architecture", [0, 1], ids=kernel.ARCHITECTURES)
-@pytest.mark.parametrize("threads", [True, False])
-@pytest.mark.parametrize("metadata", [True, False])
-def test_the_filter_decides_as_its_table_says(architecture, threads, metadata):
-    filter_ = seccomp.build(7, architecture, threads=threads, metadata=metadata)
-    conditional = seccomp.CONDITIONAL | (seccomp.THREADS if threads else {})
-    conditional = {v[0][architecture] for v in conditional.values()}
-    conditional |= {(62, 129)[architecture], (234, 131)[architecture]}
-    allowed = {**seccomp.ALLOWED, **(seccomp.METADATA if metadata else {})}
-    allowed = {v[architecture] for v in allowed.values()} - {None}
-    for number in range(600):
-        decision = decide(filter_, architecture, number, *[0x777700007777] * 6)
-        if number in allowed:
-            assert decision == seccomp.ALLOW
-        elif number == 435 or number >= 450:
-            assert decision == seccomp.UNKNOWN
-        else:
-            assert decision == seccomp.DENY, number
-    assert len(filter_) // 8 < 4096  # the kernel's limit
-    assert not allowed & conditional
-
-
-@pytest.mark.parametrize(
-    "name, arguments, allowed",
-    [("kill", (7, 9), True), ("kill", (8, 9), False), ("kill", (0, 9), False),
-     ("kill", (2**32 - 1, 9), False), ("kill", (2**64 - 7, 9), False), ("tgkill", (7, 8, 9), True),
-     ("tgkill", (1, 1, 9), False), ("clone", (0x3D0F00,), True), ("clone", (0x7D0F00,), True),
-     ("clone", (17,), False), ("clone", (0x103D0F00,), False), ("fcntl", (3, 4, 0x2000), True),
-     ("fcntl", (3, 8, 7), False), ("fcntl", (3, 10, 9), False), ("fcntl", (3, 1030), True),
-     ("ioctl", (0, 0x5401), True), ("ioctl", (0, 0x5412), False), ("prctl", (15, 5), True),
-     ("prctl", (4, 1), False), ("prlimit64", (0, 7, 0, 99), True), ("prlimit64", (0, 7, 1), False),
-     ("prlimit64", (0, 7, 1 << 32), False), ("prlimit64", (9, 7, 0), False),
-     ("socketpair", (1, 1), True), ("socketpair", (1, 0x80801), True), ("socketpair", (1, 2), False),
-     ("socketpair", (2, 1), False), ("sendto", (3, 9, 9, 0, 0), True),
-     ("sendto", (3, 9, 9, 0, 1), False), ("sendto", (3, 9, 9, 0, 1 << 32), False)],
-)  # fmt: skip
-@pytest.mark.parametrize("architecture", [0, 1], ids=kernel.ARCHITECTURES)
-def test_conditions(architecture, name, arguments, allowed):
-    numbers = {n: rule[0] for n, rule in {**seccomp.CONDITIONAL, **seccomp.THREADS}.items()}
-    numbers |= {"kill": (62, 129), "tgkill": (234, 131)}
-    filter_ = seccomp.build(7, architecture, threads=True, metadata=True)
-    decision = decide(filter_, architecture, numbers[name][architecture], *arguments)
-    assert decision == (seccomp.ALLOW if allowed else seccomp.DENY)
-
-
-def test_other_architectures_are_killed():
-    filter_ = seccomp.build(7, 0, threads=True, metadata=True)
-    assert decide(filter_, 1, 0) == seccomp.KILL_PROCESS  # aarch64's numbers under x86_64's filter
-    assert decide(filter_, 0, seccomp.X32_BIT) == seccomp.KILL_PROCESS
-
-
-@pytest.mark.parametrize(
-    "abi, words", [(1, [0x1FFF]), (2, [0x3FFF]), (3, [0x7FFF]), (4, [0x7FFF, 3]),
-                   (5, [0xFFFF, 3]), (6, [0xFFFF, 3, 3]), (9, [0xFFFF, 3, 3])],
-)  # fmt: skip
-def test_landlock_asks_each_kernel_for_what_it_knows(abi, words):
-    expected = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
-    assert landlock.ruleset_attributes(abi) == expected
