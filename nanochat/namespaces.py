@@ -6,6 +6,7 @@ warm interpreter has to stay alive through it and to mount a fresh folder for ev
 Linux 5.12 or newer; an ordinary user needs user namespaces to be allowed.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,12 +31,17 @@ def enter(readable: list[str], stage: str) -> bool:
     to build on. True if programs can be given a user of their own there (the caller was root).
     Raises OSError in the calling process where any of it is denied.
     """
+    outside = os.open(os.path.dirname(stage), os.O_RDONLY)
     own_user = _unshare()
     first = os.fork()
     if first:
-        os.closerange(3, 256)  # the control socket is the other one's
+        os.dup2(outside, 3)
+        os.closerange(4, 256)  # the control socket is the other one's
         _, status = os.waitpid(first, 0)
+        with contextlib.suppress(OSError):  # its owner does it too, if it is still there
+            os.rmdir(os.path.basename(stage), dir_fd=3)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    os.close(outside)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     socket.sethostname("sandbox")
     _mount_root(readable, stage)

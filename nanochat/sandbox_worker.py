@@ -48,9 +48,11 @@ def main(control_fd: int, tier: str, limits: dict, folder: str) -> None:
             return
         control.sendall(json.dumps({"error": None, "lost": place.lost}).encode() + b"\n")
         try:
-            place.serve(control)
-        except BrokenPipeError:  # the other side went away in the middle of a program
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(BrokenPipeError):  # the owner went away during a program
+                place.serve(control)
+        finally:
+            if tier != "namespaces":  # there it lies outside, and who waits there removes it
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Place:

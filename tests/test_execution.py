@@ -309,26 +309,30 @@ def children_of_session(pid: int) -> list[int]:
     return found
 
 
-def test_the_sandbox_ends_with_its_owner(tmp_path):
-    """The owner is killed in the middle of a program; all that it started goes too."""
+@pytest.mark.parametrize("tier", ["namespaces", "restricted"])
+def test_the_sandbox_ends_with_its_owner(tier):
+    """The owner is killed in the middle of a program; all that it started and made goes too."""
+    if reason := refusal(tier):
+        pytest.skip(reason)
     owner = (
-        "import sys; from nanochat.execution import *; s = Sandbox(Limits(wall_seconds=60));"
-        "print(s._idle[0].process.pid, flush=True); s.run('import time; time.sleep(60)')"
+        "from nanochat.execution import *\n"
+        f"s = Sandbox(Limits(wall_seconds=60), tiers=[{tier!r}]); w = s._idle[0]\n"
+        "print('worker', w.process.pid, w.folder, flush=True); s.run('import time; time.sleep(60)')"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", owner], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    lines = (line for line in process.stdout if line.strip().isdigit())
-    worker = int(next(lines))
+    command = [sys.executable, "-c", owner]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    line = next(line for line in process.stdout if line.startswith("worker "))
+    worker, folder = int(line.split()[1]), line.split()[2]
     time.sleep(0.3)
-    assert children_of_session(worker)
+    assert children_of_session(worker) and os.path.exists(folder)
     process.kill()
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 10
-    while children_of_session(worker) and time.monotonic() < deadline:
+    while (children_of_session(worker) or os.path.exists(folder)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not children_of_session(worker)
+    assert not os.path.exists(folder)
 
 
 def test_many_programs_at_once_keep_their_order(sandbox):
