@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_ORDER = """
     common configurator
     tokenizer_json bpe tokenizer conversation packaged hub dataset packing token_shards dataloader
-    calculator execution
+    calculator kernel seccomp landlock namespaces sandbox_program sandbox_worker
+    verdict sandbox_host execution
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
     kv_cache sampling scheduler engine transformers_model
