@@ -122,11 +122,11 @@ def style():
     import matplotlib
 
     return matplotlib.rc_context({
-        "svg.fonttype": "none", "font.size": 8, "axes.edgecolor": LINE, "axes.labelcolor": MUTED,
+        "svg.fonttype": "none", "font.size": 9, "axes.edgecolor": LINE, "axes.labelcolor": MUTED,
         "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK, "grid.color": LINE,
         "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False, "legend.labelcolor": MUTED,
-        "legend.fontsize": 8, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+        "legend.fontsize": 9, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
         "axes.formatter.useoffset": False,
     })  # fmt: skip
 

@@ -35,6 +35,8 @@ from nanochat.run_records import (
 )
 
 CARD = "model_card.md"
+NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "fine-tuning"}
+NAMES |= {"rl": "reinforcement learning"}
 
 
 def write_report(tag: str | None = None, given: Assumptions | None = None) -> Path:
@@ -82,10 +84,10 @@ def make_page(stages: list[Stage], assumed: Assumptions) -> Page:
     last, totals = stages[-1], Totals(stages, assumed)
     source = stages[0].run.get("data", {}).get("source")
     text = Path(source).name if source else ""
-    subtitle = f"Trained by {', '.join(s.name for s in stages)}" + (f" on {text}" if text else "")
-    subtitle += f". Step {last.step:,} of {last.name}" + (
-        f"; {last.device}." if last.device else "."
-    )
+    done = [NAMES[stage.name] for stage in stages]
+    subtitle = " and ".join([", ".join(done[:-1]), done[-1]] if len(done) > 1 else done)
+    subtitle = subtitle.capitalize() + (f", from raw text: {text}" if text else "")
+    subtitle += f". Trained on {last.device}." if last.device else "."
     sections = [
         Section("Training", [stage_table(stages)] if any(s.steps for s in stages) else []),
         Section("Curves", [figure for stage in stages for figure in curves(stage)]),

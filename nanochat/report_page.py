@@ -129,12 +129,12 @@ def table_to_html(table: Table) -> str:
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in table.headers)
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
+        f'<tr><th scope="row">{escape(row[0]).replace("_", "_<wbr>")}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
     )
-    kind = "numbers" if table.numbers else "words"
+    kind = "numbers" if table.numbers else "words many" if len(table.headers) > 2 else "words"
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     # subtle: what scrolls can be reached by keyboard only with a tabindex.
     return (
@@ -146,7 +146,7 @@ def table_to_html(table: Table) -> str:
 
 def figure_to_html(figure: Figure) -> str:
     kind = ' class="wide"' if figure.wide else ""
-    return f"<figure{kind}>{figure.svg}<figcaption>{escape(figure.title)}</figcaption></figure>"
+    return f"<figure{kind}><figcaption>{escape(figure.title)}</figcaption>{figure.svg}</figure>"
 
 
 def sample_to_html(sample: Sample) -> str:
@@ -235,7 +235,11 @@ dd small { display: block; font-size: .78rem; font-weight: 400; letter-spacing: 
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; font-size: .92rem; }
 a { color: var(--c1); text-underline-offset: .2em; }
 a:focus-visible, .scroll:focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; }
-.scroll { overflow-x: auto; margin: 0 0 .4rem; }
+/* What can be scrolled to the side shows a shadow at that side. */
+.scroll { overflow-x: auto; margin: 0 0 .4rem; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) 0 / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) 100% / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) 100% / .7rem 100% no-repeat scroll; }
 .scroll + .scroll, .note + .scroll { margin-top: 1.6rem; }
 table { border-collapse: collapse; min-width: min(100%, 30rem); font-size: .92rem;
   font-variant-numeric: tabular-nums; }
@@ -245,13 +249,15 @@ th, td { padding: .38rem 1.1rem .38rem 0; text-align: left; vertical-align: top;
 thead th { color: var(--muted); font-weight: 500; font-size: .82rem; vertical-align: bottom;
   border-bottom-color: var(--muted); }
 tbody th { font-weight: 500; }
+.numbers tbody th { position: sticky; left: 0; background: var(--paper); white-space: nowrap; }
+.words.many { min-width: 36rem; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; white-space: nowrap; }
 .words td { overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
   gap: 1.2rem 2rem; margin: .4rem 0 1.6rem; }
 figure { margin: 0; min-width: 0; max-width: 34rem; }
 figure.wide { max-width: 44rem; }
-figcaption { margin-top: .2rem; }
+figcaption { margin: 0 0 .35rem; color: var(--ink); }
 svg { display: block; width: 100%; height: auto; color: var(--ink); }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 pre, .sample { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .82rem;
@@ -262,6 +268,7 @@ pre, .sample { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   border-radius: 99px; padding: 0 .5em; margin-left: .4em; white-space: nowrap; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
 footer { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: .6rem; }
+@media (max-width: 40rem) { .numbers tbody th { white-space: normal; } }
 @media print { :root { color-scheme: light; } nav { display: none; } body { max-width: none; }
   section, figure, tr, .sample { break-inside: avoid; } .scroll { overflow: visible; } }
 """

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from nanochat import gpt2_core
-from nanochat.figure_words import decimal, percent
+from nanochat.figure_words import decimal, maybe, percent
 from nanochat.plots import Reference, bars_svg
 from nanochat.report_page import Figure, Sample, Section, Table, Text
-from nanochat.run_figures import Stage, centred_stderr, read_json
+from nanochat.run_figures import Stage, baseline, centred_stderr, read_json
 
 TOKENIZER_RECORD = "tok_eval.json"  # beside tokenizer.json, written by scripts/tok_eval.py
 ANSWERS_A_TASK, LONGEST_SAMPLE = 2, 700
@@ -30,10 +30,15 @@ def readable(task: str) -> str:
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
     """Characters per token by kind of text, if they were measured with the run's own tokenizer."""
-    section = Section("Tokenizer")
     record = read_json(folder / TOKENIZER_RECORD)
-    if not record or record["fingerprint"] != fingerprint:
-        return section
+    mine = record and record["fingerprint"] == fingerprint
+    return Section("Tokenizer", [tokenizer_table(record)] if mine else [])
+
+
+def tokenizer_table(record: dict) -> Table:
+    """record: "vocab_size", and "texts" with "kind", "characters", and "tokens" by tokenizer, ours
+    first. Example: 300 characters that are 100 tokens of ours and 110 of another's: ours stands for
+    3.000 characters a token, theirs for 2.727; +10.0%."""
     others = list(record["texts"][0]["tokens"])[1:]
     rows = []
     for text in record["texts"]:
@@ -44,10 +49,9 @@ def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
         rows.append(row)
     headers = ["text", "characters", f"ours ({record['vocab_size']:,} ids)"]
     for other in others:
-        headers += [other, f"ours against {other}"]
+        headers += [other, f"against {other}"]
     note = "More is better: +10% means that a token of ours stands for 10% more text."
-    section.blocks.append(Table("Characters per token", headers, rows, note if others else ""))
-    return section
+    return Table("Characters per token", headers, rows, note if others else "")
 
 
 # ---------------------------------------------------------------- CORE
@@ -127,32 +131,44 @@ def chat_section(stages: list[Stage]) -> Section:
     section = Section("Chat tasks")
     measured = {stage.name: stage.evaluations for stage in stages}
     tasks = list(dict.fromkeys(n for m in measured.values() for n in names_after("accuracy/", m)))
-    rows = [[task, *(accuracy_cell(m, task) for m in measured.values())] for task in tasks]
+    rows = [task_row(task, list(measured.values())) for task in tasks]
     for key in dict.fromkeys(k for m in measured.values() for k in m if k.startswith("pass@")):
         name, _, task = key.partition("/")
         cells = [percent(m[key]) if key in m else "" for m in measured.values()]
-        rows.append([f"{task} {name}", *cells])
+        rows.append([f"{task} {name}", *cells, "", ""])
     if any("chatcore" in m for m in measured.values()):
         cells = [
             decimal(m["chatcore"], stage.chatcore_stderr()) if "chatcore" in m else ""
             for stage, m in zip(stages, measured.values(), strict=True)
         ]
-        rows.append(["ChatCORE", *cells])
+        rows.append(["ChatCORE", *cells, "", ""])
     if rows:
-        note = "Accuracy ± its standard error, and the number of questions."
+        note = "Accuracy ± its standard error."
         if rows[-1][0] == "ChatCORE":
             note += " ChatCORE is the mean accuracy above chance of the model card's five tasks."
-        section.blocks.append(Table("By stage", ["task", *measured], rows, note))
+        section.blocks.append(
+            Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note)
+        )
     section.blocks.extend(control_tables(stages))
     return section
 
 
-def accuracy_cell(measured: dict, task: str) -> str:
-    if f"accuracy/{task}" not in measured:
-        return ""
-    cell = percent(measured[f"accuracy/{task}"], measured.get(f"stderr/{task}"))
-    count = measured.get(f"examples/{task}")
-    return cell if count is None else f"{cell} (n = {count:,})"
+def task_row(task: str, measured: list[dict]) -> list[str]:
+    """[task, accuracy of each stage, number of questions, chance]; a stage that was asked another
+    number has it in its own cell."""
+    counts = [m[f"examples/{task}"] for m in measured if f"examples/{task}" in m]
+    usual, cells, chance = max(counts, default=None), [], ""
+    for m in measured:
+        cell = ""
+        if f"accuracy/{task}" in m:
+            cell = percent(m[f"accuracy/{task}"], m.get(f"stderr/{task}"))
+            count = m.get(f"examples/{task}")
+            cell += "" if count in (None, usual) else f" (of {count:,})"
+            if f"centred/{task}" in m:
+                guessing = baseline(m[f"accuracy/{task}"], m[f"centred/{task}"])
+                chance = chance or maybe(percent, guessing)
+        cells.append(cell)
+    return [task, *cells, "" if usual is None else f"{usual:,}", chance]
 
 
 def control_tables(stages: list[Stage]) -> list[Table]:

@@ -34,14 +34,15 @@ def stage_table(stages: list[Stage]) -> Table:
         ]
         for stage in stages
     ]
-    headers = ["stage", "steps", "in steps", "tokens", "FLOPs", "tokens/s", "MFU", "memory"]
+    headers = ["stage", "steps", "time", "tokens", "FLOPs", "tokens/s", "MFU", "memory"]
     headers += ["last loss", "val bits/byte"]
     note = (
-        "tokens/s and MFU are those of the median step. MFU = tokens/s × FLOPs per token / the "
-        "peak of all devices; FLOPs per token = 6 × (parameters - embedding) + 12 × layers × heads "
-        "× head width × context. Bits per byte are of each stage's own validation data."
+        "Time is that of the steps alone; tokens/s and MFU are those of the median step. MFU = "
+        "tokens/s × FLOPs per token / the peak of all devices; FLOPs per token = 6 × (parameters "
+        "- embedding) + 12 × layers × heads × head width × context. Bits per byte are of each "
+        "stage's own validation data."
     )
-    return Table("By stage", headers, rows, note)
+    return Table("Training by stage", headers, rows, note)
 
 
 def parameter_table(config: dict) -> Table:
@@ -113,5 +114,7 @@ def cost_section(stages: list[Stage], totals: Totals, assumed: Assumptions) -> S
         notes.append(f"Energy: {'; '.join(hows)}.")
         notes.append(f"CO2 = energy × {assumed.grid:g} g/kWh, {assumed.grid_source}.")
     headers = ["stage", "hours", "cost", "energy", "CO2"]
-    section.blocks.extend([Table("By stage", headers, rows, " ".join(notes))])
+    section.blocks.extend(
+        [Table("Hours, cost and energy by stage", headers, rows, " ".join(notes))]
+    )
     return section

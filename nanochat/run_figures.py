@@ -56,13 +56,19 @@ def median(values: Iterable[float]) -> float | None:
     return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
+def baseline(accuracy: float, centred: float) -> float | None:
+    """What guessing gives, from centred = (accuracy - baseline) / (1 - baseline); None where both
+    are 1, whatever guessing gives. Example: baseline(0.625, 0.5) == 0.25"""
+    return None if centred == 1 else (accuracy - centred) / (1 - centred)
+
+
 def centred_stderr(accuracy: float, stderr: float, centred: float) -> float:
-    """The standard error of centred = (accuracy - baseline) / (1 - baseline): that of the accuracy
-    over 1 - baseline, which is (1 - accuracy) / (1 - centred).
+    """The standard error of a centred accuracy: that of the accuracy over 1 - baseline.
 
     Example: accuracy 0.625, centred 0.5 (baseline 0.25): an error of 0.03 becomes 0.04.
     """
-    return 0.0 if accuracy == 1 else stderr * (1 - centred) / (1 - accuracy)
+    guessing = baseline(accuracy, centred)
+    return 0.0 if guessing is None else stderr / (1 - guessing)
 
 
 def mean_stderr(errors: list[float]) -> float:
