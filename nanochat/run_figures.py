@@ -205,7 +205,7 @@ class Stage:
         that the data sheet of the card says; else None."""
         joules = [r["joules"] for r in self.records if "joules" in r]
         sources = [s.get("energy_source") for s in self.sessions]
-        if joules and all(sources):
+        if joules and sources and all(sources):
             nodes = self.sessions[-1]["nodes"]
             how = "measured: " + "; ".join(dict.fromkeys(sources))
             how += f", times {nodes} nodes, of which the first was measured" * (nodes > 1)
