@@ -119,7 +119,7 @@ def eval_results(stage: Stage) -> list:
 
     def add(dataset, metric, value, *, config=None, split=None, error=None, count=None) -> None:
         details = {"stderr": error, "examples": count}
-        details = {k: v for k, v in details.items() if v is not None}
+        details = {k: round(v, 6) for k, v in details.items() if v is not None}
         kind, name = dataset if isinstance(dataset, tuple) else (dataset, dataset)
         results.append(
             EvalResult(

@@ -266,11 +266,12 @@ def test_what_is_shown_is_what_was_recorded(stages):
     assert rows["gsm8k"] == ["10.0% ± 2.0%", "1,319", "0.0%"]
     assert rows["arc-easy, sft"] == ["43.8% ± 3.0%", "26.2% ± 2.7%", "+17.5 points"]
     assert rows["humaneval pass@10"][0] == "12.5%" and rows["ChatCORE"][0] == "0.1750 ± 0.0224"
-    assert rows["all"] == ["54.0 s", "$0.36", "8 Wh", "3.85 g"]
+    total = ["all", "54.0 s", "$0.36", "8 Wh", "3.85 g"]
+    assert total in Reader(html).rows
     facts = {fact.label: fact.value for fact in page.facts}
     assert facts["MFU"] == "25.0%" and facts["Bits per byte"] == "1.2345"
     assert facts["Cost"] == "$0.36" and facts["Training FLOPs"] == "8.00e+05"
-    for row in (rows["piqa"], rows["all"], facts.values()):
+    for row in (rows["piqa"], total, facts.values()):
         assert all(value in markdown for value in row)
     assert "python -m scripts.base_train --depth=2" in markdown
 
