@@ -75,12 +75,18 @@ class TrainLog:
             print0(line)
 
     def joules(self, at_end: bool) -> dict:
-        """{"joules": taken since the last reading} when there is a meter and a reading is due."""
+        """{"joules": taken since the last reading} when there is a meter and a reading is due; None
+        for the last time when the counter fails, which must not end a training run."""
         now = time.monotonic()
         if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
             return {}
         self.last_joules = now
-        return {"joules": round(self.meter.take(), 3)}
+        try:
+            return {"joules": round(self.meter.take(), 3)}
+        except (OSError, RuntimeError, ValueError) as error:
+            print0(f"energy is no longer measured: {error}")
+            self.meter = None
+            return {"joules": None}
 
     def note(self, state, **figures: float) -> None:
         """Records evaluation figures at the current step, and shows them from now on."""

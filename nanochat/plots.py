@@ -56,6 +56,8 @@ def curves_svg(
     """Lines over a common axis. name: unique on the page; title: what a screen reader says."""
     with style():
         figure, axes = new_figure(SIZE)
+        # subtle: a third of the time of a layout that measures every word.
+        figure.subplots_adjust(left=0.15, right=0.985, top=0.97, bottom=0.19)
         for i, curve in enumerate(curves):
             xs, ys = thinned(curve.xs, curve.ys)
             look = {"alpha": 0.35, "linewidth": 0.8} if curve.faint else {"linewidth": 1.5}
@@ -64,6 +66,7 @@ def curves_svg(
             axes.plot(xs, ys, color=colour, label=curve.label, **look)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        axes.yaxis.set_label_coords(-0.155, 0.5)
         axes.grid(axis="y")
         axes.margins(x=0.01)
         if from_zero:
@@ -90,7 +93,7 @@ def bars_svg(
     """Horizontal bars with error bars (where there is an error), the first on top, and dots where
     the references are."""
     with style():
-        figure, axes = new_figure((5.2, 0.75 + 0.2 * len(labels)))
+        figure, axes = new_figure((5.2, 0.75 + 0.2 * len(labels)), layout="constrained")
         rows = range(len(labels))
         axes.barh(rows, values, height=0.62, color=SERIES[0], alpha=0.75, label=value_label)
         known = [(row, v, e) for row, v, e in zip(rows, values, errors, strict=True) if e]
@@ -131,11 +134,11 @@ def style():
     })  # fmt: skip
 
 
-def new_figure(size: tuple[float, float]):
+def new_figure(size: tuple[float, float], layout: str | None = None):
     """(figure, axes). subtle: not by pyplot, which keeps every figure and looks for a window."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)
     return figure, figure.add_subplot()
 
 

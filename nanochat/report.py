@@ -109,7 +109,7 @@ def headline(stages: list[Stage], totals: Totals) -> list[Fact]:
     shape = f"{last.config.get('num_hidden_layers')} layers, width {last.config.get('hidden_size')}"
     core = next((s for s in reversed(stages) if "core" in s.evaluations), None)
     chat = next((s for s in reversed(stages) if "chatcore" in s.evaluations), None)
-    hours = "start to end of training" if totals.wall else "in training steps"
+    hours = "first step to last" if totals.wall else "in training steps"
     bits = base.evaluations.get("bpb/val", base.val_bpb) if base.name == "base" else None
     facts = [
         ("Parameters", maybe(compact, sum(sizes.values()) or None), shape),

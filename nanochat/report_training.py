@@ -104,10 +104,9 @@ def cost_section(stages: list[Stage], totals: Totals, assumed: Assumptions) -> S
     grams = maybe(lambda kwh: mass(co2_grams(kwh, assumed.grid)), totals.kwh)
     total = [maybe(duration, totals.hours), maybe(money, totals.cost)]
     rows.append(["all", *total, maybe(energy, totals.kwh), grams])
-    wall = (
-        "Hours run from a stage's start to the end of its training, set-up, evaluations and saves"
-    )
-    notes = [f"{wall} between." if totals.wall else "Hours are those of the training steps."]
+    wall = "Hours run from a stage's first step to its last, with what lies between: compilation, "
+    wall += "evaluations, saves; preparing the data before is not in them."
+    notes = [wall if totals.wall else "Hours are those of the training steps."]
     if assumed.price_per_hour is not None:
         notes.append(f"Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour.")
     if hows:

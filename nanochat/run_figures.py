@@ -152,8 +152,9 @@ class Stage:
 
     @property
     def wall_seconds(self) -> float | None:
-        """From each start of the script, set-up, evaluations and saves included, to its last record
-        of training. None without the starts' times. What a crash undid is not counted."""
+        """From where each session opened its log to its last record of training: compilation,
+        evaluations and saves are in it; reading data before, and what a crash undid, are not.
+        None when a session did not record its start."""
         starts = [i for i, r in enumerate(self.records) if "session" in r]
         if not starts or any("dt" in r for r in self.records[: starts[0]]):
             return None
@@ -205,7 +206,7 @@ class Stage:
         that the data sheet of the card says; else None."""
         joules = [r["joules"] for r in self.records if "joules" in r]
         sources = [s.get("energy_source") for s in self.sessions]
-        if joules and sources and all(sources):
+        if joules and None not in joules and sources and all(sources):
             nodes = self.sessions[-1]["nodes"]
             how = "measured: " + "; ".join(dict.fromkeys(sources))
             how += f", times {nodes} nodes, of which the first was measured" * (nodes > 1)

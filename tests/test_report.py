@@ -228,6 +228,20 @@ def test_the_training_log_records_session_and_joules(tmp_path):
     assert second["joules"] == 7.0 and second["mfu"] == 0.2
 
 
+def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, capsys, stages):
+    def read():
+        raise OSError("gone")
+
+    log = TrainLog(tmp_path, "base", flops_per_token=10, peak=1e3)
+    log.meter = EnergyMeter("a counter", [])
+    log.meter.counters, log.meter.last = [(read, 0.0)], [0.0]
+    assert log.joules(at_end=True) == {"joules": None} and log.joules(at_end=True) == {}
+    assert "energy is no longer measured: gone" in capsys.readouterr().out
+    base = stages[0]
+    base.steps[-1]["joules"] = None
+    assert not base.energy(NOTHING).measured
+
+
 # ---------------------------------------------------------------- the page
 
 
