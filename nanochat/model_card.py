@@ -8,10 +8,11 @@ from pathlib import Path
 
 from nanochat.common import write_atomic
 from nanochat.figure_words import decimal
+from nanochat.formulas import Assumptions
 from nanochat.report_page import Section, Table, block_to_markdown
 from nanochat.report_results import chat_section, core_section, names_after
 from nanochat.report_training import cost_section, parameter_table, stage_table
-from nanochat.run_figures import Assumptions, Stage, Totals
+from nanochat.run_figures import Stage, Totals
 from nanochat.run_records import lineage, stored_assumptions
 
 # Task -> (data set on the hub, its configuration, its split) of what the evaluations ask.

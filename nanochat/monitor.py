@@ -8,8 +8,8 @@ import torch
 
 from nanochat.common import device_name, git_commit, print0, rank_and_world
 from nanochat.energy import EnergyMeter, node_count
+from nanochat.formulas import mfu
 from nanochat.metrics import append_metrics
-from nanochat.run_figures import mfu
 from nanochat.run_state import versions
 
 SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step

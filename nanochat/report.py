@@ -1,6 +1,6 @@
 """The report of a run: its measured figures as report.html and report.md, and its model card.
 
-What was not measured is left out; every derived figure is worked out in run_figures.py.
+What was not measured is left out. Derived figures are run_figures.py's, by formulas.py.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nanochat.common import base_dir, print0, rank_and_world, write_atomic
 from nanochat.figure_words import compact, decimal, duration, energy, flops, maybe, money, percent
+from nanochat.formulas import Assumptions
 from nanochat.model_card import model_card
 from nanochat.report_page import Code, Fact, Page, Section, Table, Text, to_html, to_markdown
 from nanochat.report_results import (
@@ -25,7 +26,7 @@ from nanochat.report_training import (
     parameter_table,
     stage_table,
 )
-from nanochat.run_figures import Assumptions, Stage, Totals, parameters
+from nanochat.run_figures import Stage, Totals, parameters
 from nanochat.run_records import (
     ASSUMPTIONS,
     lineage,

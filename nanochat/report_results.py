@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nanochat import gpt2_core
 from nanochat.figure_words import decimal, maybe, percent
+from nanochat.formulas import baseline, centred_stderr
 from nanochat.plots import Reference, bars_svg
 from nanochat.report_page import Figure, Sample, Section, Table, Text
-from nanochat.run_figures import Stage, baseline, centred_stderr, read_json
+from nanochat.run_figures import Stage, read_json
 
 TOKENIZER_RECORD = "tok_eval.json"  # beside tokenizer.json, written by scripts/tok_eval.py
 ANSWERS_A_TASK, LONGEST_SAMPLE = 2, 700

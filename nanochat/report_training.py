@@ -12,9 +12,10 @@ from nanochat.figure_words import (
     money,
     percent,
 )
+from nanochat.formulas import Assumptions, co2_grams, cost
 from nanochat.plots import Curve, curves_svg, running_mean
 from nanochat.report_page import Figure, Section, Table
-from nanochat.run_figures import Assumptions, Stage, Totals, co2_grams, cost, parameters
+from nanochat.run_figures import Stage, Totals, parameters
 
 
 def stage_table(stages: list[Stage]) -> Table:

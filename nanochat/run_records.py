@@ -5,8 +5,9 @@ from pathlib import Path
 
 from nanochat.checkpoint_index import STAGES, SUFFIX, available_checkpoints, checkpoint_dir
 from nanochat.common import CheckpointError, base_dir
+from nanochat.formulas import Assumptions
 from nanochat.metrics import METRICS, read_metrics
-from nanochat.run_figures import Assumptions, Stage, read_json
+from nanochat.run_figures import Stage, read_json
 
 ASSUMPTIONS = "assumptions.json"
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from nanochat.configurator import cli
 from nanochat.figure_words import memory
+from nanochat.formulas import cost
 from nanochat.report import print_tables
-from nanochat.run_figures import Stage, cost
+from nanochat.run_figures import Stage
 from nanochat.run_records import lineage, newest_checkpoint
 
 

@@ -18,7 +18,7 @@ IN_ORDER = """
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
     kv_cache sampling scheduler engine
     evals core_eval
-    energy run_figures run_records monitor train recipe
+    formulas energy run_figures run_records monitor train recipe
     gpt2_core figure_words report_page plots report_training report_results model_card report
     stage huggingface gguf server
 """

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import energy, gpt2_core, report, run_figures
+from nanochat import energy, formulas, gpt2_core, report, run_figures
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
 from nanochat.energy import EnergyMeter, rapl_meter
 from nanochat.figure_words import compact, duration, mass, percent
+from nanochat.formulas import Assumptions, median
 from nanochat.monitor import TrainLog
 from nanochat.plots import SERIES, Curve, curves_svg, running_mean, thinned
 from nanochat.report import make_page, remake, write_report
 from nanochat.report_page import Fact, Page, Sample, Section, Table, to_html, to_markdown
 from nanochat.report_results import tokenizer_section
-from nanochat.run_figures import Assumptions, Totals, median
+from nanochat.run_figures import Totals
 from nanochat.run_records import lineage, newest_checkpoint, stored_assumptions
 from tests.made_run import CHAT, CORE, HOSTILE, make_base, make_sft, write
 from tests.tiny_checkpoint import save
@@ -37,11 +38,11 @@ def stages():
 
 
 def test_formulas():
-    assert run_figures.mfu(1000, 3e9, 6e12) == 0.5
-    assert run_figures.kilowatt_hours(7.2e6) == 2
-    assert run_figures.co2_grams(2, 481) == 962
-    assert run_figures.cost(1.5, 24) == 36
-    assert run_figures.mean_stderr([3, 4]) == 2.5
+    assert formulas.mfu(1000, 3e9, 6e12) == 0.5
+    assert formulas.kilowatt_hours(7.2e6) == 2
+    assert formulas.co2_grams(2, 481) == 962
+    assert formulas.cost(1.5, 24) == 36
+    assert formulas.mean_stderr([3, 4]) == 2.5
     assert (median([]), median([3]), median([9, 1]), median([7, 1, 2])) == (None, 3, 5, 2)
 
 
@@ -106,8 +107,8 @@ def test_errors_of_core_and_chatcore_come_from_those_of_their_tasks(stages):
     assert base.core_stderr() == pytest.approx(0.0316228, abs=1e-6)
     # arc-easy: 0.03 / 0.75 = 0.04; gsm8k: 0.02.
     assert sft.chatcore_stderr() == pytest.approx(0.0223607, abs=1e-6)
-    assert run_figures.centred_stderr(1.0, 0.0, 1.0) == 0.0
-    assert run_figures.baseline(0.4375, 0.25) == 0.25
+    assert formulas.centred_stderr(1.0, 0.0, 1.0) == 0.0
+    assert formulas.baseline(0.4375, 0.25) == 0.25
 
 
 def test_chatcore_has_no_error_when_it_is_no_mean_of_the_recorded_scores(stages):
