@@ -230,8 +230,13 @@ def parity_tables(parity: dict | None) -> list:
     if not parity:
         return []
     text = "Before it was published, this folder was read again and compared with the native model."
-    rows = [list(row) for row in flattened(parity)]
-    return [text, Table("", ["compared", "result"], rows, numbers=False)]
+    checks = [
+        [name.replace("_", " "), *(str(found.get(k, "")) for k in ("compared", "different"))]
+        for name, found in parity.get("checks", {}).items()
+    ]
+    rows = [list(row) for row in flattened({k: v for k, v in parity.items() if k != "checks"})]
+    tables = [Table("", ["compared", "number", "different"], checks)] if checks else []
+    return [text, *tables, Table("", ["of the comparison", "value"], rows, numbers=False)]
 
 
 def usage(stage: Stage) -> str:

@@ -81,7 +81,10 @@ def test_what_was_not_measured_is_not_there():
 
 
 def test_parity_is_shown(sft):
-    text = render(sft, {"texts": 200, "logits": {"max_difference": 1.25e-5}, "same_ids": True})
+    checks = {"encode_ordinary": {"compared": 290, "different": 0}}
+    logits = {"max_difference": 1.25e-5}
+    text = render(sft, {"texts": 200, "checks": checks, "logits": logits, "same_ids": True})
+    assert "| encode ordinary | 290 | 0 |" in text
     section = text.split("## Parity of this export")[1].split("\n## ")[0]
     for row in ("| texts | 200 |", "| logits max difference | 1.25e-05 |", "| same ids | yes |"):
         assert row in section
