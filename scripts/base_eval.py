@@ -29,6 +29,7 @@ from nanochat.dataset import open_source
 from nanochat.engine import Engine
 from nanochat.evals import measure_rows
 from nanochat.metrics import append_metrics
+from nanochat.report import remake
 from nanochat.transformers_model import TransformersEngine, load_transformers
 
 PROMPTS = (
@@ -133,6 +134,8 @@ def main(config: Config) -> None:
         )
         print0(f"CORE: {result.core:.4f} ± {result.stderr:.4f}")
         append_metrics(folder, place | result.record())
+    if config.hf_path is None:
+        remake(meta["tag"])
     compute_cleanup()
 
 

@@ -23,8 +23,11 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, DataError, base_dir, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
+from nanochat.execution import Sandbox, python_tool
 from nanochat.metrics import append_metrics
+from nanochat.report import remake
 from nanochat.task_evals import Result, evaluate_task, figures, table
+from nanochat.transformers_model import TransformersEngine, load_transformers
 from tasks.catalog import task_or_why_not
 from tasks.control import ControlledTool, counterfactual
 from tasks.task import GeneratedTask, Task
@@ -71,8 +74,6 @@ class Config:
 def open_engine(config: Config, device, tool: ControlledTool) -> tuple[Engine, Path, dict]:
     """(engine, folder of its figures, {"stage", "step"})."""
     if config.hf_path is not None:
-        from nanochat.transformers_model import TransformersEngine, load_transformers
-
         engine = TransformersEngine(*load_transformers(config.hf_path, device))
         folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
         return engine, folder, {"stage": "hf", "step": 0}
@@ -89,8 +90,6 @@ def open_tool(config: Config, open_sandbox: Callable) -> ControlledTool:
         return ControlledTool(calculator.evaluate)
     if config.hf_path is not None:
         raise ConfigError("--hf-path measures a model without tools; leave --tool away")
-    from nanochat.execution import python_tool
-
     return ControlledTool(python_tool(open_sandbox()))
 
 
@@ -126,6 +125,8 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
         if results:
             print0("\n" + table(results, controls, not_run))
             append_metrics(folder, record | figures(results, controls))
+            if config.hf_path is None:
+                remake(folder.name)
     if not results:
         raise DataError(f"none of {config.tasks} could be run; the lines above say why")
 
@@ -136,8 +137,6 @@ def main(config: Config) -> None:
 
         @cache
         def open_sandbox():  # when it is first needed: many machines have none
-            from nanochat.execution import Sandbox
-
             sandbox = stack.enter_context(Sandbox(unsafe=config.unsafe_execution))
             print0(f"a model's programs run in the tier {sandbox.tier!r}")
             return sandbox

@@ -19,8 +19,9 @@ IN_ORDER = """
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
     kv_cache sampling scheduler engine transformers_model
     evals task_evals core_bundle core_prompts core_scores core_eval
-    monitor train recipe stage
-    report model_card huggingface gguf server
+    formulas energy run_figures run_records monitor train recipe
+    gpt2_core figure_words report_page plots report_training report_results model_card report
+    stage huggingface gguf server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}

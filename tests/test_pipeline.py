@@ -188,6 +188,8 @@ def test_evaluations_chat_and_summary(trained):
     out = run(trained, "scripts.chat_eval", tasks)
     assert "gsm8k: not run" in out and re.search(r"arithmetic .*%", out)
     assert run(trained, "scripts.chat_cli", "-p Hi --max-tokens=8 --model-tag=tiny")
+    page = (trained / "base" / "report" / "tiny" / "report.md").read_text()  # remade by itself
+    assert re.search(r"arithmetic \| .* ± ", page) and "scripts.chat_sft" in page
     out = run(trained, "scripts.summary", "--model-tag=tiny")
     assert re.search(r"arithmetic .* ± ", out) and re.search(r"sft .* 24 ", out)
     assert "no compare" not in run(trained, "scripts.tok_eval", "--no-compare")
