@@ -232,8 +232,7 @@ def peak_rss() -> int:
     """The most main memory that this process has held, in bytes."""
     # subtle: Linux's ru_maxrss counts what the process that started this one held, too.
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
