@@ -7,8 +7,10 @@ import sys
 import pytest
 from tiny_checkpoint import save, tiny_model
 
+from nanochat import execution
 from nanochat.common import ConfigError, DataError, NanochatError
 from nanochat.metrics import read_metrics
+from scripts import chat_eval
 from scripts.chat_eval import Config, main
 from tasks.catalog import task_or_why_not
 from tasks.source import data_file
@@ -108,15 +110,13 @@ def test_several_samples_give_pass_at_k_and_no_chatcore(checkpoint, data, capsys
 
 
 def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeypatch, capsys):
-    execution = pytest.importorskip("nanochat.execution")
-
     asked = []
 
     def none_here(**settings):
         asked.append(settings)
         raise execution.ExecutionUnavailable("no tier on this machine")
 
-    monkeypatch.setattr(execution, "Sandbox", none_here)
+    monkeypatch.setattr(chat_eval, "Sandbox", none_here)
     run(f"arc-easy@{data / 'arc'}|mmlu@{data / 'gsm8k'}|humaneval@{data / 'humaneval'}")
     out = capsys.readouterr().out
     assert "humaneval" in out and "not run: no tier on this machine" in out
@@ -131,7 +131,6 @@ def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeyp
 
 
 def test_chatcore_of_all_five_with_programs_in_the_sandbox(checkpoint, data, capsys):
-    execution = pytest.importorskip("nanochat.execution")
     try:
         with execution.Sandbox():
             pass
@@ -148,7 +147,6 @@ def test_chatcore_of_all_five_with_programs_in_the_sandbox(checkpoint, data, cap
 
 
 def test_python_as_the_tool_runs_in_the_sandbox(checkpoint, data):
-    execution = pytest.importorskip("nanochat.execution")
     try:
         with execution.Sandbox():
             pass
@@ -160,7 +158,6 @@ def test_python_as_the_tool_runs_in_the_sandbox(checkpoint, data):
 
 def test_a_hugging_face_folder_is_measured_by_the_same_code(base_dir, checkpoint, data, tmp_path):
     pytest.importorskip("transformers")
-    pytest.importorskip("nanochat.transformers_model")
     tasks = f"arc-easy@{data / 'arc'}|mmlu@{data / 'mmlu'}|gsm8k@{data / 'gsm8k'}"
     run(tasks)
     shutil.copytree(checkpoint / "step_000003", tmp_path / "exported")

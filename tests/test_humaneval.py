@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from nanochat import execution
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import validate
 from tasks.catalog import make_task
@@ -69,7 +70,6 @@ def runner(request):
     if request.param == "interpreter":
         yield Interpreter()
         return
-    execution = pytest.importorskip("nanochat.execution")
     try:
         sandbox = execution.Sandbox()
         sandbox.__enter__()
