@@ -33,6 +33,7 @@ Environment variables, with the default of each recipe:
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
   MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
   SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
+  EVAL_BUNDLE         -           -             CORE's evaluation bundle, a zip or folder; without it, downloaded
   PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate and the report
   LAUNCHER            -           -             command that starts the ranks, instead of torchrun (see runs/slurm.sh)
   NANOCHAT_BASE_DIR   ~/.cache/nanochat         where tokens, tokenizer and checkpoints go
@@ -81,7 +82,7 @@ recipe_gpu() {
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --max-chars=2000000000 --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --sequence-len="$SEQ_LEN")
-  base_eval=()
+  base_eval=(--core --max-per-task=500 ${EVAL_BUNDLE:+"--bundle=$EVAL_BUNDLE"})
   mid_train=(${MID_MIXTURE:+"--mixture=$MID_MIXTURE"})
   chat_sft=(${SFT_MIXTURE:+"--mixture=$SFT_MIXTURE"})
   chat_eval=()
@@ -138,6 +139,9 @@ train_stages() {
   run all scripts.base_eval ${base_eval[@]+"${base_eval[@]}"} --model-tag="$tag"
   stage "Midtraining: conversations, multiple choice and tools"
   run all scripts.mid_train --base-tag="$tag" ${mid_train[@]+"${mid_train[@]}"} "${training[@]}" --model-tag="$tag" "$@"
+  if [ "$RECIPE" = gpu ]; then
+    run all scripts.chat_eval --source=mid ${chat_eval[@]+"${chat_eval[@]}"} --model-tag="$tag"
+  fi
   stage "Fine-tuning on the assistant's answers"
   run all scripts.chat_sft --parent-tag="$tag" ${chat_sft[@]+"${chat_sft[@]}"} "${training[@]}" --model-tag="$tag" "$@"
   stage "Evaluating the chat model"
@@ -151,6 +155,7 @@ remove_rehearsal() {
 # Every stage for two steps at full size, so that what would fail after hours fails now; then memory, hours and price.
 rehearse() {
   say "Rehearsal: two steps of every stage at full size, with save, load and evaluation (SKIP_REHEARSAL=1 skips it)"
+  local base_eval=("${base_eval[@]/--max-per-task=500/--max-per-task=8}")
   local chat_eval=(${chat_eval[@]+"${chat_eval[@]}"} --limit=32)
   remove_rehearsal
   train_stages rehearsal --num-steps=2
