@@ -1,4 +1,4 @@
-"""Fixtures of the chat page's tests: a browser, a scripted server, and a tab that watches itself."""
+"""Fixtures of the chat page's tests: a browser, a scripted server, a tab that watches itself."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -24,19 +24,39 @@ class Tab:
 
     def on_request(self, request) -> None:
         origin = self.server.url.rstrip("/")
-        if not request.url.startswith((f"{origin}/", "data:image/svg+xml", f"blob:{origin}")):
+        own = (f"{origin}/", "data:image/svg+xml", f"blob:{origin}", "about:blank")
+        if not request.url.startswith(own):
             self.problems.append(f"request: {request.url[:200]}")
 
     def on_dialog(self, dialog) -> None:
         self.problems.append("dialog")
         dialog.dismiss()
 
+    def on_error(self, error) -> None:
+        self.problems.append(f"error: {error}")
+
+    def on_popup(self, popup) -> None:
+        self.problems.append(f"popup: {popup.url}")
+
+    def watchers(self) -> dict:
+        return {
+            "console": self.on_console,
+            "request": self.on_request,
+            "dialog": self.on_dialog,
+            "pageerror": self.on_error,
+            "popup": self.on_popup,
+        }
+
     def watch(self) -> None:
-        self.page.on("console", self.on_console)
-        self.page.on("request", self.on_request)
-        self.page.on("dialog", self.on_dialog)
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("popup", lambda popup: self.problems.append(f"popup: {popup.url}"))
+        for event, watcher in self.watchers().items():
+            self.page.on(event, watcher)
+
+    def leave(self) -> None:
+        """Empties the page, which another test may use, and stops watching it."""
+        self.page.goto("about:blank")
+        self.page.unroute_all()
+        for event, watcher in self.watchers().items():
+            self.page.remove_listener(event, watcher)
 
     def unexpected(self) -> list[str]:
         return [p for p in self.problems if not any(part in p for part in self.expected)]
@@ -113,6 +133,18 @@ def new_tab(browser, server):
     assert [problem for tab in tabs for problem in tab.unexpected()] == []
 
 
+@pytest.fixture(scope="module")
+def shared_page(browser):
+    page = browser.new_page(viewport={"width": 1200, "height": 800}, locale="en")
+    page.set_default_timeout(15000)
+    return page
+
+
 @pytest.fixture
-def tab(new_tab) -> Tab:
-    return new_tab()
+def tab(shared_page, server):
+    """A tab with empty storage: the page is shared, but every test's server has its own port."""
+    tab = Tab(shared_page, server)
+    tab.watch()
+    yield tab.open()
+    tab.leave()
+    assert tab.unexpected() == []

@@ -113,7 +113,8 @@ def test_stop_keeps_what_there_is_and_frees_the_server(tab, server):
     assert server.left.wait(5)
     assert tab.answers() == ["one two"] and tab.page.inner_text(".state") == "Stopped."
     tab.answered("Go on.", "three")
-    assert [m["content"] for m in server.requests[-1]["messages"]] == ["Count.", "one two", "Go on."]
+    sent = [message["content"] for message in server.requests[-1]["messages"]]
+    assert sent == ["Count.", "one two", "Go on."]
 
 
 def test_the_stop_button_stops_and_a_second_question_waits(tab, server):
@@ -207,7 +208,7 @@ def test_an_answer_goes_on_while_another_conversation_is_open(tab, server):
 
 def test_a_reload_in_the_middle_keeps_what_there_was(tab, server):
     tab.ask("Count.", ("python", "1+1"), ("output", "2"), "one two", server.gate)
-    tab.page.wait_for_function("() => document.querySelector('.parts').textContent.includes('one two')")
+    tab.page.wait_for_selector(".parts >> text=one two")
     tab.page.reload()
     assert tab.page.inner_text(".parts .markdown") == "one two"
     assert "37" not in tab.page.inner_text(".tool") and tab.page.locator(".tool").count() == 1
@@ -278,9 +279,10 @@ def test_a_file_that_is_none_is_refused_whole(tab, tmp_path):
     assert tab.titles() == []
 
 
-def test_two_tabs_see_each_others_conversations(tab, new_tab):
+def test_two_tabs_see_each_others_conversations(new_tab):
+    tab = new_tab()
     tab.answered("One?", "1")
-    other = new_tab(context=tab.page.context)
+    other = new_tab(tab.page.context)
     assert other.titles() == ["One?"]
     tab.answered("Two?", "2")
     other.page.click("#conversations .title")
@@ -289,9 +291,10 @@ def test_two_tabs_see_each_others_conversations(tab, new_tab):
 
 
 def test_a_full_storage_is_said_and_the_chat_goes_on(tab):
-    tab.page.evaluate("try { for (let i = 0; ; i++) localStorage.setItem('x' + i, 'x'.repeat(2e5)) }"
-                      "catch { for (let i = 0; ; i++) localStorage.setItem('y' + i, 'x') }"
-                      .replace("catch {", "catch { try {") + "catch {} }")  # fmt: skip
+    tab.page.evaluate("""() => { for (let size = 2 ** 20; size >= 1; size /= 2) {
+      try { for (let i = 0; i < 99; i++) localStorage.setItem(`${size} ${i}`, 'x'.repeat(size)); }
+      catch {}
+    } }""")
     tab.answered("One?", "1")
     assert "stores nothing more (QuotaExceededError)" in tab.page.inner_text("#notice")
     assert tab.answers() == ["1"]
@@ -324,7 +327,8 @@ def test_a_connection_that_breaks_keeps_the_answer(tab, server):
     assert tab.answers() == ["half an"]
     assert tab.page.inner_text(".state span") == "Interrupted. The answer broke off."
     tab.answered("Two?", b"data: {broken\n\n")
-    assert tab.page.inner_text(".state.problem span") == "The server sent what this page cannot read."
+    told = tab.page.inner_text(".state.problem span")
+    assert told == "The server sent what this page cannot read."
     error = {"error": {"message": "Out of <b>memory</b>.", "type": "server_error", "code": None}}
     tab.answered("Three?", "a", f"data: {json.dumps(error)}\n\n".encode())
     assert tab.page.inner_text(".state span >> nth=-1") == "Interrupted. Out of <b>memory</b>."
@@ -367,7 +371,7 @@ def test_an_api_key_is_asked_for_and_not_stored_for_good(tab, server):
     tab.ask("One?")
     tab.page.fill("#key", "wrong")
     tab.page.press("#key", "Enter")
-    tab.page.wait_for_function("() => byId('key-reason').textContent === 'Wrong API key.' && !byId('key').value")
+    tab.page.wait_for_selector("#key-reason >> text=Wrong API key.")
     server.answer("1")
     tab.page.fill("#key", "secret")
     tab.page.press("#key", "Enter")

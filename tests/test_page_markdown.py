@@ -12,13 +12,13 @@ import pytest
 
 pytest_plugins = ["page_browser"]
 
-ALLOWED_TAGS = set(
-    "P H3 H4 H5 H6 EM STRONG DEL CODE PRE UL OL LI TABLE THEAD TBODY TR TH TD A BLOCKQUOTE HR BR "
-    "DIV SPAN BUTTON".split()
-)
-ALLOWED_ATTRIBUTES = set(
-    "class href rel target title start scope tabindex aria-label role".split()
-)
+ALLOWED_TAGS = {
+    "P", "H3", "H4", "H5", "H6", "EM", "STRONG", "DEL", "CODE", "PRE", "UL", "OL", "LI", "TABLE",
+    "THEAD", "TBODY", "TR", "TH", "TD", "A", "BLOCKQUOTE", "HR", "BR", "DIV", "SPAN", "BUTTON",
+}  # fmt: skip
+ALLOWED_ATTRIBUTES = {
+    "class", "href", "rel", "target", "title", "start", "scope", "tabindex", "aria-label", "role",
+}  # fmt: skip
 
 # Markdown -> the HTML of it, worked out by hand
 RENDERED = {
@@ -153,12 +153,12 @@ ATTACKS = [
     f"[a](https://a.example/[b](javascript:{RUN}))",
     f"<javascript:{RUN}>",
     f"<https://a.example/'onclick={RUN}>",
-    "<https://evil.example/\"><script>window.attacked=1</script>>",
+    '<https://evil.example/"><script>window.attacked=1</script>>',
     f"**<img src=x onerror={RUN}>** _<svg onload={RUN}>_ `<script>{RUN}</script>`",
     f"# <img src=x onerror={RUN}>\n\n> <svg onload={RUN}>\n\n- <script>{RUN}</script>",
     f"| <img src=x onerror={RUN}> |\n|---|\n| <svg onload={RUN}> |",
     f"```html\n<script>{RUN}</script>\n```",
-    f"```\"><img src=x onerror={RUN}>\ncode\n```",
+    f'```"><img src=x onerror={RUN}>\ncode\n```',
     f"```python\" onmouseover=\"{RUN}\n'''</code></pre><script>{RUN}</script>",
     "```__proto__\nx\n```\n```constructor\ny\n```",
     f"```js\n`${{{RUN}}}` </script><script>{RUN}//\n```",
@@ -273,8 +273,8 @@ def test_code_is_coloured(tab):
 
 
 def test_coloured_code_is_the_code(tab):
-    pieces = ["def ", "'", '"', '"""', "\\", "\n", "#", "//", "/*", "*/", "`", "${", "1e", "0x", ";",
-              "f(", "@", "{", '"a":', "λ", "\t"]  # fmt: skip
+    pieces = ["def ", "'", '"', '"""', "\\", "\n", "#", "//", "/*", "*/", "`", "${", "1e", "0x",
+              ";", "f(", "@", "{", '"a":', "λ", "\t"]  # fmt: skip
     rng = random.Random(1)
     codes = ["".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(300)]
     wrong = """codes => [...GRAMMARS.values()].flatMap((rules) => codes.filter((code) =>
@@ -285,8 +285,9 @@ def test_coloured_code_is_the_code(tab):
 def test_growing_text_ends_as_the_whole_text_shows(tab):
     """The slow twin of drawing only what changed: a view that is shown the whole text alone."""
     rng = random.Random(2)
-    pieces = ["a", " ", "\n", "\n\n", "# h", "- x", "  - y", "1. z", "> q", "```", "```py\n", "|a|b|",
-              "\n|-|-|\n", "---", "*", "**", "`", "[", "](https://x.org)", "<b>", "\n```\n", "    "]
+    pieces = ["a", " ", "\n", "\n\n", "# h", "- x", "  - y", "1. z", "> q", "```", "```py\n",
+              "|a|b|", "\n|-|-|\n", "---", "*", "**", "`", "[", "](https://x.org)", "<b>",
+              "\n```\n", "    "]  # fmt: skip
     texts = list(RENDERED) + [code for code, _ in COLOURED.values()]
     texts += ["".join(rng.choices(pieces, k=rng.randrange(1, 30))) for _ in range(150)]
     differing = """texts => texts.filter((text) => {
@@ -322,7 +323,7 @@ def test_attacks_in_an_answer(tab):
 
 
 def test_attacks_cut_at_every_place(tab, server):
-    """Each attack in two chunks, at another place each, in one long answer; then letter by letter."""
+    """All attacks in one answer, whole and letter by letter; each alone, cut at every place."""
     every = "\n\n".join(ATTACKS)
     tab.answered("All at once", every)
     check(tab, "all")
@@ -330,7 +331,7 @@ def test_attacks_cut_at_every_place(tab, server):
     check(tab, "letters")
     twin = "() => new Set([...document.querySelectorAll('.markdown')].map((m) => m.innerHTML)).size"
     assert tab.page.evaluate(twin) == 1
-    cuts = """attacks => { for (const text of attacks) for (let cut = 1; cut < text.length; cut += 1) {
+    cuts = """attacks => { for (const text of attacks) for (let cut = 1; cut < text.length; cut++) {
       const view = new MarkdownView();
       document.querySelector('.parts').append(view.node);
       view.show(text.slice(0, cut));
@@ -366,7 +367,7 @@ def test_attacks_everywhere_else(tab, server, new_tab, tmp_path):
         json={"data": [{"id": ATTACKS[6]}]}))  # fmt: skip
     other.page.reload()
     other.page.set_input_files("#file", path)
-    other.wait(len(some) + 1)
+    other.wait(tab.page.locator(".assistant").count())
     check(other, "imported")
     assert other.page.inner_text("#model-name") == ATTACKS[6]
 
@@ -375,14 +376,14 @@ def test_hostile_files_and_storage_touch_no_prototype(tab, tmp_path):
     user = {"role": "user", "content": "x"}
     hostile = [
         '{"__proto__": {"polluted": 1}, "messages": [{"role": "user", "content": "x"}]}',
-        '{"constructor": {"prototype": {"polluted": 1}}, "messages": [{"__proto__": {"polluted": 1},'
-        ' "role": "user", "content": "x", "parts": 1}, {"role": "assistant", "content": [{"type":'
-        ' "text", "text": "y", "__proto__": {"polluted": 1}}], "status": "__proto__", "timing":'
+        '{"constructor": {"prototype": {"polluted": 1}}, "messages": [{"__proto__": {"polluted":'
+        ' 1}, "role": "user", "content": "x", "parts": 1}, {"role": "assistant", "content": [{'
+        '"type": "text", "text": "y", "__proto__": {"polluted": 1}}], "status": "__proto__", "timing":'
         ' {"__proto__": 1, "tokens": "<b>"}}]}',
         '{"conversations": {"__proto__": 1}, "messages": []}',
         json.dumps({"messages": [user], "title": "t" * 100_000, "updated": "1e999", "id": "../x"}),
         json.dumps({"messages": [user] * 3}),
-        json.dumps({"messages": [{"role": "user", "content": [{"type": "__proto__", "text": ""}]}]}),
+        json.dumps({"messages": [{**user, "content": [{"type": "__proto__", "text": ""}]}]}),
         json.dumps({"messages": {"length": 2**32}}),
         "null", '"x"', "[[]]", "[" * 5000 + "]" * 5000,
     ]  # fmt: skip
