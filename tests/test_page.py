@@ -96,6 +96,8 @@ def test_tool_calls_fold(tab):
     assert not tools.nth(0).locator("pre").first.is_visible()
     tools.nth(0).locator("summary").press("Enter")
     assert tools.nth(0).locator("pre").all_inner_texts() == ["37*12", "444"]
+    tab.page.reload()
+    assert tools.all_inner_texts() == ["Tool\n37*12 = 444", "Tool\n1/0 = error: division by zero"]
 
 
 def test_a_call_in_pieces_is_one_call(tab):
@@ -608,3 +610,44 @@ def test_screenshots(new_tab, server, width, height, scheme):
     shoot("4-code")
     tab.answered("And now?", status=500, error="The engine failed. See the server's log.")
     shoot("5-error")
+
+
+# ---- on the real server
+
+
+def test_on_the_real_server(browser, tmp_path):
+    """The program that people start, with a model that says the letters A to J without end."""
+    reason = "needs nanochat/server.py, which is not here"
+    pytest.importorskip("nanochat.server", reason=reason)
+    from chain_model import chain_model, chain_tokenizer
+    from test_chat_web import started
+    from tiny_checkpoint import save
+
+    tokenizer = chain_tokenizer()
+    model = chain_model(tokenizer, "<|assistant_start|>ABCDEFGHIJA", context=2048)
+    checkpoint = save(stage="sft", tag="round", model=model, tokenizer=tokenizer)
+    with started(checkpoint, "--api-key=secret", "--max-tokens=2000") as (_, port, _):
+        page = browser.new_page()
+        problems = []
+        page.on("console", lambda line: line.type == "error" and problems.append(line.text))
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.fill("#question", "Say something.")
+        page.press("#question", "Enter")
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        page.wait_for_selector(".parts >> text=ABCDEFGHIJABC")
+        page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+        assert page.inner_text(".parts") == ("ABCDEFGHIJ" * 52)[:512]
+        assert re.fullmatch(r"[\d.]+ tokens/s · [\d.]+ s to the first · 512 tokens",
+                            page.inner_text(".timing"))  # fmt: skip
+        assert page.inner_text(".state").startswith("Cut off")
+        page.evaluate("changeSetting('maxTokens', 1500)")
+        page.fill("#question", "More.")
+        page.press("#question", "Enter")
+        page.wait_for_selector(".parts >> nth=1 >> text=ABCDEFGHIJ")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("text=Stopped.")
+        free = "() => fetch('/health').then(r => r.json()).then(h => h.in_flight === 0)"
+        page.wait_for_function(free)
+        page.close()
+    assert [line for line in problems if "401" not in line] == []

@@ -185,9 +185,9 @@ HEAVY = {
     "underlines": "_" * 100_000,
     "backticks": "".join("`" * (i % 400) + "a" for i in range(1000)),
     "fences": "```\n" * 5_000,
-    "tildes": "~" * 50_000 + "`",
-    "spaces after a fence": "```" + " " * 50_000 + "`",
-    "a bullet and spaces": "- " + " " * 50_000 + "\u2028x",
+    "tildes": "~" * 400_000 + "`",
+    "spaces after a fence": "```" + " " * 400_000 + "`",
+    "a bullet and spaces": "- " + " " * 400_000 + "\u2028x",
     "quotes": ">" * 20_000 + "x",
     "quote lines": "\n".join(">" * (i % 300) + "x" for i in range(1000)),
     "lists": "\n".join("  " * (i % 300) + "- x" for i in range(1500)),
@@ -261,6 +261,12 @@ def answer_all(tab, pieces: dict[str, list]) -> None:
 def test_markdown(tab):
     shown = {text: tab.page.evaluate(SHOW, [text]) for text in RENDERED}
     assert shown == RENDERED
+
+
+def test_a_table_has_at_most_50_columns(tab):
+    for columns, tables in ((50, 1), (51, 0)):
+        shown = tab.page.evaluate(SHOW, ["|a" * columns + "|\n" + "|-" * columns + "|"])
+        assert shown.count("<table>") == tables
 
 
 def test_code_is_coloured(tab):
@@ -378,8 +384,8 @@ def test_hostile_files_and_storage_touch_no_prototype(tab, tmp_path):
         '{"__proto__": {"polluted": 1}, "messages": [{"role": "user", "content": "x"}]}',
         '{"constructor": {"prototype": {"polluted": 1}}, "messages": [{"__proto__": {"polluted":'
         ' 1}, "role": "user", "content": "x", "parts": 1}, {"role": "assistant", "content": [{'
-        '"type": "text", "text": "y", "__proto__": {"polluted": 1}}], "status": "__proto__", "timing":'
-        ' {"__proto__": 1, "tokens": "<b>"}}]}',
+        '"type": "text", "text": "y", "__proto__": {"polluted": 1}}], "status": "__proto__",'
+        ' "timing": {"__proto__": 1, "tokens": "<b>"}}]}',
         '{"conversations": {"__proto__": 1}, "messages": []}',
         json.dumps({"messages": [user], "title": "t" * 100_000, "updated": "1e999", "id": "../x"}),
         json.dumps({"messages": [user] * 3}),
