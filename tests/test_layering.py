@@ -19,7 +19,9 @@ IN_ORDER = """
     kv_cache sampling scheduler engine
     evals core_eval
     monitor train recipe stage
-    report model_card huggingface gguf server
+    report model_card huggingface gguf
+    turns replies tools markdown_stream terminal
+    engine_thread api_schema gate api_calls api_docs server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}
