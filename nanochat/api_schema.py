@@ -121,6 +121,18 @@ class Sampling(BaseModel):
         )
 
 
+class Problem(BaseModel):
+    message: str
+    type: str
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What comes instead of an answer."""
+
+    error: Problem
+
+
 class ChatRequest(Sampling):
     """Of `POST /v1/chat/completions`."""
 

@@ -94,6 +94,7 @@ class EngineThread:
         self._durations: deque[float] = deque(maxlen=100)
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._streams: dict[int, tuple[EventStream, int]] = {}  # the engine's thread only
+        self._told = 0.0  # when the engine was last asked for its stats; the engine's thread only
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -143,8 +144,8 @@ class EngineThread:
         """Seconds from submit to the first token: the median of the last 100 answers."""
         return median(self._first_tokens) if self._first_tokens else None
 
-    def _deliver(self, items: list[tuple[EventStream, int, Event]], stats: dict) -> None:
-        self.stats = stats
+    def _deliver(self, items: list[tuple[EventStream, int, Event]], stats: dict | None) -> None:
+        self.stats = stats or self.stats
         now = time.monotonic()
         for stream, sample, event in items:
             if sample not in stream.open:
@@ -229,7 +230,12 @@ class EngineThread:
                 items.append((*self._streams[event.id], event))
                 if event.finish is not None:
                     del self._streams[event.id]
-        self._call(self._deliver, items, self.engine.stats())
+        now = time.monotonic()
+        if now - self._told > 0.25 or not self.engine.has_work:
+            self._told, stats = now, self.engine.stats()
+        else:
+            stats = None
+        self._call(self._deliver, items, stats)
 
     def _call(self, function, *arguments) -> None:
         try:

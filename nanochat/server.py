@@ -23,7 +23,13 @@ from starlette.exceptions import HTTPException
 
 from nanochat.api_calls import Call, Served
 from nanochat.api_docs import docs_page
-from nanochat.api_schema import ChatRequest, CompletionRequest, chat_requests, completion_requests
+from nanochat.api_schema import (
+    ChatRequest,
+    CompletionRequest,
+    ErrorBody,
+    chat_requests,
+    completion_requests,
+)
 from nanochat.common import ConfigError, DataError, NanochatError
 from nanochat.engine_thread import EngineStopped, QueueFull
 from nanochat.gate import Gate, Refusal, error_body
@@ -37,6 +43,7 @@ ERRORS = {
     413: "The body is too long.",
     429: "Too many answers run and wait; Retry-After says when to come back.",
     503: "The engine has stopped, or no place was free in time.",
+    "4XX": "Whatever else is wrong, in the same form.",
 }
 
 
@@ -81,7 +88,7 @@ def add_routes(app: FastAPI, served: Served, page: Path) -> None:
     """Every address that the app answers at."""
     begun, engine = time.time(), served.thread.engine
     context = engine.model.config.sequence_len
-    errors = {status: {"description": text} for status, text in ERRORS.items()}
+    errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
     html = page.read_text(encoding="utf-8") if page.is_file() else NO_PAGE
     headers = {"content-security-policy": content_security_policy(html)}
     model = {
