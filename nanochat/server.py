@@ -23,13 +23,8 @@ from starlette.exceptions import HTTPException
 
 from nanochat.api_calls import Call, Served
 from nanochat.api_docs import docs_page
-from nanochat.api_schema import (
-    ChatRequest,
-    CompletionRequest,
-    ErrorBody,
-    chat_requests,
-    completion_requests,
-)
+from nanochat.api_prompts import chat_requests, completion_requests
+from nanochat.api_schema import ChatRequest, CompletionRequest, ErrorBody
 from nanochat.common import ConfigError, DataError, NanochatError
 from nanochat.engine_thread import EngineStopped, QueueFull
 from nanochat.gate import Gate, Refusal, error_body
@@ -68,7 +63,8 @@ def create_app(
         await served.thread.stop()
 
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    add_routes(app, served, page)
+    add_api(app, served)
+    add_pages(app, page)
     add_error_forms(app)
     paths = {route.path for route in app.routes}
     limits = served.limits
@@ -84,13 +80,11 @@ def create_app(
     return app
 
 
-def add_routes(app: FastAPI, served: Served, page: Path) -> None:
-    """Every address that the app answers at."""
+def add_api(app: FastAPI, served: Served) -> None:
+    """The addresses that programs ask."""
     begun, engine = time.time(), served.thread.engine
     context = engine.model.config.sequence_len
     errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
-    html = page.read_text(encoding="utf-8") if page.is_file() else NO_PAGE
-    headers = {"content-security-policy": content_security_policy(html)}
     model = {
         "id": served.name,
         "object": "model",
@@ -146,6 +140,12 @@ def add_routes(app: FastAPI, served: Served, page: Path) -> None:
             **thread.stats,
         }
         return JSONResponse(body, 200 if thread.failure is None else 503)
+
+
+def add_pages(app: FastAPI, page: Path) -> None:
+    """The addresses that people look at."""
+    html = page.read_text(encoding="utf-8") if page.is_file() else NO_PAGE
+    headers = {"content-security-policy": content_security_policy(html)}
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

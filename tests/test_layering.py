@@ -21,7 +21,7 @@ IN_ORDER = """
     monitor train recipe stage
     report model_card huggingface gguf
     turns replies tools markdown_stream terminal
-    engine_thread api_schema gate api_calls api_docs server
+    engine_thread api_schema api_prompts gate api_calls api_docs server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}

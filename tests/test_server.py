@@ -558,7 +558,7 @@ def test_what_is_wrong_names_the_deepest_finding():
 
 # ---------------------------------------------------------------- many at once
 
-LENGTH = 40  # tokens of every stream
+LENGTH = 24  # tokens of every stream
 
 
 async def ask(address, letter: str, leaves: bool) -> str | None:
@@ -603,7 +603,6 @@ def test_200_streams_a_third_cut_off_none_lost_none_mixed_up():
             for i, text in enumerate(said):
                 assert text == (None if i % 3 == 0 else expected(starts[i % 8]))
             running.until(lambda health: health["in_flight"] == health["running"] == 0)
-            gc.collect()
-            alive = [one for one in gc.get_objects() if isinstance(one, Call)]
-            assert alive == []  # memory is flat: nothing of a call stays
+            gc.collect()  # memory is flat: nothing of a call stays
+            assert [one for one in gc.get_objects() if type(one) is Call] == []
         assert running.thread._streams == {}
