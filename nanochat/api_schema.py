@@ -17,16 +17,24 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 @dataclass(frozen=True)
 class Limits:
-    """What keeps a server up whatever it is sent."""
+    """What keeps a server up whatever it is sent, and how it answers calls that do not say."""
 
     body_bytes: int = 1 << 20
+    """Longest body of a request."""
     messages: int = 512
-    samples: int = 16  # answers to one call
-    max_tokens: int = 1024  # of one answer
-    in_flight: int = 256  # answers that may run and wait
-    seconds: float = 300.0  # for one call, waiting included
-    temperature: float = 0.6  # for calls that name none
+    """Most messages of a conversation."""
+    samples: int = 16
+    """Most answers to one call."""
+    max_tokens: int = 1024
+    """Longest answer."""
+    in_flight: int = 256
+    """Most answers that may run and wait; who asks for more is told when to come back."""
+    seconds: float = 300.0
+    """Longest time for one call, waiting included."""
+    temperature: float = 0.6
+    """How freely words are chosen, where the call does not say."""
     top_k: int | None = 50
+    """Choose among this many likeliest tokens, where the call does not say."""
 
 
 class Part(BaseModel):

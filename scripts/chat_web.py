@@ -48,7 +48,7 @@ class Config:
     """Write what is said into the log, too."""
     drain_seconds: int = 30
     """How long answers under way may take after Ctrl-C or SIGTERM."""
-    limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
+    limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
     """What keeps the server up, and how answers are drawn if the caller does not say."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""

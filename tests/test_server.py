@@ -12,7 +12,9 @@ from base64 import b64encode
 import httpx
 import openai
 import pytest
+import schemathesis
 import uvicorn
+from hypothesis import HealthCheck, given, settings
 
 from nanochat.api_calls import Call, Served
 from nanochat.api_schema import Limits
@@ -479,6 +481,29 @@ def test_pages_of_other_sites_are_kept_out():
         assert flight.headers["access-control-allow-origin"] == "https://good.example"
         other = running.http.options("/v1/chat/completions", headers={**evil, **asks})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_request_of_the_documents_form_makes_the_server_fail():
+    """Schemathesis: requests made from the OpenAPI document, right ones and wrong ones."""
+    with Running(SAYS_ONE, limits={"max_tokens": 8}) as running:
+        schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+        operations = [result.ok() for result in schema.get_all_operations()]
+        assert len(operations) == 5
+        both = list(schemathesis.GenerationMode)  # as the document says, and against it
+        asked = [
+            (op, mode) for op in operations for mode in both[: 2 if op.method == "post" else 1]
+        ]
+        for operation, mode in asked:
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(max_examples=15, deadline=None, derandomize=True, database=None,
+                      suppress_health_check=list(HealthCheck))  # fmt: skip
+            def check(case):
+                assert case.call().status_code < 500, case.body
+
+            check()
+        assert running.chat().json()["choices"][0]["message"]["content"] == "one"
+        assert not any("Traceback" in line or "left out" in line for line in running.lines)
 
 
 # ---------------------------------------------------------------- page, documents, log
