@@ -1,12 +1,16 @@
-// Products of few rows with a large bfloat16 matrix, on processors with AVX512-BF16.
+// What a decode step is made of, on processors with AVX512-BF16: products of few rows with a large
+// bfloat16 matrix, and attention of single queries. Sums are in float32 and rounded once.
 //
-// y (N, O) = x (N, I) times w (O, I) transposed; sums in float32, rounded once. With few rows the
-// time is that of reading w, so w is read once. For one row it is read strictly in order, which
-// memory serves fastest; for more, 4 outputs by up to 6 rows are summed in registers.
+// With few rows the time is that of reading the matrix, so it is read once. For one row it is read
+// strictly in order, which memory serves fastest; for more, 4 outputs by up to 6 rows are summed in
+// registers.
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <vector>
 
 namespace {
 
@@ -68,7 +72,58 @@ void tile(const uint16_t* x, const uint16_t* w, uint16_t* y, int64_t I, int64_t 
   }
 }
 
+// Attention of one query (K) to `length` keys and values (length, K); K is a multiple of 64.
+void attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, float* scores,
+            uint16_t* out, int64_t length, int64_t K) {
+  const float scale = 1 / std::sqrt((float)K);
+  float most = -INFINITY, total = 0;
+  for (int64_t s = 0; s < length; s++) {
+    __m512 sum[2] = {};
+    for (int64_t i = 0; i < K; i += 2 * LANES)
+      for (int k = 0; k < 2; k++)
+        sum[k] = _mm512_dpbf16_ps(sum[k], load(q + i + k * LANES), load(keys + s * K + i + k * LANES));
+    scores[s] = scale * _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+    most = std::max(most, scores[s]);
+  }
+  for (int64_t s = 0; s < length; s++) total += scores[s] = std::exp(scores[s] - most);
+  for (int64_t i = 0; i < K; i += 64) {
+    __m512 sum[4] = {};
+    for (int64_t s = 0; s < length; s++) {
+      __m512 weight = _mm512_set1_ps(scores[s]);
+      for (int k = 0; k < 4; k++) {
+        __m256i bits = _mm256_loadu_si256((const __m256i*)(values + s * K + i + 16 * k));
+        __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+        sum[k] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(wide), sum[k]);
+      }
+    }
+    for (int k = 0; k < 4; k++) {
+      __m256bh rounded = _mm512_cvtneps_pbh(_mm512_div_ps(sum[k], _mm512_set1_ps(total)));
+      _mm256_storeu_si256((__m256i*)(out + i + 16 * k), (__m256i)rounded);
+    }
+  }
+}
+
 }  // namespace
+
+// q: N rows of H heads (H, K), row_stride apart. keys, values: slots of (Hkv, room, K), of which
+// row n reads the first lengths[n] places of slots[n]. out (N, H, K).
+extern "C" void single_attention(const uint16_t* q, const uint16_t* keys, const uint16_t* values,
+                                 const int64_t* slots, const int64_t* lengths, uint16_t* out,
+                                 int64_t N, int64_t H, int64_t Hkv, int64_t room, int64_t K,
+                                 int64_t row_stride, int threads) {
+  const int64_t longest = *std::max_element(lengths, lengths + N);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scores(longest);
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t job = 0; job < N * H; job++) {
+      const int64_t n = job / H, h = job % H;
+      const int64_t place = (slots[n] * Hkv + h / (H / Hkv)) * room * K;
+      attend(q + n * row_stride + h * K, keys + place, values + place, scores.data(),
+             out + job * K, lengths[n], K);
+    }
+  }
+}
 
 // I is a multiple of 32, O of 4. Arrays are contiguous.
 extern "C" void few_row_product(const uint16_t* x, const uint16_t* w, uint16_t* y, int64_t N,

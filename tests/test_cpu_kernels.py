@@ -1,11 +1,11 @@
-"""The compiled products against float32 ones."""
+"""The compiled kernels against float32 arithmetic."""
 
 import pytest
 import torch
 
-from nanochat import cpu_products
+from nanochat import cpu_kernels
 from nanochat.common import ConfigError
-from nanochat.cpu_products import library, product
+from nanochat.cpu_kernels import attend_singles, can_attend, library, product
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,11 +13,11 @@ def place(tmp_path_factory):
     """One compilation for all tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("products")))
-        cpu_products._library.cache_clear()
+        cpu_kernels._library.cache_clear()
         if library() is None:
             pytest.skip("needs a C++ compiler and a processor with AVX512-BF16")
         yield
-    cpu_products._library.cache_clear()
+    cpu_kernels._library.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13, 64, 65])
@@ -56,10 +56,30 @@ def test_numbers_that_are_exact_come_out_exactly():
     assert product(x[:1], weight).tolist() == [[-16.0 * n for n in range(1, 5)]]
 
 
+@pytest.mark.parametrize("H, Hkv, K", [(2, 2, 64), (6, 2, 128), (4, 1, 64)])
+def test_attention_of_single_queries_is_that_of_each_alone(H, Hkv, K):
+    assert can_attend(torch.device("cpu"), torch.bfloat16, K)
+    keys, values = torch.randn(2, 5, Hkv, 33, K).bfloat16()
+    slots, lengths = torch.tensor([3, 0, 4]), torch.tensor([33, 1, 17])
+    q = torch.randn(3, H + 2, K).bfloat16()[:, :H]  # rows do not follow each other directly
+    got = attend_singles(q, keys, values, slots, lengths).view(3, H, K)
+    for n in range(3):
+        for h in range(H):
+            seen = slots[n], h // (H // Hkv), slice(lengths[n])
+            weights = (keys[seen].double() @ q[n, h].double() / K**0.5).softmax(-1)
+            exact = weights @ values[seen].double()
+            assert ((got[n, h] - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all()
+
+
+def test_attention_is_refused_where_it_would_not_work():
+    assert not can_attend(torch.device("cpu"), torch.float32, 64)
+    assert not can_attend(torch.device("cpu"), torch.bfloat16, 32)
+
+
 def test_pytorch_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("NANOCHAT_CPU_PRODUCTS", "torch")
+    monkeypatch.setenv("NANOCHAT_CPU_KERNELS", "torch")
     assert library() is None
-    monkeypatch.setenv("NANOCHAT_CPU_PRODUCTS", "numpy")
+    monkeypatch.setenv("NANOCHAT_CPU_KERNELS", "numpy")
     with pytest.raises(ConfigError, match="'numpy' is unknown; choose torch"):
         library()
 
@@ -67,9 +87,9 @@ def test_pytorch_can_be_asked_for(monkeypatch):
 def test_a_compiler_that_fails_is_reported_and_pytorch_does_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    monkeypatch.setattr(cpu_products, "cpp_compiler", lambda: "/bin/false")
-    cpu_products._library.cache_clear()
+    monkeypatch.setattr(cpu_kernels, "cpp_compiler", lambda: "/bin/false")
+    cpu_kernels._library.cache_clear()
     x, weight = torch.ones(2, 32).bfloat16(), torch.ones(4, 32).bfloat16()
     assert (product(x, weight) == 32).all()
     assert "/bin/false does not work" in capsys.readouterr().out
-    cpu_products._library.cache_clear()
+    cpu_kernels._library.cache_clear()

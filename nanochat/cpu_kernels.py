@@ -1,9 +1,9 @@
-"""Products of a few rows with a bfloat16 matrix on the CPU: cpu_products.cpp, or PyTorch.
+"""A decode step's work on the CPU in bfloat16: cpu_kernels.cpp, or PyTorch.
 
 A decode step reads every weight for a few rows. There, on one core of a Zen 4, PyTorch's own
-products reach a third (matrix times vector) to a half (linear) of the memory bandwidth, this about
-85%. The source is compiled at first use, as nanochat/bpe's is, and kept under
-$NANOCHAT_BASE_DIR/cpu_products.
+products reach a third (matrix times vector) to a half (linear) of the memory bandwidth, these about
+85%; its attention of single queries took half of a step of 32 streams. The source is compiled at
+first use, as nanochat/bpe's is, and kept under $NANOCHAT_BASE_DIR/cpu_kernels.
 """
 
 import ctypes
@@ -35,47 +35,76 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """
     (N, I), (O, _) = x.shape, weight.shape  # noqa: E741
     few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and N <= MOST_ROWS
-    if few and I % 32 == 0 and O % 4 == 0 and (function := library()) is not None:
+    if few and I % 32 == 0 and O % 4 == 0 and (kernels := library()) is not None:
         x = x.contiguous()
         out = torch.empty(N, O, dtype=x.dtype)
         threads = torch.get_num_threads()
-        function(x.data_ptr(), weight.data_ptr(), out.data_ptr(), N, I, O, threads)
+        addresses = x.data_ptr(), weight.data_ptr(), out.data_ptr()
+        kernels.few_row_product(*addresses, N, I, O, threads)
         return out
     return F.linear(x, weight)
 
 
-def library():
-    """The compiled function, or None where PyTorch has to do: then one line has said why.
+def can_attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `attend_singles` works for such tensors here."""
+    fits = device.type == "cpu" and dtype == torch.bfloat16 and head_dim % 64 == 0
+    return fits and library() is not None
 
-    NANOCHAT_CPU_PRODUCTS=torch forces that. Raises ConfigError for another value of the variable.
+
+def attend_singles(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of single queries q (N, H, K), each to the first lengths[n] places of slot slots[n]
+    of keys and values (R, Hkv, S, K): (N, H K). Only where `can_attend`."""
+    N, H, K = q.shape
+    assert q.stride()[1:] == (K, 1) and keys.is_contiguous() and values.is_contiguous()
+    out = torch.empty(N, H * K, dtype=q.dtype)
+    tensors = q, keys, values, slots, lengths, out
+    sizes = N, H, keys.shape[1], keys.shape[2], K, q.stride(0)
+    threads = torch.get_num_threads()
+    library().single_attention(*(t.data_ptr() for t in tensors), *sizes, threads)
+    return out
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where PyTorch has to do: then one line has said why.
+
+    NANOCHAT_CPU_KERNELS=torch forces that. Raises ConfigError for another value of the variable.
     """
-    wanted = os.environ.get("NANOCHAT_CPU_PRODUCTS", "")
+    wanted = os.environ.get("NANOCHAT_CPU_KERNELS", "")
     if wanted not in ("", "torch"):
         raise ConfigError(
-            f"NANOCHAT_CPU_PRODUCTS={wanted!r} is unknown; choose torch, or leave it unset"
+            f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or leave it unset"
         )
     return _library(wanted)
 
 
 @cache
-def _library(wanted: str):
+def _library(wanted: str) -> ctypes.CDLL | None:
     """library(), once a process: so a line is printed once."""
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     if wanted == "torch" or platform.system() != "Linux" or not probe():
         return None  # it was asked for, or made for other processors: nothing to say
     compiler = cpp_compiler()
-    slower = "PyTorch's products are used: an answer then takes two to three times as long"
+    slower = "PyTorch's own are used: an answer then takes two to three times as long"
     if compiler is None:
         print0(f"engine: no C++ compiler (looked for $CXX, g++, clang++, c++), so {slower}")
         return None
     try:
-        function = ctypes.CDLL(str(compiled(compiler, base_dir() / "cpu_products"))).few_row_product
+        kernels = ctypes.CDLL(str(compiled(compiler, base_dir() / "cpu_kernels")))
     except (CompileError, OSError) as error:
         reason = " ".join(str(error).split())[-300:]
         print0(f"engine: the C++ compiler {compiler} does not work ({reason}), so {slower}")
         return None
-    function.argtypes, function.restype = [c_void_p] * 3 + [c_int64] * 3 + [c_int], None
-    return function
+    for name, addresses, sizes in (("few_row_product", 3, 3), ("single_attention", 6, 6)):
+        function = getattr(kernels, name)
+        function.argtypes = [c_void_p] * addresses + [c_int64] * sizes + [c_int]
+        function.restype = None
+    return kernels
 
 
 def compiled(compiler: str, folder: Path) -> Path:
