@@ -252,6 +252,8 @@ class Engine:
         """(len(rows), V): the logits after those rows of a pass."""
         padding = [0] * (step.size - len(ids))
         features = self.fast.features(torch.tensor(ids + padding, device=step.device), step)
+        if not rows:  # a prompt's end is still to come
+            return features.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         if rows != list(range(step.size)):
             padding = [0] * (padded_size(len(rows)) - len(rows))
             features = features[torch.tensor(rows + padding, device=step.device)]

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from nanochat.gpt import GPT, rotary_tables, soft_cap
+from nanochat.cpu_kernels import product
+from nanochat.gpt import GPT, rotary_tables
 from nanochat.kv_cache import Pass
 
 
@@ -20,14 +21,6 @@ class Layer(NamedTuple):
     o: torch.Tensor
     fc1: torch.Tensor
     fc2: torch.Tensor
-
-
-def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (N, inputs) times weight (outputs, inputs): (N, outputs)."""
-    if x.shape[0] == 1 and x.device.type == "cpu":
-        # subtle: for one row a linear layer reaches 40% of a CPU's memory bandwidth, this 70%
-        return torch.mv(weight, x[0])[None]
-    return F.linear(x, weight)
 
 
 class InferenceModel:
@@ -106,7 +99,8 @@ class InferenceModel:
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (N, V) float32, soft-capped."""
-        return soft_cap(product(features, self.head).float(), self.config.logit_softcap)
+        logits, cap = product(features, self.head).float(), self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """gpt.norm, over the last dimension."""
@@ -115,8 +109,7 @@ class InferenceModel:
 
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """gpt.rotate, then the norm: x (N, H + Hkv, K), both in float32."""
-        N, heads, K = x.shape
         y = x.float()
-        swapped = y.view(N, heads, 2, K // 2).flip(-2).view(N, heads, K)
-        y = torch.addcmul(y * cos, swapped, sin)
-        return F.rms_norm(y, (K,), eps=self.config.rms_norm_eps).to(x.dtype)
+        first, second = y.chunk(2, dim=-1)
+        y = torch.addcmul(y * cos, torch.cat([second, first], dim=-1), sin)
+        return F.rms_norm(y, y.shape[-1:], eps=self.config.rms_norm_eps).to(x.dtype)

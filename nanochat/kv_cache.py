@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from nanochat.cpu_kernels import attend_singles, can_attend
 from nanochat.gpt_config import GPTConfig
 
 GROW_BY = 128  # room for tokens is allocated in multiples of this
@@ -120,6 +121,12 @@ class Pass:
         )
         self.runs: list[Run] = []
         self.chunks: list[tuple[int, Piece, torch.Tensor | None]] = []
+        self.singles = 0  # rows, the first ones, that the CPU's own kernel takes care of
+        if cache is not None and can_attend(self.device, cache.dtype, config.head_dim):
+            lengths = [piece.length for piece in pieces]
+            self.singles = next((i for i, n in enumerate(lengths) if n > 1), len(lengths))
+            self.single_slots = torch.tensor([p.slot for p in pieces[: self.singles]])
+            self.single_lengths = self.positions[: self.singles] + 1
         self._split()
         if cache is not None:
             assert all(p.slot < cache.slots and p.start + p.length <= cache.room for p in pieces)
@@ -133,7 +140,7 @@ class Pass:
         new = cls.__new__(cls)
         new.config, new.cache, new.device = cache.config, cache, cache.device
         new.size = new.tokens = len(positions)
-        new.positions, new.chunks = positions, []
+        new.positions, new.chunks, new.singles = positions, [], 0
         visible = positions[:, None] >= torch.arange(read, device=cache.device)
         mask = as_bias(visible, cache.dtype)[:, None, None]
         new.runs = [Run(0, new.size, 0, read, mask)]
@@ -158,6 +165,12 @@ class Pass:
         if len(self.runs) == 1 and self.runs[0].count == N:
             return self._attend_run(self.runs[0], q, keys, values)
         out = q.new_zeros(N, H * K)
+        if self.singles:
+            places = self.single_slots, self.single_lengths
+            mine = attend_singles(q[: self.singles], keys, values, *places)
+            if self.singles == N:
+                return mine
+            out[: self.singles] = mine
         for run in self.runs:
             rows = slice(run.row, run.row + run.count)
             out[rows] = self._attend_run(run, q[rows], keys, values)
@@ -186,8 +199,8 @@ class Pass:
 
     def _split(self) -> None:
         """Sorts the pieces into runs of single tokens and longer chunks."""
-        row, run = 0, []
-        for piece, following in pairwise([*self.pieces, None]):
+        row, run = self.singles, []
+        for piece, following in pairwise([*self.pieces[self.singles :], None]):
             single = self.cache is not None and piece.length == 1
             if single:
                 run.append(piece)

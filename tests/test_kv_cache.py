@@ -22,9 +22,9 @@ class Reader:
     """Reads tokens into slots of a cache, several at a time, and keeps what every slot should
     hold."""
 
-    def __init__(self, model: GPT, slots: int = 4, room: int = 64):
-        self.model, self.fast = model, InferenceModel(model)
-        self.cache = KVCache(model.config, "cpu", torch.float32)
+    def __init__(self, model: GPT, slots: int = 4, room: int = 64, tolerance: float = 1e-5):
+        self.model, self.fast, self.tolerance = model, InferenceModel(model), tolerance
+        self.cache = KVCache(model.config, "cpu", model.compute_dtype)
         self.cache.reserve(slots, room)
         self.held = {slot: [] for slot in range(slots)}
 
@@ -43,7 +43,8 @@ class Reader:
         for slot, ids in new.items():
             self.held[slot] = self.held[slot] + ids
             whole = self.model.features(torch.tensor([self.held[slot]]))[0]
-            assert torch.allclose(features[row : row + len(ids)], whole[-len(ids) :], atol=1e-5)
+            mine, theirs = features[row : row + len(ids)], whole[-len(ids) :]
+            assert torch.allclose(mine, theirs, rtol=1e-5, atol=self.tolerance)
             row += len(ids)
 
 
@@ -68,6 +69,16 @@ def test_ragged_streams_share_a_pass_and_see_their_own_tokens_only(n_kv_head):
     reader.check({0: ids(1, 5), 1: ids(1, 6), 2: ids(1, 7)})  # one run
     reader.check({1: ids(1, 8), 2: ids(1, 9), 4: ids(1, 10), 0: ids(6, 11)})  # two, and a chunk
     reader.check({3: ids(1, 12), 4: ids(1, 13), 0: ids(20, 14), 1: ids(2, 15), 5: ids(70, 16)})
+
+
+def test_bfloat16_features_are_close_to_those_of_the_whole():
+    model = random_model(n_embd=128, n_head=2, n_kv_head=1, head_dim=64)
+    model.compute_dtype = torch.bfloat16
+    reader = Reader(model, slots=6, tolerance=0.15)
+    reader.check({0: ids(3, 1), 1: ids(9, 2), 4: ids(5, 4)})
+    reader.check({0: ids(1, 5), 1: ids(1, 6), 4: ids(1, 7), 2: ids(8, 8)})
+    reader.check({0: ids(1, 9), 1: ids(1, 10), 2: ids(1, 11), 4: ids(1, 12)})
+    reader.check({4: ids(1, 13)})
 
 
 def test_a_pass_without_a_cache_reads_whole_sequences():

@@ -16,7 +16,7 @@ IN_ORDER = """
     calculator execution
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
-    kv_cache inference_model sampling scheduler tool_calls request decode_graph engine
+    cpu_kernels kv_cache inference_model sampling scheduler tool_calls request decode_graph engine
     evals core_eval
     monitor train recipe stage
     report model_card huggingface gguf
