@@ -6,6 +6,7 @@ chat page keeps in the browser.
 
 from html import escape
 
+HUGE = 2**31  # a bound that nobody needs to be told of
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100% } code { font-size: 0.95em }
@@ -69,5 +70,6 @@ def kind(schema: dict) -> str:
     if schema.get("type") == "array":
         return f"list of {kind(schema.get('items', {}))}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    told = {name: schema[name] for name in signs if abs(schema.get(name, HUGE)) < HUGE}
+    bounds = [f"{signs[name]} {bound:g}" for name, bound in told.items()]
     return " ".join([schema.get("type", "any"), *bounds])

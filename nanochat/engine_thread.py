@@ -88,7 +88,7 @@ class EngineThread:
     def __init__(self, engine: Engine, max_in_flight: int = 256):
         self.engine, self.max_in_flight = engine, max_in_flight
         self.in_flight = 0
-        self.stats: dict = {}
+        self.stats: dict = engine.stats()
         self.failure: Exception | None = None
         self._first_tokens: deque[float] = deque(maxlen=100)  # seconds, of the last answers
         self._durations: deque[float] = deque(maxlen=100)
@@ -193,12 +193,16 @@ class EngineThread:
         self._call(self._refuse, list(dict.fromkeys(streams)), error)
 
     def _take_commands(self) -> bool:
-        """Does what was asked since the last step; waits if there is nothing else to do. False: it
-        is time to stop."""
+        """Does what was asked since the last step; waits up to a second if there is nothing else
+        to do. False: it is time to stop."""
         wait = not self.engine.has_work
         while wait or not self._commands.empty():
             wait = False
-            kind, stream = self._commands.get()
+            try:
+                kind, stream = self._commands.get(timeout=1.0)
+            except queue.Empty:
+                self._publish([])  # the tokens of the last seconds become fewer
+                return True
             if kind == "stop":
                 return False
             if kind == "add":

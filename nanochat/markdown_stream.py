@@ -41,6 +41,7 @@ class MarkdownStream:
         self.console = console or Console(highlight=False)
         self._pending = ""  # Markdown that is not printed for good
         self._call: Text | None = None  # a tool call that has no result yet
+        self._printed = False
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._live.start()
 
@@ -83,4 +84,7 @@ class MarkdownStream:
 
     def _print(self, what: Markdown | Text) -> None:
         self._live.update(Text(""), refresh=True)
+        if self._printed and isinstance(what, Markdown):
+            self.console.print()  # blocks stand apart
         self.console.print(what)
+        self._printed = True

@@ -8,6 +8,7 @@ Ctrl-C or SIGTERM lets the answers under way end, and then leaves.
 
 import os
 import signal
+import socket
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -17,7 +18,7 @@ import uvicorn
 from nanochat.api_calls import Served
 from nanochat.api_schema import Limits
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import compute_init, print0
+from nanochat.common import ConfigError, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.engine_thread import EngineThread
@@ -54,40 +55,42 @@ class Config:
     """auto, cuda, mps or cpu."""
 
 
-class Server(uvicorn.Server):
-    """Prints where the page is, once it is there."""
-
-    def __init__(self, config: uvicorn.Config, api_key: str | None):
-        super().__init__(config)
-        self.api_key = api_key
-
-    async def startup(self, sockets=None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            for line in who_can_reach(self.config.host, port, os.environ, self.api_key):
-                print0(line)
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises ConfigError where that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}. Choose another "
+            f"--port (0 takes any that is free) or --host"
+        ) from error
 
 
-def serve(app, config: Config, api_key: str | None) -> None:
+def serve(app, config: Config, listening: socket.socket) -> None:
     """Answers until Ctrl-C or SIGTERM, and then until the answers under way are done."""
     options = uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=config.drain_seconds,
         server_header=False,
     )
-    # subtle: uvicorn raises the signal again once it is done, which would end the program as killed
+    server = uvicorn.Server(options)
+
+    def leave(*_) -> None:
+        server.should_exit = True
+
+    # subtle: uvicorn has handlers of its own while it runs, and raises the signal again once it is
+    # done, which would end the program as killed
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    Server(options, api_key).run()
+        signal.signal(number, leave)
+    server.run([listening])
     print0("stopped")
 
 
 def main(config: Config) -> None:
+    listening = listen(config.host, config.port)  # before the model is read: that takes a while
     *_, device = compute_init(config.device_type)
     wanted = config.model_tag, config.step
     model, tokenizer, meta = load_model(config.source, device, "eval", *wanted)
@@ -98,8 +101,12 @@ def main(config: Config) -> None:
     with open_tool(config.tool) as tool:
         thread = EngineThread(Engine(model, tokenizer, tool), config.limits.in_flight)
         served = Served(thread, name, config.limits, config.tool, log_messages=config.log_messages)
-        serve(create_app(served, api_key=api_key, origins=config.allow_origin, hosts=hosts), config,
-              api_key)  # fmt: skip
+        doors = {"api_key": api_key, "origins": config.allow_origin, "hosts": hosts}
+        app = create_app(served, **doors)
+        port = listening.getsockname()[1]
+        for line in who_can_reach(config.host, port, os.environ, api_key):
+            print0(line)
+        serve(app, config, listening)
 
 
 if __name__ == "__main__":

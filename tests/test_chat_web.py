@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.common import ConfigError
 from nanochat.configurator import parse
-from scripts.chat_web import Config
+from scripts.chat_web import Config, listen, main
 from tests.chain_model import chain_model, chain_tokenizer
 from tests.tiny_checkpoint import save
 
@@ -105,6 +106,13 @@ def test_answers_that_do_not_end_are_cut_off_when_the_time_is_up(checkpoint):
             assert b"[DONE]" not in response.read()
         connection.close()
         assert process.wait(100) == 0
+
+
+def test_a_port_that_is_taken_is_told_of(checkpoint):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}: .*--port"):
+            main(Config(source=str(checkpoint), port=port))
 
 
 def test_flags():

@@ -2,6 +2,7 @@
 
 import io
 
+import pyte
 import pytest
 from rich.console import Console
 
@@ -72,3 +73,42 @@ def test_a_tool_call_is_one_line_and_a_stop_is_said():
     out = shown(write)
     assert "[python] 37*12 = 444\n" in out and "[python] 1+\n" in out and "(stopped)" in out
     assert out.index("Let me see.") < out.index("[python]") < out.index("It is 444")
+
+
+class Emulator(io.StringIO):
+    """A terminal of 60 x 12 that understands what is written to it, and keeps what scrolls off."""
+
+    def __init__(self):
+        super().__init__()
+        self.screen = pyte.HistoryScreen(60, 12, history=1000)
+        self.stream = pyte.Stream(self.screen)
+
+    def write(self, text):
+        self.stream.feed(text.replace("\n", "\r\n"))
+        return len(text)
+
+    def words(self) -> list[str]:
+        gone = ["".join(line[i].data for i in range(60)) for line in self.screen.history.top]
+        return " ".join([*gone, *self.screen.display]).split()
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_terminal_is_left_with_every_word_once(step):
+    """What was drawn again and again, lists, code and blocks longer than the screen, leaves no
+    trace."""
+    words = [f"w{i}" for i in range(400)]
+    blocks = [" ".join(words[i : i + n]) for i, n in [(0, 9), (9, 150), (159, 30), (189, 151)]]
+    items = [f"{i + 1}. {word}" for i, word in enumerate(words[340:390])]
+    text = "\n\n".join([*blocks, "\n".join(items), "```\n" + "\n".join(words[390:]) + "\n```"])
+    file = Emulator()
+    console = Console(file=file, width=60, height=12, force_terminal=True)
+    stream = MarkdownStream(console)
+    for i in range(0, len(text), step):
+        stream.text(text[i : i + step])
+    stream.call("1+1")
+    stream.result("2")
+    stream.text("end")
+    stream.end(stopped=False)
+    left = file.words()
+    assert [word for word in left if word.startswith("w")] == words
+    assert left[-5:] == ["[python]", "1+1", "=", "2", "end"]
