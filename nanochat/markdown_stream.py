@@ -5,6 +5,7 @@ again and again by rich, and cut to the screen, so that nothing above it ever ha
 """
 
 import re
+import time
 
 from rich.console import Console
 from rich.live import Live
@@ -35,9 +36,10 @@ def split_done(text: str) -> tuple[str, str]:
 
 class MarkdownStream:
     """Shows one answer. `text` adds to it, `call` and `result` show a tool's use as
-    `[python] 37*12 = 444`, `end` leaves it on the screen."""
+    `[python] 37*12 = 444`, `end` leaves it on the screen. Drawn again after `every` seconds."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, every: float = 0.05):
+        self.every, self._drawn = every, 0.0  # seconds between two drawings, which take time
         self.console = console or Console(highlight=False)
         self._pending = ""  # Markdown that is not printed for good
         self._call: Text | None = None  # a tool call that has no result yet
@@ -49,7 +51,9 @@ class MarkdownStream:
         done, self._pending = split_done(self._pending + text)
         if done.strip():
             self._print(Markdown(done))
-        self._live.update(self._tail(), refresh=True)
+        if time.monotonic() - self._drawn > self.every:
+            self._live.update(self._tail(), refresh=True)
+            self._drawn = time.monotonic()
 
     def _tail(self) -> Markdown | Text:
         """What is under way, cut to the screen: its last lines as plain text where it is longer."""

@@ -34,7 +34,14 @@ def checkpoint(*texts, context=256):
 
 def environment(base) -> dict:
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NANOCHAT_BASE_DIR": str(base)}
-    return {**os.environ, **more, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "NO_COLOR": "1"}
+    return {
+        **os.environ,
+        **more,
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "TERM": "xterm",
+        "NO_COLOR": "1",
+        "NANOCHAT_CPU_KERNELS": "torch",
+    }
 
 
 def test_one_question_through_a_pipe(base_dir):

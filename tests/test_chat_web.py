@@ -38,7 +38,13 @@ def checkpoint(tmp_path_factory):
 
 def environment(**more) -> dict:
     kept = {k: v for k, v in os.environ.items() if k not in ("SSH_CONNECTION", "NANOCHAT_API_KEY")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "NANOCHAT_CPU_KERNELS": "torch",
+        **more,
+    }
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def shown(write, height=20) -> str:
     """What is left on the screen after an answer, cursor movements obeyed by hand: on a file that
     is no terminal rich leaves out what was only shown for a while."""
     console = Console(file=io.StringIO(), width=40, height=height, force_terminal=False)
-    stream = MarkdownStream(console)
+    stream = MarkdownStream(console, every=0)
     write(stream)
     return console.file.getvalue()
 
@@ -102,7 +102,7 @@ def test_a_terminal_is_left_with_every_word_once(step):
     text = "\n\n".join([*blocks, "\n".join(items), "```\n" + "\n".join(words[390:]) + "\n```"])
     file = Emulator()
     console = Console(file=file, width=60, height=12, force_terminal=True)
-    stream = MarkdownStream(console)
+    stream = MarkdownStream(console, every=0)
     for i in range(0, len(text), step):
         stream.text(text[i : i + step])
     stream.call("1+1")
