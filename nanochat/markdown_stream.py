@@ -10,6 +10,7 @@ import time
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import SegmentLines
 from rich.text import Text
 
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
@@ -55,12 +56,10 @@ class MarkdownStream:
             self._live.update(self._tail(), refresh=True)
             self._drawn = time.monotonic()
 
-    def _tail(self) -> Markdown | Text:
-        """What is under way, cut to the screen: its last lines as plain text where it is longer."""
-        lines = self._pending.splitlines()
-        if len(lines) >= self.console.height - 2:
-            return Text("\n".join(lines[-(self.console.height - 2) :]))
-        return Markdown(self._pending)
+    def _tail(self) -> SegmentLines:
+        """What is under way, its end if the screen cannot hold it all."""
+        lines = self.console.render_lines(Markdown(self._pending), pad=False)
+        return SegmentLines(lines[-(self.console.height - 2) :], new_lines=True)
 
     def call(self, code: str) -> None:
         self._flush()
