@@ -218,7 +218,7 @@ def test_a_generator_that_is_closed_leaves_no_work(tokenizer):
     rows = engine.generate([[1], [2, 3]], max_tokens=50, stop=())
     next(rows)
     rows.close()
-    assert [event.finish for event in engine.step()] == ["cancelled"] * 2 and not engine.has_work
+    assert not engine.has_work and engine.stats()["running"] == 0
 
 
 def test_generators_and_requests_share_an_engine_in_turns(tokenizer):
