@@ -53,7 +53,7 @@ class Engine:
         chunk: int | None = None,
         graphs: bool = True,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.fast = InferenceModel(model)
         self.cache = KVCache(model.config, self.fast.device, self.fast.dtype)
         cuda = self.fast.device.type == "cuda"
@@ -62,7 +62,7 @@ class Engine:
         self._answers: dict[int, Answer] = {}
         self._ids = count()
         self._late: list[Event] = []  # events that the next step returns first
-        self._tools = ToolRunner(tool)
+        self._tools = ToolRunner()
         self._answer_tokens = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
@@ -99,17 +99,18 @@ class Engine:
     def step(self) -> list[Event]:
         """Computes one step; the events that came of it, in order for each request."""
         events, self._late = self._late, []
-        events += self._hear_tools(patient=not events)
-        plan = self.scheduler.plan()
-        if plan.chunks:
-            try:
+        try:
+            events += self._hear_tools(patient=not events)
+            plan = self.scheduler.plan()
+            if plan.chunks:
                 chosen, logits = self._compute(plan)
-            except BaseException:
-                self.scheduler.forget()  # subtle: the plan counts as done, and was not
-                raise
-            streams = [chunk.stream for chunk in plan.chunks if chunk.last]
-            for stream, token, row in zip(streams, chosen, logits, strict=True):
-                events.append(self._accept(self._answers[stream.id], token, row))
+                streams = [chunk.stream for chunk in plan.chunks if chunk.last]
+                for stream, token, row in zip(streams, chosen, logits, strict=True):
+                    events.append(self._accept(self._answers[stream.id], token, row))
+        except BaseException:
+            self.scheduler.forget()  # subtle: the plan counts as done, and was not
+            self._late = events
+            raise
         self._count(events)
         return events
 
@@ -242,7 +243,8 @@ class Engine:
     def _reserve(self, plan: Plan) -> None:
         """Makes room in the cache; all of it at once where graphs hold its addresses."""
         if self.graphs is None:
-            used = max(chunk.slot for chunk in plan.chunks) + 1
+            used = max(c.slot for c in plan.chunks) + 1
+            used = max([used, *(copy.target + 1 for copy in plan.copies)])
             end = max(chunk.start + len(chunk.tokens) for chunk in plan.chunks)
             self.cache.reserve(used, end)
         elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
@@ -268,7 +270,7 @@ class Engine:
         if event.finish is None and answer.calls is not None:
             call = answer.calls.read(token)
             if call is not None:
-                self._tools.ask(event.id, call)
+                self._tools.ask(event.id, self.tool, call)
                 answer.stream.paused = True
         return event
 
