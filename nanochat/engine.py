@@ -15,12 +15,11 @@ import torch
 
 from nanochat.calculator import evaluate
 from nanochat.common import ConfigError
-from nanochat.conversation import render_for_completion
 from nanochat.decode_graph import DecodeGraphs
 from nanochat.gpt import GPT
 from nanochat.inference_model import InferenceModel
 from nanochat.kv_cache import KVCache, Pass, Piece, padded_size
-from nanochat.request import STOP_TOKENS, Answer, Event, Request
+from nanochat.request import STOP_TOKENS, Answer, Event, Request, fit_context
 from nanochat.sampling import SamplingParams, choose, logprobs, uniform
 from nanochat.scheduler import Plan, Scheduler
 from nanochat.tool_calls import AnswerReader, Tool, ToolRunner
@@ -54,7 +53,7 @@ class Engine:
         chunk: int | None = None,
         graphs: bool = True,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.fast = InferenceModel(model)
         self.cache = KVCache(model.config, self.fast.device, self.fast.dtype)
         cuda = self.fast.device.type == "cuda"
@@ -63,7 +62,7 @@ class Engine:
         self._answers: dict[int, Answer] = {}
         self._ids = count()
         self._late: list[Event] = []  # events that the next step returns first
-        self._tools = ToolRunner(tool)
+        self._tools = ToolRunner()
         self._answer_tokens = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
@@ -100,17 +99,18 @@ class Engine:
     def step(self) -> list[Event]:
         """Computes one step; the events that came of it, in order for each request."""
         events, self._late = self._late, []
-        events += self._hear_tools()
-        plan = self.scheduler.plan()
-        if plan.chunks:
-            try:
+        try:
+            events += self._hear_tools(patient=not events)
+            plan = self.scheduler.plan()
+            if plan.chunks:
                 chosen, logits = self._compute(plan)
-            except BaseException:
-                self.scheduler.forget()  # subtle: the plan counts as done, and was not
-                raise
-            streams = [chunk.stream for chunk in plan.chunks if chunk.last]
-            for stream, token, row in zip(streams, chosen, logits, strict=True):
-                events.append(self._accept(self._answers[stream.id], token, row))
+                streams = [chunk.stream for chunk in plan.chunks if chunk.last]
+                for stream, token, row in zip(streams, chosen, logits, strict=True):
+                    events.append(self._accept(self._answers[stream.id], token, row))
+        except BaseException:
+            self.scheduler.forget()  # subtle: the plan counts as done, and was not
+            self._late = events
+            raise
         self._count(events)
         return events
 
@@ -208,8 +208,9 @@ class Engine:
                         del mine[event.id]
                         on_end()
         finally:
-            for id in mine:  # the caller wants no more
+            for id in mine:  # the caller wants no more, nor to be told
                 self.cancel(id)
+            self._late = [event for event in self._late if event.id not in mine]
 
     # ------------------------------------------------------------ inside a step
 
@@ -242,7 +243,8 @@ class Engine:
     def _reserve(self, plan: Plan) -> None:
         """Makes room in the cache; all of it at once where graphs hold its addresses."""
         if self.graphs is None:
-            used = max(chunk.slot for chunk in plan.chunks) + 1
+            used = max(c.slot for c in plan.chunks) + 1
+            used = max([used, *(copy.target + 1 for copy in plan.copies)])
             end = max(chunk.start + len(chunk.tokens) for chunk in plan.chunks)
             self.cache.reserve(used, end)
         elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
@@ -268,15 +270,18 @@ class Engine:
         if event.finish is None and answer.calls is not None:
             call = answer.calls.read(token)
             if call is not None:
-                self._tools.ask(event.id, call)
+                self._tools.ask(event.id, self.tool, call)
                 answer.stream.paused = True
         return event
 
-    def _hear_tools(self) -> list[Event]:
-        """The forced tokens of the tools that have answered."""
-        nothing_else = not self.scheduler.waiting and all(s.paused for s in self.scheduler.running)
+    def _hear_tools(self, patient: bool) -> list[Event]:
+        """The forced tokens of the tools that have answered; waits a moment for one, if `patient`,
+        where no stream could do anything else."""
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        full = len(running) == len(self.scheduler.slots)
+        patient = patient and all(s.paused for s in running) and (full or not waiting)
         events = []
-        for id, result in self._tools.results(patient=nothing_else):
+        for id, result in self._tools.results(patient):
             answer = self._answers[id]
             answer.stream.paused = False
             for token in answer.calls.forced(result):
@@ -302,14 +307,3 @@ class Engine:
         tokens = sum(event.token is not None for event in events)
         self._answer_tokens += tokens
         self._steps.append((time.monotonic(), tokens))
-
-
-def fit_context(messages: list[dict], engine: Engine) -> tuple[list[int], int]:
-    """(the ids after which the assistant answers, messages left out): the oldest turns go until a
-    quarter of the context is free. Raises ConfigError if the last question alone is too long."""
-    room = engine.model.config.sequence_len * 3 // 4
-    for first in range(0, len(messages), 2):
-        ids = render_for_completion({"messages": messages[first:]}, engine.tokenizer)
-        if len(ids) <= room:
-            return ids, first
-    raise ConfigError(f"the question has {len(ids):,} tokens; at most {room:,} fit. Shorten it")

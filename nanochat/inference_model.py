@@ -103,9 +103,8 @@ class InferenceModel:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        """gpt.norm, over the last dimension."""
-        y = x.float()
-        return F.rms_norm(y, y.shape[-1:], eps=self.config.rms_norm_eps).to(x.dtype)
+        """gpt.norm, over the last dimension: in float32 inside, and the same bits."""
+        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
 
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """gpt.rotate, then the norm: x (N, H + Hkv, K), both in float32."""

@@ -113,17 +113,16 @@ def beginning_at_end(text: str, stop: str) -> int:
 class ToolRunner:
     """Runs tool calls in threads, so that other answers go on meanwhile.
 
-    Example: runner.ask(7, "1+1"); runner.results(patient=True) == [(7, "2")]
+    Example: runner.ask(7, evaluate, "1+1"); runner.results(patient=True) == [(7, "2")]
     """
 
-    def __init__(self, tool: Tool):
-        self._tool = tool
+    def __init__(self):
         self._threads = ThreadPoolExecutor(TOOL_THREADS, "tool")  # starts none before a call
         self._calls: dict[int, Future[str]] = {}
 
-    def ask(self, id: int, call: str) -> None:
+    def ask(self, id: int, tool: Tool, call: str) -> None:
         """Starts a call for answer `id`."""
-        self._calls[id] = self._threads.submit(self._tool, call)
+        self._calls[id] = self._threads.submit(tool, call)
 
     def drop(self, id: int) -> None:
         """Nobody waits for this result any more."""
