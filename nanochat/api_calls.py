@@ -5,6 +5,7 @@ A call ends early when its client leaves or its time is up; either way its slots
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -205,15 +206,10 @@ class Call:
             if self.chat:
                 for sample in range(len(self.replies)):
                     yield self._piece(sample, {"role": "assistant", "content": ""})
-            async for sample, deltas, ended in self._read():
-                reply = self.replies[sample]
-                entries = reply.take_logprobs()
-                for delta in deltas or ([{}] if entries else []):
-                    yield self._piece(sample, delta, None, entries)
-                    entries = []
-                if ended:
-                    last = {"nanochat": self._extension(reply)}
-                    yield self._piece(sample, last, reply.finish)
+            async with contextlib.aclosing(self._read()) as pieces:
+                async for sample, deltas, ended in pieces:
+                    for line in self._told(sample, deltas, ended):
+                        yield line
             if self.asked.stream_options and self.asked.stream_options.include_usage:
                 yield self._chunk([], usage(self.prompt_tokens, self.replies))
             yield "data: [DONE]\n\n"
@@ -224,3 +220,16 @@ class Call:
             yield f"data: {json.dumps(error_body(status, str(problem)))}\n\n"
         finally:
             self.close()
+
+    def _told(self, sample: int, deltas: list[dict], ended: bool) -> list[str]:
+        """The events of what is new of one sample."""
+        reply = self.replies[sample]
+        entries = reply.take_logprobs()
+        lines = []
+        for delta in deltas or ([{}] if entries else []):
+            lines.append(self._piece(sample, delta, None, entries))
+            entries = []
+        if ended:
+            last = {"nanochat": self._extension(reply)}
+            lines.append(self._piece(sample, last, reply.finish))
+        return lines
