@@ -173,7 +173,8 @@ def llama_cpp(config: Config) -> Callable[[int], Speeds] | None:
         [prompt] = prompts(config, 1)
         prompt = [id % llama.n_vocab() for id in prompt]
         start = time.perf_counter()
-        rows = llama.generate(prompt, top_k=config.top_k, temp=config.temperature)
+        choice = {"top_k": config.top_k, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+        rows = llama.generate(prompt, temp=config.temperature, **choice)
         times = [time.perf_counter() for _, _ in zip(range(config.new_tokens), rows, strict=False)]
         return times[0] - start, (len(times) - 1) / (times[-1] - times[0])
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
@@ -19,6 +20,15 @@ constexpr int64_t LANES = 32;  // bfloat16 numbers in a register
 
 __m512bh load(const uint16_t* p) {
   return (__m512bh)_mm512_loadu_si512(p);
+}
+
+__m512 widened(const uint16_t* p) {
+  __m256i bits = _mm256_loadu_si256((const __m256i*)p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+void store(uint16_t* p, __m512 x) {
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 // The sums of a, b, c and d, in this order.
@@ -90,17 +100,32 @@ void attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, flo
     __m512 sum[4] = {};
     for (int64_t s = 0; s < length; s++) {
       __m512 weight = _mm512_set1_ps(scores[s]);
-      for (int k = 0; k < 4; k++) {
-        __m256i bits = _mm256_loadu_si256((const __m256i*)(values + s * K + i + 16 * k));
-        __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-        sum[k] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(wide), sum[k]);
-      }
+      for (int k = 0; k < 4; k++)
+        sum[k] = _mm512_fmadd_ps(weight, widened(values + s * K + i + 16 * k), sum[k]);
     }
-    for (int k = 0; k < 4; k++) {
-      __m256bh rounded = _mm512_cvtneps_pbh(_mm512_div_ps(sum[k], _mm512_set1_ps(total)));
-      _mm256_storeu_si256((__m256i*)(out + i + 16 * k), (__m256i)rounded);
-    }
+    for (int k = 0; k < 4; k++)
+      store(out + i + 16 * k, _mm512_div_ps(sum[k], _mm512_set1_ps(total)));
   }
+}
+
+// Rotates a head x (K) by cos and sin (K / 2), then divides it by its root mean square.
+void rotate(const uint16_t* x, const float* cos, const float* sin, uint16_t* y, int64_t K,
+            float eps) {
+  const int64_t half = K / 2;
+  float turned[512];
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < half; i += 16) {
+    __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
+    __m512 x1 = widened(x + i), x2 = widened(x + half + i);
+    __m512 y1 = _mm512_fmadd_ps(x2, s, _mm512_mul_ps(x1, c));
+    __m512 y2 = _mm512_fnmadd_ps(x1, s, _mm512_mul_ps(x2, c));
+    squares = _mm512_fmadd_ps(y1, y1, _mm512_fmadd_ps(y2, y2, squares));
+    _mm512_storeu_ps(turned + i, y1);
+    _mm512_storeu_ps(turned + half + i, y2);
+  }
+  __m512 scale = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / K + eps));
+  for (int64_t i = 0; i < K; i += 16)
+    store(y + i, _mm512_mul_ps(scale, _mm512_loadu_ps(turned + i)));
 }
 
 }  // namespace
@@ -148,5 +173,35 @@ extern "C" void few_row_product(const uint16_t* x, const uint16_t* w, uint16_t* 
       case 1: tile<1>(rest, weights, out, I, O); break;
       default: break;
     }
+  }
+}
+
+// qkv: N rows of H query, Hkv key and Hkv value heads of K <= 512. Queries and keys are rotated by
+// row positions[n] of the tables (rows of K, of which the first half is read) and normalised;
+// queries go to q (N, H, K), keys and values to place positions[n] of slot slots[n].
+extern "C" void rotate_and_keep(const uint16_t* qkv, const float* cos, const float* sin,
+                                const int64_t* slots, const int64_t* positions, uint16_t* q,
+                                uint16_t* keys, uint16_t* values, int64_t N, int64_t H, int64_t Hkv,
+                                int64_t room, int64_t K, float eps) {
+  for (int64_t n = 0; n < N; n++) {
+    const float *c = cos + positions[n] * K, *s = sin + positions[n] * K;
+    const uint16_t* x = qkv + n * (H + 2 * Hkv) * K;
+    for (int64_t h = 0; h < H; h++) rotate(x + h * K, c, s, q + (n * H + h) * K, K, eps);
+    for (int64_t h = 0; h < Hkv; h++) {
+      const int64_t place = ((slots[n] * Hkv + h) * room + positions[n]) * K;
+      rotate(x + (H + h) * K, c, s, keys + place, K, eps);
+      std::memcpy(values + place, x + (H + Hkv + h) * K, K * sizeof(uint16_t));
+    }
+  }
+}
+
+// y (N, D): the rows of x divided by their root mean squares; D is a multiple of 16.
+extern "C" void rms_norm(const uint16_t* x, uint16_t* y, int64_t N, int64_t D, float eps) {
+  for (int64_t n = 0; n < N; n++, x += D, y += D) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < D; i += 16)
+      squares = _mm512_fmadd_ps(widened(x + i), widened(x + i), squares);
+    __m512 scale = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / D + eps));
+    for (int64_t i = 0; i < D; i += 16) store(y + i, _mm512_mul_ps(scale, widened(x + i)));
   }
 }

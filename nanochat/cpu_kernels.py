@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import tempfile
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,13 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 # OpenMP, because its threads are then those that PyTorch's own products run on
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"]
+# Every function takes so many addresses, so many sizes, and one thing more.
+SIGNATURES = {
+    "few_row_product": (3, 3, c_int),
+    "single_attention": (6, 6, c_int),
+    "rotate_and_keep": (8, 5, c_float),
+    "rms_norm": (2, 2, c_float),
+}
 MOST_ROWS = 64  # beyond it PyTorch's linear layer is as fast
 
 
@@ -47,7 +54,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def can_attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether `attend_singles` works for such tensors here."""
-    fits = device.type == "cpu" and dtype == torch.bfloat16 and head_dim % 64 == 0
+    fits = device.type == "cpu" and dtype == torch.bfloat16 and head_dim in (64, 128, 256, 512)
     return fits and library() is not None
 
 
@@ -68,6 +75,37 @@ def attend_singles(
     threads = torch.get_num_threads()
     library().single_attention(*(t.data_ptr() for t in tensors), *sizes, threads)
     return out
+
+
+def rotate_and_keep(
+    qkv: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor],
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Rotates and normalises the queries and keys of qkv (N, H + 2 Hkv, K), as the inference model
+    does; keeps keys and values in their slots (R, Hkv, S, K) and returns the queries (N, H, K).
+    tables: cos and sin, each (..., K) for a position. Only where `can_attend`."""
+    (N, heads, K), (_, Hkv, room, _) = qkv.shape, keys.shape
+    H = heads - 2 * Hkv
+    assert qkv.is_contiguous() and keys.is_contiguous() and values.is_contiguous()
+    q = torch.empty(N, H, K, dtype=qkv.dtype)
+    tensors = qkv, *tables, slots, positions, q, keys, values
+    library().rotate_and_keep(*(t.data_ptr() for t in tensors), N, H, Hkv, room, K, eps)
+    return q
+
+
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """gpt.norm of x (N, D), on any device."""
+    few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) <= MOST_ROWS
+    if few and x.shape[1] % 16 == 0 and x.is_contiguous() and library() is not None:
+        out = torch.empty_like(x)
+        library().rms_norm(x.data_ptr(), out.data_ptr(), *x.shape, eps)
+        return out
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 def library() -> ctypes.CDLL | None:
@@ -100,9 +138,9 @@ def _library(wanted: str) -> ctypes.CDLL | None:
         reason = " ".join(str(error).split())[-300:]
         print0(f"engine: the C++ compiler {compiler} does not work ({reason}), so {slower}")
         return None
-    for name, addresses, sizes in (("few_row_product", 3, 3), ("single_attention", 6, 6)):
+    for name, (addresses, sizes, last) in SIGNATURES.items():
         function = getattr(kernels, name)
-        function.argtypes = [c_void_p] * addresses + [c_int64] * sizes + [c_int]
+        function.argtypes = [c_void_p] * addresses + [c_int64] * sizes + [last]
         function.restype = None
     return kernels
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from nanochat.cpu_kernels import product
+from nanochat.cpu_kernels import product, rms_norm
 from nanochat.gpt import GPT, rotary_tables
 from nanochat.kv_cache import Pass
 
@@ -90,8 +90,11 @@ class InferenceModel:
         x = self._norm(F.embedding(ids, self.embedding))
         for i, layer in enumerate(self.layers):
             qkv = product(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
-            qk = self._rotate(qkv[:, :turned], cos, sin)
-            y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
+            if tokens.singles == tokens.tokens:
+                y = tokens.attend_at_once(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
+            else:
+                qk = self._rotate(qkv[:, :turned], cos, sin)
+                y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
             x = x + product(y, layer.o)
             hidden = product(self._norm(x), layer.fc1).relu_().square_()
             x = x + product(hidden, layer.fc2)
@@ -104,7 +107,7 @@ class InferenceModel:
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """gpt.norm, over the last dimension: in float32 inside, and the same bits."""
-        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+        return rms_norm(x, self.config.rms_norm_eps)
 
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """gpt.rotate, then the norm: x (N, H + Hkv, K), both in float32."""

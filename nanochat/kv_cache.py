@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from nanochat.cpu_kernels import attend_singles, can_attend
+from nanochat.cpu_kernels import attend_singles, can_attend, rotate_and_keep
 from nanochat.gpt_config import GPTConfig
 
 GROW_BY = 128  # room for tokens is allocated in multiples of this
@@ -184,6 +184,15 @@ class Pass:
             y = self._sdpa(q[rows].transpose(0, 1)[None], *(t[None] for t in mine), mask)
             out[rows] = y[0].transpose(0, 1).flatten(1)
         return out
+
+    def attend_at_once(self, layer: int, qkv: torch.Tensor, tables, eps: float) -> torch.Tensor:
+        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, where `singles` is all there
+        is: tables are cos and sin of every position."""
+        n, keys, values = self.singles, self.cache.keys[layer], self.cache.values[layer]
+        places = self.single_slots, self.positions
+        q = rotate_and_keep(qkv[:n], tables, *places, keys, values, eps)
+        y = attend_singles(q, keys, values, self.single_slots, self.single_lengths)
+        return y if n == self.size else F.pad(y, (0, 0, 0, self.size - n))
 
     def _attend_run(self, run: Run, q, keys, values) -> torch.Tensor:
         slots = slice(run.slot, run.slot + run.count)

@@ -5,7 +5,15 @@ import torch
 
 from nanochat import cpu_kernels
 from nanochat.common import ConfigError
-from nanochat.cpu_kernels import attend_singles, can_attend, library, product
+from nanochat.cpu_kernels import (
+    attend_singles,
+    can_attend,
+    library,
+    product,
+    rms_norm,
+    rotate_and_keep,
+)
+from nanochat.gpt import norm, rotary_tables, rotate
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,6 +77,29 @@ def test_attention_of_single_queries_is_that_of_each_alone(H, Hkv, K):
             weights = (keys[seen].double() @ q[n, h].double() / K**0.5).softmax(-1)
             exact = weights @ values[seen].double()
             assert ((got[n, h] - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all()
+
+
+@pytest.mark.parametrize("H, Hkv, K", [(2, 2, 64), (4, 1, 128)])
+def test_rotation_is_the_models_and_keys_and_values_are_kept(H, Hkv, K):
+    keys, values = torch.zeros(2, 3, Hkv, 40, K).bfloat16()
+    slots, positions = torch.tensor([2, 0]), torch.tensor([37, 5])
+    qkv = torch.randn(2, H + 2 * Hkv, K).bfloat16()
+    cos, sin = rotary_tables(torch.arange(40), K, 10_000.0)
+    tables = torch.cat([cos, cos], -1), torch.cat([sin, -sin], -1)
+    q = rotate_and_keep(qkv, tables, slots, positions, keys, values, 1e-6)
+    own = cos[positions][:, None, None], sin[positions][:, None, None]
+    exact = norm(rotate(qkv[:, None].float(), *own), 1e-6)[:, 0]
+    kept_keys, kept_values = keys[slots, :, positions], values[slots, :, positions]
+    assert torch.allclose(q.float(), exact[:, :H], rtol=2**-7, atol=1e-5)
+    assert torch.allclose(kept_keys.float(), exact[:, H : H + Hkv], rtol=2**-7, atol=1e-5)
+    assert torch.equal(kept_values, qkv[:, H + Hkv :])
+    assert keys.count_nonzero() == kept_keys.count_nonzero()  # and nothing elsewhere
+
+
+@pytest.mark.parametrize("rows, width", [(1, 16), (3, 768), (64, 64), (65, 64), (2, 24)])
+def test_the_norm_is_the_models(rows, width):
+    x = (torch.randn(rows, width) * 3).bfloat16()
+    assert torch.allclose(rms_norm(x, 1e-6), norm(x, 1e-6), rtol=2**-7, atol=0)
 
 
 def test_attention_is_refused_where_it_would_not_work():
