@@ -1,128 +1,136 @@
-"""Batched generation with a key/value cache and tool calls; `GPT.generate` is its slow twin.
+"""Continuous batching over a key/value cache; `GPT.generate` is its slow twin.
 
-Rows join when there is room and leave when they end, so thousands of prompts stream through one
-batch. What stands between <|python_start|> and <|python_end|> is run, and its result is forced in
-between <|output_start|> and <|output_end|>.
+Requests join and leave at every step: the scheduler says what a step computes, the inference model
+computes it in one pass, sampling chooses a token for every stream that knows no more, and each
+token becomes an event. What stands between <|python_start|> and <|python_end|> is run while other
+streams go on, and its result is forced in between <|output_start|> and <|output_end|>.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import count
 
 import torch
 
 from nanochat.calculator import evaluate
 from nanochat.common import ConfigError
-from nanochat.conversation import PART_MARKS, render_for_completion
+from nanochat.decode_graph import DecodeGraphs
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
-from nanochat.sampling import SamplingParams, sample, uniform
+from nanochat.inference_model import InferenceModel
+from nanochat.kv_cache import KVCache, Pass, Piece, padded_size
+from nanochat.request import STOP_TOKENS, Answer, Event, Request, fit_context
+from nanochat.sampling import SamplingParams, choose, logprobs, uniform
+from nanochat.scheduler import Plan, Scheduler
+from nanochat.tool_calls import AnswerReader, Tool, ToolRunner
 
-STOP_TOKENS = ("<|assistant_end|>", "<|bos|>")
+__all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "Event", "Request", "SamplingParams"]
+__all__ += ["fit_context"]
 
-Tool = Callable[[str], str]  # text of a call -> text of its result, or of what went wrong
-
-
-class ToolCalls:
-    """The state machine of one sample's tool calls: reads each token, and holds the ids that must
-    come next.
-
-    Example: after <|python_start|> 1+1 <|python_end|>, `forced` is <|output_start|> 2
-    <|output_end|>.
-    """
-
-    def __init__(self, tokenizer, tool: Tool):
-        self.tokenizer, self.tool = tokenizer, tool
-        self.forced: deque[int] = deque()
-        self._call: list[int] | None = None  # ids since <|python_start|>; None outside a call
-
-    def read(self, token: int) -> None:
-        """Takes note of a token that the model chose."""
-        special = self.tokenizer.special
-        if token == special("<|python_start|>"):
-            self._call = []
-        elif token == special("<|python_end|>") and self._call is not None:
-            result = self.tool(self.tokenizer.decode(self._call))
-            self._call = None
-            self.forced.append(special("<|output_start|>"))
-            self.forced.extend(self.tokenizer.encode_ordinary(result))
-            self.forced.append(special("<|output_end|>"))
-        elif self._call is not None:
-            self._call.append(token)
-
-
-class AnswerReader:
-    """Reads the ids of an answer as they come, into the parts of a message.
-
-    push(token) returns the text that the token completes, whole characters only; `kind` is then
-    the type of part that the next text belongs to: "text", "python" or "python_output".
-    """
-
-    def __init__(self, tokenizer):
-        self.kind, self.parts = "text", []
-        self._decoder = tokenizer.stream_decoder()
-        marks = {kind: marks for kind, marks in PART_MARKS.items() if marks[0]}
-        self._starts = {tokenizer.special(start): kind for kind, (start, _, _) in marks.items()}
-        self._ends = {tokenizer.special(end) for _, end, _ in marks.values()}
-
-    def push(self, token: int) -> str:
-        if token not in self._starts and token not in self._ends:
-            return self._add(self._decoder.push(token))
-        text = self.flush()
-        self.kind = self._starts.get(token, "text")
-        return text
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed, else
-        nothing."""
-        return self._add(self._decoder.flush())
-
-    def _add(self, text: str) -> str:
-        if text and (not self.parts or self.parts[-1]["type"] != self.kind):
-            self.parts.append({"type": self.kind, "text": ""})
-        if text:
-            self.parts[-1]["text"] += text
-        return text
-
-
-@dataclass
-class Row:
-    """One sample in the making."""
-
-    prompt_index: int
-    sample_index: int
-    room: int  # tokens that may still come
-    calls: ToolCalls
-    position: int = 0  # tokens that came
+STEPS_REMEMBERED = 4096  # for the tokens per second
 
 
 class Engine:
     """Generates from a model; holds a copy of its weights in compute dtype, which `refresh` brings
-    up to date.
+    up to date. It is used by one thread.
 
-    Where the compute dtype is float32 the weights are the model's own. `tool` gets the text of a
-    tool call and returns the text of its result.
+    `tool` gets the text of a tool call and returns the text of its result; it runs in threads of
+    its own. `max_batch` requests run at once, the others wait. A step reads at most `chunk` tokens
+    of prompts (default: 2,048 on CUDA, else 256). `graphs`: on CUDA, a step that reads no prompt is
+    a captured graph.
 
     Example: Engine(model, tokenizer).complete([tokenizer.encode("<|bos|>The sky is")],
     max_tokens=8) == [[" blue ..."]]
     """
 
-    def __init__(self, model: GPT, tokenizer, tool: Tool = evaluate):
-        self.master, self.tokenizer, self.tool = model, tokenizer, tool
-        self.model = model
-        if model.compute_dtype != torch.float32:
-            with torch.device("meta"):
-                twin = GPT(model.config).to(model.compute_dtype)
-            self.model = twin.to_empty(device=model.device).requires_grad_(False)
-            self.model.compute_dtype = model.compute_dtype
-            self.refresh()
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer,
+        tool: Tool = evaluate,
+        *,
+        max_batch: int = 64,
+        chunk: int | None = None,
+        graphs: bool = True,
+    ):
+        self.model, self.tokenizer, self.tool = model, tokenizer, tool
+        self.fast = InferenceModel(model)
+        self.cache = KVCache(model.config, self.fast.device, self.fast.dtype)
+        cuda = self.fast.device.type == "cuda"
+        self.scheduler = Scheduler(max_batch, chunk or (2048 if cuda else 256))
+        self.graphs = DecodeGraphs(self.fast, self.cache) if cuda and graphs else None
+        self._answers: dict[int, Answer] = {}
+        self._ids = count()
+        self._late: list[Event] = []  # events that the next step returns first
+        self._tools = ToolRunner()
+        self._answer_tokens = 0
+        self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the model's present weights into the engine's, in place."""
-        if self.model is not self.master:
-            for mine, master in zip(self.model.parameters(), self.master.parameters(), strict=True):
-                mine.copy_(master)
+        """Copies the model's present weights into the engine's, in place. What is cached is
+        forgotten; requests under way go on with the new weights."""
+        self.fast.refresh()
+        self.scheduler.forget()
+
+    # ------------------------------------------------------------ requests and steps
+
+    def add(self, request: Request) -> int:
+        """Takes a request in; its id. Raises ConfigError for one that is impossible."""
+        request.check(self.model.config.sequence_len, self.model.config.vocab_size)
+        id = next(self._ids)
+        answer = Answer(id, request, self.tokenizer, self.model.config.sequence_len)
+        self._answers[id] = answer
+        self.scheduler.add(answer.stream)
+        return id
+
+    def cancel(self, id: int) -> None:
+        """Ends a request at once: its slot is free for the next step, which also returns its last
+        event. An id that ended already is left alone."""
+        if id in self._answers:
+            self._late.append(self._answers[id].end("cancelled"))
+            self._remove(id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or return anything."""
+        return bool(self._answers or self._late)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Computes one step; the events that came of it, in order for each request."""
+        events, self._late = self._late, []
+        try:
+            events += self._hear_tools(patient=not events)
+            plan = self.scheduler.plan()
+            if plan.chunks:
+                chosen, logits = self._compute(plan)
+                streams = [chunk.stream for chunk in plan.chunks if chunk.last]
+                for stream, token, row in zip(streams, chosen, logits, strict=True):
+                    events.append(self._accept(self._answers[stream.id], token, row))
+        except BaseException:
+            self.scheduler.forget()  # subtle: the plan counts as done, and was not
+            self._late = events
+            raise
+        self._count(events)
+        return events
+
+    def stats(self, seconds: float = 10.0) -> dict[str, float]:
+        """How busy the engine is, and what it has done; tokens_per_second over the last
+        `seconds`."""
+        now = time.monotonic()
+        recent = [tokens for when, tokens in self._steps if when > now - seconds]
+        return {
+            "running": len(self.scheduler.running),
+            "waiting": len(self.scheduler.waiting),
+            "slots": len(self.scheduler.slots),
+            "tokens_per_second": sum(recent) / seconds,
+            "read_tokens": self.scheduler.read_tokens,  # of prompts
+            "reused_tokens": self.scheduler.reused_tokens,  # of prompts, found in the cache
+            "answer_tokens": self._answer_tokens,
+            "cache_bytes": self.cache.nbytes,
+        }
+
+    # ------------------------------------------------------------ many prompts at once
 
     def generate(
         self,
@@ -146,26 +154,22 @@ class Engine:
         answer) alone. At most `max_batch` rows run at once. Raises ConfigError for a prompt that is
         empty or leaves no room in the context.
         """
-        params = SamplingParams(temperature, top_k, top_p, seed)
-        context = self.model.config.sequence_len
-        for i, prompt in enumerate(prompts):
-            if not 0 < len(prompt) < context:
-                raise ConfigError(
-                    f"prompt {i} has {len(prompt):,} tokens; a context of {context:,} takes "
-                    f"1 to {context - 1:,}, to leave room for an answer. Cut its oldest part"
-                )
-        counts = {"max_tokens": max_tokens, "num_samples": num_samples, "max_batch": max_batch}
-        for name, value in counts.items():
+        for name, value in {"num_samples": num_samples, "max_batch": max_batch}.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; choose at least 1")
-        stops = {self.tokenizer.special(name) for name in STOP_TOKENS} if stop is None else {*stop}
-        waiting = deque(
-            (i, range(first, min(first + max_batch, num_samples)))
-            for i in range(len(prompts))
-            for first in range(0, num_samples, max_batch)
+        params = SamplingParams(temperature, top_k, top_p, seed)
+        stop = None if stop is None else tuple(stop)
+        config = self.model.config
+        for i, prompt in enumerate(prompts):
+            request = Request(prompt, max_tokens, params)
+            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
+        requests = (
+            (i, s, Request(prompt, max_tokens, params, s, stop))
+            for i, prompt in enumerate(prompts)
+            for s in range(num_samples)
         )
         # subtle: a generator would check nothing before its first token is asked for
-        return self._loop(prompts, waiting, max_tokens, params, stops, max_batch, on_end)
+        return self._loop(requests, max_batch, on_end)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], *, num_samples: int = 1, **options
@@ -177,117 +181,129 @@ class Engine:
         return [[self.tokenizer.decode(one) for one in samples] for samples in ids]
 
     @torch.inference_mode()
-    def next_logits(
-        self, prompts: Sequence[Sequence[int]], cache: KVCache | None = None
-    ) -> torch.Tensor:
+    def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, V) float32: the logits after the last token of each prompt; prompts of any lengths in
-        one pass.
+        one pass. Leaves the cache alone."""
+        pieces = [Piece(0, 0, len(prompt)) for prompt in prompts]
+        step = Pass(pieces, self.model.config, self.fast.device)
+        return self._logits([id for prompt in prompts for id in prompt], step, step.last_rows())
 
-        A new `cache` of len(prompts) rows is filled with the prompts on the way.
-        """
-        lengths = [len(prompt) for prompt in prompts]
-        padded = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-        for row, prompt in zip(padded, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
-        features = self.model.features(padded.to(self.model.device), cache)  # (B, T, D)
-        if cache is not None:
-            cache.set_lengths(lengths)
-        last = torch.tensor(lengths, device=features.device) - 1
-        return self.model.logits(features[torch.arange(len(prompts), device=features.device), last])
+    def _loop(self, requests, max_batch: int, on_end) -> Iterator[tuple[int, int, int, bool]]:
+        """Keeps up to `max_batch` of the requests (prompt_index, sample_index, request) running."""
+        self.scheduler.grow(max_batch)
+        mine: dict[int, tuple[int, int]] = {}
+        try:
+            while True:
+                while len(mine) < max_batch and (one := next(requests, None)) is not None:
+                    mine[self.add(one[2])] = one[:2]
+                if not mine:
+                    return
+                events = self.step()
+                # those of others, who use the same engine in turns with this loop
+                self._late += [event for event in events if event.id not in mine]
+                for event in [event for event in events if event.id in mine]:
+                    if event.token is not None:
+                        yield *mine[event.id], event.token, event.forced
+                    if event.finish is not None:
+                        del mine[event.id]
+                        on_end()
+        finally:
+            for id in mine:  # the caller wants no more, nor to be told
+                self.cancel(id)
+            self._late = [event for event in self._late if event.id not in mine]
 
-    @torch.inference_mode()
-    def _loop(self, prompts, waiting, max_tokens, params, stops, max_batch, on_end):
-        """Reads joining prompts, draws a token for every row, lets rows end, computes the next
-        logits."""
-        model = self.model
-        rows: list[Row] = []
-        cache = KVCache(model.config, 0, model.device, model.compute_dtype)
-        logits = torch.empty(0, model.config.vocab_size, device=model.device)
-        while waiting or rows:
-            # subtle: some room is let grow before newcomers are read; a reading costs a step
-            if not rows or max_batch - len(rows) >= max(1, max_batch // 8):
-                joining = take_fitting(waiting, max_batch - len(rows))
-                if joining:
-                    rows += self._new_rows(prompts, joining, max_tokens)
-                    logits = torch.cat([logits, self._join(prompts, joining, cache)])
-            noise = uniform(params.seed, [r.sample_index for r in rows], [r.position for r in rows])
-            tokens = sample(logits, params, noise).tolist()
-            keep = []
-            for i, row in enumerate(rows):
-                forced = bool(row.calls.forced)
-                if forced:
-                    tokens[i] = row.calls.forced.popleft()
-                elif tokens[i] in stops:
-                    on_end()
-                    continue
-                else:
-                    row.calls.read(tokens[i])
-                yield row.prompt_index, row.sample_index, tokens[i], forced
-                row.position += 1
-                if row.position == row.room:
-                    on_end()
-                else:
-                    keep.append(i)
-            if len(keep) < len(rows):
-                keep = fill_holes(keep)
-                rows, tokens = [rows[i] for i in keep], [tokens[i] for i in keep]
-                cache.select(keep)
-            logits = logits[:0]
-            if rows:
-                inputs = torch.tensor(tokens, device=model.device)[:, None]  # (B, 1)
-                logits = model.logits(model.features(inputs, cache)[:, -1])
+    # ------------------------------------------------------------ inside a step
 
-    def _new_rows(self, prompts, joining, max_tokens: int) -> list[Row]:
-        context = self.model.config.sequence_len
-        return [
-            Row(
-                i,
-                s,
-                min(max_tokens, context - len(prompts[i])),
-                ToolCalls(self.tokenizer, self.tool),
-            )
-            for i, samples in joining
-            for s in samples
-        ]
+    def _compute(self, plan: Plan) -> tuple[list[int], torch.Tensor]:
+        """The chosen token, and the logits (B, V), after every chunk that is its stream's last."""
+        chunks = plan.chunks
+        self._reserve(plan)
+        for copy in plan.copies:
+            self.cache.copy(*copy)
+        answers = [self._answers[chunk.stream.id] for chunk in chunks if chunk.last]
+        params = [answer.request.params for answer in answers]
+        noise = uniform(
+            [one.seed for one in params],
+            [answer.request.sample_index for answer in answers],
+            [answer.position for answer in answers],
+        )
+        plain = all(one.repetition_penalty == 1 for one in params)
+        if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
+            return self.graphs.run(chunks, params, noise)
+        pieces = [Piece(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
+        step = Pass(pieces, self.model.config, self.fast.device, self.cache)
+        ids = [token for chunk in chunks for token in chunk.tokens]
+        rows = [row for row, chunk in zip(step.last_rows(), chunks, strict=True) if chunk.last]
+        logits = self._logits(ids, step, rows)
+        if not answers:
+            return [], logits
+        histories = [answer.stream.tokens for answer in answers]
+        return choose(logits, params, noise, histories), logits
 
-    def _join(self, prompts, joining, cache: KVCache) -> torch.Tensor:
-        """Reads each joining prompt once, adds a row per sample to `cache`; returns the rows'
-        logits (B, V)."""
-        new = KVCache(self.model.config, len(joining), cache.device, cache.dtype)
-        logits = self.next_logits([prompts[i] for i, _ in joining], new)
-        copies = [j for j, (_, samples) in enumerate(joining) for _ in samples]
-        new.select(copies)
-        cache.append(new)
-        return logits[torch.tensor(copies, device=logits.device)]
+    def _reserve(self, plan: Plan) -> None:
+        """Makes room in the cache; all of it at once where graphs hold its addresses."""
+        if self.graphs is None:
+            used = max(c.slot for c in plan.chunks) + 1
+            used = max([used, *(copy.target + 1 for copy in plan.copies)])
+            end = max(chunk.start + len(chunk.tokens) for chunk in plan.chunks)
+            self.cache.reserve(used, end)
+        elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
+            self.graphs.clear()
 
+    def _logits(self, ids: list[int], step: Pass, rows: list[int]) -> torch.Tensor:
+        """(len(rows), V): the logits after those rows of a pass."""
+        padding = [0] * (step.size - len(ids))
+        features = self.fast.features(torch.tensor(ids + padding, device=step.device), step)
+        if not rows:  # a prompt's end is still to come
+            return features.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
+        if rows != list(range(step.size)):
+            padding = [0] * (padded_size(len(rows)) - len(rows))
+            features = features[torch.tensor(rows + padding, device=step.device)]
+        return self.fast.logits(features)[: len(rows)]
 
-def take_fitting(waiting: deque, room: int) -> list[tuple[int, range]]:
-    """Removes from the front of `waiting`, which holds (prompt_index, samples), as many as fit into
-    `room` rows."""
-    taken = []
-    while waiting and len(waiting[0][1]) <= room:
-        room -= len(waiting[0][1])
-        taken.append(waiting.popleft())
-    return taken
+    def _accept(self, answer: Answer, token: int, logits: torch.Tensor) -> Event:
+        """The event of a token that the model chose; asks the tool if it completes a call."""
+        wanted = answer.request.logprobs
+        logprob, top = (None, ()) if wanted is None else logprobs(logits, token, wanted)
+        event = answer.push(token, logprob=logprob, top_logprobs=top)
+        self._go_on(answer, event)
+        if event.finish is None and answer.calls is not None:
+            call = answer.calls.read(token)
+            if call is not None:
+                self._tools.ask(event.id, self.tool, call)
+                answer.stream.paused = True
+        return event
 
+    def _hear_tools(self, patient: bool) -> list[Event]:
+        """The forced tokens of the tools that have answered; waits a moment for one, if `patient`,
+        where no stream could do anything else."""
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        full = len(running) == len(self.scheduler.slots)
+        patient = patient and all(s.paused for s in running) and (full or not waiting)
+        events = []
+        for id, result in self._tools.results(patient):
+            answer = self._answers[id]
+            answer.stream.paused = False
+            for token in answer.calls.forced(result):
+                events.append(answer.push(token, forced=True))
+                self._go_on(answer, events[-1])
+                if events[-1].finish is not None:
+                    break
+        return events
 
-def fill_holes(keep: Sequence[int]) -> list[int]:
-    """The kept row numbers, ordered so that as few rows as possible move: the last ones go into the
-    holes.
+    def _go_on(self, answer: Answer, event: Event) -> None:
+        """Hands the token on to the scheduler, or lets the stream leave."""
+        if event.finish is None:
+            self.scheduler.extend(event.id, [event.token])
+        else:
+            self._remove(event.id)
 
-    Example: fill_holes([0, 2, 3]) == [0, 3, 2]: row 2 stays, row 3 moves to place 1.
-    """
-    stays = {i for i in keep if i < len(keep)}
-    moves = [i for i in keep if i >= len(keep)]
-    return [i if i in stays else moves.pop() for i in range(len(keep))]
+    def _remove(self, id: int) -> None:
+        self.scheduler.remove(id)
+        self._tools.drop(id)
+        del self._answers[id]
 
-
-def fit_context(messages: list[dict], engine: Engine) -> tuple[list[int], int]:
-    """(the ids after which the assistant answers, messages left out): the oldest turns go until a
-    quarter of the context is free. Raises ConfigError if the last question alone is too long."""
-    room = engine.model.config.sequence_len * 3 // 4
-    for first in range(0, len(messages), 2):
-        ids = render_for_completion({"messages": messages[first:]}, engine.tokenizer)
-        if len(ids) <= room:
-            return ids, first
-    raise ConfigError(f"the question has {len(ids):,} tokens; at most {room:,} fit. Shorten it")
+    def _count(self, events: list[Event]) -> None:
+        tokens = sum(event.token is not None for event in events)
+        self._answer_tokens += tokens
+        self._steps.append((time.monotonic(), tokens))

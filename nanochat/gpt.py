@@ -160,7 +160,9 @@ class GPT(nn.Module):
     def features(self, inputs: torch.Tensor, cache=None) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm.
 
-        With a cache (see kv_cache.py) the inputs continue the sequences that it holds.
+        With a cache the inputs continue the sequences that it holds. It has positions(T) -> (B, T),
+        then in each layer mask(T) -> (B, 1, T, S) or None, and update(layer, k, v) -> all keys and
+        values (B, Hkv, S, K), then advance(T). Generation has its own model: inference_model.py.
         """
         config = self.config
         if cache is None:

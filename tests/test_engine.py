@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
-from nanochat.engine import AnswerReader, Engine, fill_holes, fit_context
+from nanochat.engine import AnswerReader, Engine, fit_context
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -155,23 +155,18 @@ def test_impossible_requests_are_refused_before_any_token(tokenizer, prompt, opt
 def test_ended_rows_cost_nothing_and_a_prompt_is_read_once(tokenizer):
     chain = chain_of(tokenizer, "abcdefgh<|assistant_end|>")
     engine = Engine(chain_model(chain), tokenizer)
-    shapes = []
-    features = engine.model.features
-    engine.model.features = lambda inputs, cache: (
-        shapes.append(inputs.shape) or features(inputs, cache)
-    )
-    got = collect(engine, [[ord(c)] for c in "fagbd"], 2, max_tokens=99, temperature=0, max_batch=4)
+    computed = []
+    features = engine.fast.features
+    engine.fast.features = lambda ids, step: computed.append(step.tokens) or features(ids, step)
+    prompts = [[200 + i] * 20 + [ord(c)] for i, c in enumerate("fagbd")]
+    got = collect(engine, prompts, 2, max_tokens=99, temperature=0, max_batch=4)
     assert ["".join(map(chr, samples[1])) for samples in got] == [
         "gh", "bcdefgh", "h", "cdefgh", "efgh",
     ]  # fmt: skip
-    # 5 prompts of 1 token are read once, and each of the 2 * 20 tokens that came is read once
-    assert sum(rows * length for rows, length in shapes) == 5 + 2 * 20
-
-
-def test_fill_holes_moves_the_last_rows():
-    assert fill_holes([0, 2, 3]) == [0, 3, 2]
-    assert fill_holes([4, 5]) == [5, 4]
-    assert fill_holes([]) == []
+    # 5 prompts of 21 tokens are read once; the second sample of each computes the last of them
+    # again, for its logits; and each of the 2 * 20 tokens that came is computed once
+    assert sum(computed) == 5 * 21 + 5 + 2 * 20
+    assert engine.stats()["reused_tokens"] == 5 * 20
 
 
 # ---------------------------------------------------------------- tools
@@ -272,16 +267,28 @@ def test_refresh_brings_the_compute_copy_up_to_date(tokenizer):
     model = random_model()
     model.compute_dtype = torch.bfloat16
     engine = Engine(model, tokenizer)
-    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for layer in engine.fast.layers for weight in layer} == {torch.bfloat16}
     with torch.no_grad():
-        before = model(torch.tensor([[3, 4]]))[0, -1]
-        assert torch.equal(engine.next_logits([[3, 4]])[0], before)
+        before = engine.next_logits([[3, 4]])[0]
+        assert (before - model(torch.tensor([[3, 4]]))[0, -1]).abs().max() < 0.1
         model.lm_head.weight.neg_()
+        model.model.layers[0].self_attn.v_proj.weight.neg_()
         assert torch.equal(engine.next_logits([[3, 4]])[0], before)
         engine.refresh()
-        assert torch.equal(engine.next_logits([[3, 4]])[0], model(torch.tensor([[3, 4]]))[0, -1])
+        after = model(torch.tensor([[3, 4]]))[0, -1]
+        assert (after - before).abs().max() > 0.5
+        assert (engine.next_logits([[3, 4]])[0] - after).abs().max() < 0.1
 
 
-def test_float32_weights_are_the_models_own(tokenizer):
+def test_float32_weights_are_the_models_own_but_for_the_fused_ones(tokenizer):
     model = random_model()
-    assert Engine(model, tokenizer).model is model
+    fast = Engine(model, tokenizer).fast
+    block = model.model.layers[1]
+    pairs = [(fast.head, model.lm_head), (fast.embedding, model.model.embed_tokens)]
+    pairs += [(fast.layers[1].o, block.self_attn.o_proj), (fast.layers[1].fc2, block.mlp.fc2)]
+    assert all(mine.data_ptr() == theirs.weight.data_ptr() for mine, theirs in pairs)
+    with torch.no_grad():
+        block.self_attn.k_proj.weight.neg_()
+    assert not torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
+    fast.refresh()
+    assert torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)

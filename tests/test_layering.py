@@ -17,11 +17,14 @@ IN_ORDER = """
     verdict sandbox_host execution
     adamw muon loss gpt_config gpt
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
-    kv_cache sampling scheduler engine transformers_model
+    cpu_kernels kv_cache inference_model sampling scheduler tool_calls request decode_graph engine
+    transformers_model
     evals task_evals core_bundle core_prompts core_scores core_eval
     formulas energy run_figures run_records monitor train recipe
     gpt2_core figure_words report_page plots report_training report_results model_card report
-    stage huggingface gguf server
+    stage huggingface gguf
+    turns replies tools markdown_stream terminal
+    engine_thread api_schema api_prompts gate api_calls api_docs server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}

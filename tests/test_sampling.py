@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from nanochat.common import ConfigError
 from nanochat.sampling import (
     SamplingParams,
+    candidates,
+    choose,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
+    logprobs,
+    penalize,
     sample,
+    sample_each,
+    sample_table,
+    settings_table,
     splitmix64,
     uniform,
 )
@@ -47,6 +55,12 @@ def test_noise_of_a_row_does_not_depend_on_the_other_rows():
     crowd = uniform(7, [0, 1, 2, 1], [5, 5, 5, 6])
     assert crowd[1] == uniform(7, [1], [5])[0]
     assert len({*crowd, *uniform(8, [0, 1, 2, 1], [5, 5, 5, 6])}) == 8
+
+
+def test_rows_may_have_seeds_of_their_own():
+    rows = uniform([7, 2**64 + 8, -1], [0, 1, 2], [5, 5, 6])
+    alone = [uniform(7, [0], [5]), uniform(8, [1], [5]), uniform(2**64 - 1, [2], [6])]
+    assert rows.tolist() == [float(one[0]) for one in alone]
 
 
 def test_noise_is_uniform_and_uncorrelated_between_neighbours():
@@ -133,7 +147,80 @@ def test_a_vocabulary_of_65536_flat_ids_is_drawn_evenly():
     assert ids.tolist() == [0, 32768, math.floor(0.9999 * 65536)]
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}])
+def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest():
+    logits = torch.tensor([[0.5, 0.26, 0.24]]).log()
+    assert keep_min_p(logits, 0.5).tolist() == [[True, True, False]]
+    assert keep_min_p(logits, 1.0).tolist() == [[True, False, False]]
+    assert keep_min_p(logits, 0.0).all()
+    # 0.5 and 0.26 are left: shares 0.658 and 0.342
+    assert draws([0.5, 0.26, 0.24], [0.0, 0.65, 0.66, 0.99], min_p=0.5) == [0, 0, 1, 1]
+
+
+def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.0])
+    assert penalize(logits, torch.tensor([0, 1, 3]), 2.0).tolist() == [1.0, -4.0, 1.0, 0.0]
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.0]
+    params = [SamplingParams(0), SamplingParams(0, repetition_penalty=3.0)]
+    both = logits.expand(2, -1)
+    assert choose(both, params, np.zeros(2), [[0], [0, 1, 0]]) == [0, 2]
+
+
+def test_logprobs_by_hand():
+    logits = torch.tensor([0.25, 0.5, 0.25]).log() + 7
+    of_token, top = logprobs(logits, 2, 2)
+    assert of_token == pytest.approx(math.log(0.25))
+    assert top[0] == (1, pytest.approx(math.log(0.5))) and len(top) == 2
+
+
+def test_few_candidates_stand_for_the_whole_vocabulary():
+    # 8 different values over 1,000 ids: ties at the edge of the k largest are everywhere
+    logits = torch.randint(0, 8, (6, 1000)).float()
+    logits[0, 7] = 20.0
+    logits[1:, :5] = torch.arange(5.0) + 30
+    for k in (1, 5, 30, 90, 900):
+        some, ids = candidates(logits, k)
+        kept = keep_top_k(logits, k)
+        if ids is None:
+            assert some is logits
+        else:
+            assert (ids.diff() > 0).all() and torch.equal(some, logits.gather(-1, ids))
+            assert torch.equal(ids[keep_top_k(some, k)], kept.nonzero()[:, 1])
+    assert candidates(logits[1:], 5)[1] is not None and candidates(logits[:1], 5)[1] is None
+
+
+SETTINGS = [
+    {"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2},
+    {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.01}, {"top_k": 1},
+    {"temperature": 0, "top_k": 3, "top_p": 0.1}, {"top_k": 10_000, "top_p": 1.0, "min_p": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_rows_with_settings_of_their_own_equal_rows_drawn_alone(coarse):
+    logits = torch.randn(len(SETTINGS) * 8, 300) * 3
+    if coarse:
+        logits = logits.round()  # many ties
+    params = [SamplingParams(**one) for one in SETTINGS * 8]
+    noise = uniform(5, range(len(params)), range(len(params)))
+    alone = [
+        sample(logits[i : i + 1], one, noise[i : i + 1]).item() for i, one in enumerate(params)
+    ]
+    assert sample_each(logits, params, noise).tolist() == alone
+    table = sample_table(logits, settings_table(params), torch.from_numpy(noise))
+    assert table.tolist() == alone
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"temperature": -1},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+    ],
+)
 def test_impossible_settings_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SamplingParams(**wrong)
