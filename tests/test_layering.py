@@ -19,7 +19,8 @@ IN_ORDER = """
     kv_cache sampling scheduler engine
     evals core_eval
     monitor train recipe stage
-    report model_card huggingface gguf server
+    report model_card parity_texts parity foreign_tokenizer upstream huggingface space space_app
+    published doctor gguf server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}

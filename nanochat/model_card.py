@@ -1,0 +1,2 @@
+def render(checkpoint, parity=None):
+    return f"# {checkpoint.name}\n{parity}\n"
