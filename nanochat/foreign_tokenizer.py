@@ -10,9 +10,7 @@ from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat.tokenizer_json import byte_alphabet
 
 # What a ByteLevel step splits by when it is left to itself (Radford et al. 2019).
-GPT2_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -75,19 +73,29 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
     Raises DataError where it is of another kind, or where ours would give other ids than the
     `tokenizers` library gives from the same file.
     """
+    ranks, special_ids, pattern = read_parts(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer = from_document(document, vocab_size)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {error!r}") from error
+        tokenizer = from_ranks(ranks, special_ids, pattern, vocab_size)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     compare_with_library(path, tokenizer)
     return tokenizer
 
 
-def from_document(document: dict, vocab_size: int) -> Tokenizer:
-    """A tokenizer of tokenizer.json's contents; see read_tokenizer_json."""
+def read_parts(path: Path) -> tuple[dict[bytes, int], dict[str, int], str]:
+    """parts_of() of a file; DataError where it is missing or of another kind."""
+    try:
+        return parts_of(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {error!r}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def parts_of(document: dict) -> tuple[dict[bytes, int], dict[str, int], str]:
+    """(ids of the tokens' bytes, ids of the special tokens, split pattern) of a tokenizer.json."""
     if document["model"]["type"] != "BPE":
         raise DataError(f"found a {document['model']['type']} model, expected BPE")
     if document.get("normalizer"):
@@ -105,8 +113,7 @@ def from_document(document: dict, vocab_size: int) -> Tokenizer:
     # only the merge that was learned.
     ranks |= {as_bytes(left + right): vocab[left + right] for left, right in pairs}
     special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    pattern = split_pattern(document["pre_tokenizer"])
-    return from_ranks(ranks, special_ids, pattern, vocab_size)
+    return ranks, special_ids, split_pattern(document["pre_tokenizer"])
 
 
 def split_pattern(step: dict) -> str:

@@ -122,9 +122,7 @@ def refuse_what_the_target_cannot_hold(weights: dict, config: GPTConfig) -> None
 def target_names(config: GPTConfig) -> set[str]:
     """The tensors that transformers' class has, no more and no less."""
     parts = [f"self_attn.{x}_proj" for x in "qkvo"] + ["mlp.fc1", "mlp.fc2"]
-    blocks = {
-        f"model.layers.{i}.{part}.weight" for i in range(config.n_layer) for part in parts
-    }
+    blocks = {f"model.layers.{i}.{part}.weight" for i in range(config.n_layer) for part in parts}
     return blocks | {"model.embed_tokens.weight", "lm_head.weight"}
 
 

@@ -34,7 +34,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class ParityError(CheckpointError):
-    """The written folder does not compute what the checkpoint computes; `report` has the figures."""
+    """The folder does not compute what the checkpoint computes; `report` has the figures."""
 
     def __init__(self, message: str, report: dict):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The texts and chats that an export is proved on: every language, emoji, code, look-alike markup."""
+"""Texts and chats that an export is proved on: languages, emoji, code, look-alike markup."""
 
 import unicodedata
 

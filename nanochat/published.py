@@ -166,7 +166,9 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
             raise CheckpointError(f"{path} is damaged: {error}") from error
     if tied:
         if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
-            raise CheckpointError(f"{folder}: {HEAD} and {EMBEDDING} are said to be tied but differ")
+            raise CheckpointError(
+                f"{folder}: {HEAD} and {EMBEDDING} are said to be tied but differ"
+            )
         print0(f"{folder}: {HEAD} is tied to {EMBEDDING}; the checkpoint gets two equal tensors")
         weights[HEAD] = weights[EMBEDDING].clone()
     check_shapes(weights, config, folder)

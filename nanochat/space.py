@@ -6,7 +6,7 @@ from pathlib import Path
 from nanochat.common import CheckpointError, write_atomic
 
 # What a Space gets where these are not installed here: the versions that the tests passed with.
-TESTED = {"gradio": "6.21.0", "transformers": "5.23.0", "torch": "2.13.0"}
+TESTED = {"gradio": "6.31.0", "transformers": "5.23.0", "torch": "2.13.0"}
 
 
 def write_space(folder: Path, model_id: str) -> None:

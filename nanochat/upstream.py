@@ -151,13 +151,13 @@ def later(names: list[str]) -> str:
 
 # The opcodes that a pickle of data needs; of those that call something, only the three that make an
 # object of the one class that find_class hands out.
-PLAIN_OPCODES = frozenset(
-    """PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+PLAIN_OPCODES = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4
     UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8
     EMPTY_DICT DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST LIST APPEND APPENDS GLOBAL STACK_GLOBAL NEWOBJ BUILD""".split()
-)
+    EMPTY_LIST LIST APPEND APPENDS GLOBAL STACK_GLOBAL NEWOBJ BUILD
+"""
 ENCODING = ("tiktoken.core", "Encoding")
 
 
@@ -183,10 +183,10 @@ def read_pickled_encoding(path: Path) -> dict:
     No code of the pickle runs: its opcodes are read first, and any that is not plain data is
     refused; then one class can be named, a stand-in without behaviour. Raises DataError.
     """
-    data = path.read_bytes()
+    data, plain = path.read_bytes(), set(PLAIN_OPCODES.split())
     try:
         for opcode, argument, position in pickletools.genops(data):
-            if opcode.name not in PLAIN_OPCODES:
+            if opcode.name not in plain:
                 raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {position}")
             if opcode.name == "GLOBAL" and argument != " ".join(ENCODING):
                 raise pickle.UnpicklingError(f"it asks for {argument}")

@@ -48,7 +48,9 @@ def main(config: Config) -> None:
     elif Path(config.source).is_dir():
         checkpoint = Path(config.source)
     else:
-        raise CheckpointError(f"{config.source} is neither a stage ({', '.join(STAGES)}) nor a folder")
+        raise CheckpointError(
+            f"{config.source} is neither a stage ({', '.join(STAGES)}) nor a folder"
+        )
     options = {"shard_bytes": config.shard_bytes, "overwrite": config.overwrite}
     report = export(checkpoint, config.output_dir, config.dtype, **options)
     print(f"{checkpoint} is the model in {config.output_dir}, {config.dtype}:\n{summary(report)}")

@@ -20,7 +20,7 @@ IN_ORDER = """
     evals core_eval
     monitor train recipe stage
     report model_card parity_texts parity foreign_tokenizer upstream huggingface space space_app
-    published doctor gguf server
+    published release doctor gguf server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}
