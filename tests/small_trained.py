@@ -1,4 +1,4 @@
-"""A checkpoint of a model that was trained for a few seconds, so that bits per byte mean something."""
+"""A checkpoint of a model trained for a few seconds, so that bits per byte mean something."""
 
 import torch
 import torch.nn.functional as F
