@@ -1,2 +1,0 @@
-def render(checkpoint, parity=None):
-    return f"# {checkpoint.name}\n{parity}\n"
