@@ -33,7 +33,7 @@ Environment variables, with the default of each recipe:
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
   MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
   SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
-  PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate after the rehearsal
+  PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate and the report
   LAUNCHER            -           -             command that starts the ranks, instead of torchrun (see runs/slurm.sh)
   NANOCHAT_BASE_DIR   ~/.cache/nanochat         where tokens, tokenizer and checkpoints go
   NANOCHAT_DTYPE      by hardware               float32, bfloat16 or float16 to compute in
@@ -128,7 +128,7 @@ stage() {
   say "[$number of 8, after $((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
 }
 
-# train_stages TAG FLAGS...: everything between the tokenizer and the summary; FLAGS go to the three that train.
+# train_stages TAG FLAGS...: everything between the tokenizer and the report; FLAGS go to the three that train.
 train_stages() {
   local tag=$1
   shift
@@ -145,7 +145,7 @@ train_stages() {
 }
 
 remove_rehearsal() {
-  if [ -z "$dry_run" ]; then rm -rf "$base_dir"/{base,mid,sft}_checkpoints/rehearsal; fi
+  if [ -z "$dry_run" ]; then rm -rf "$base_dir"/{{base,mid,sft}_checkpoints,report}/rehearsal; fi
 }
 
 # Every stage for two steps at full size, so that what would fail after hours fails now; then memory, hours and price.
@@ -210,8 +210,8 @@ main() {
     fi
   fi
   train_stages "$MODEL_TAG" --resume
-  stage "Summary"
-  run one scripts.summary --model-tag="$MODEL_TAG"
+  stage "Report"
+  run one scripts.report --model-tag="$MODEL_TAG" ${PRICE_PER_HOUR:+"--price-per-hour=$PRICE_PER_HOUR"}
   if [ -n "$dry_run" ]; then return; fi
   local trained=$((SECONDS - installed))
   say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $installed s of set-up," \

@@ -4,23 +4,45 @@ import sys
 import time
 from pathlib import Path
 
-from nanochat.common import print0, rank_and_world
+import torch
+
+from nanochat.common import device_name, git_commit, print0, rank_and_world
+from nanochat.energy import EnergyMeter, node_count
 from nanochat.metrics import append_metrics
+from nanochat.run_figures import mfu
+from nanochat.run_state import versions
 
 SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
+SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a second
 
 
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
     flops_per_token and peak (FLOP/s of all ranks together) give MFU, by the model's own formula.
+    session: what is recorded once, at `first_step`: see session_record. meter: joules of the steps
+    and of what lay between them are recorded too.
     """
 
-    def __init__(self, run_folder: Path, stage: str, *, flops_per_token: int, peak: float):
+    def __init__(
+        self,
+        run_folder: Path,
+        stage: str,
+        *,
+        flops_per_token: int,
+        peak: float,
+        session: dict | None = None,
+        first_step: int = 0,
+        meter: EnergyMeter | None = None,
+    ):
         self.run_folder, self.stage = run_folder, stage
         self.flops_per_token, self.peak = flops_per_token, peak
+        self.meter, self.last_joules = meter, time.monotonic()
         self.last_line = float("-inf")
         self.extra, self.bar = "", None
+        if session:
+            energy = {"energy_source": meter.source} if meter else {}
+            self.write({"step": first_step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
             self.bar, self.task = make_bar(stage)
 
@@ -29,16 +51,21 @@ class TrainLog:
 
     def __call__(self, state, metrics: dict) -> None:
         tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
-        mfu = tokens_per_second * self.flops_per_token / self.peak
-        self.write(
-            {**metrics, "tokens_per_second": round(tokens_per_second, 1), "mfu": round(mfu, 4)}
-        )
+        share = mfu(tokens_per_second, self.flops_per_token, self.peak)
         total = state.num_steps
+        self.write(
+            {
+                **metrics,
+                "tokens_per_second": round(tokens_per_second, 1),
+                "mfu": round(share, 4),
+                **self.joules(at_end=metrics["step"] == total),
+            }
+        )
         left = (total - metrics["step"]) * state.seconds / max(1, state.step) if total else None
         line = (
             f"{self.stage} {metrics['step']:>5,}/{f'{total:,}' if total else '?'} | "
             f"loss {state.average_loss:.4f} | lr x{metrics['lr']:.3f} | "
-            f"{tokens_per_second:,.0f} tokens/s | MFU {100 * mfu:.1f}% | "
+            f"{tokens_per_second:,.0f} tokens/s | MFU {100 * share:.1f}% | "
             f"{f'{left / 60:.1f} min left' if left is not None else 'timing'}{self.extra}"
         )
         if self.bar:
@@ -46,6 +73,14 @@ class TrainLog:
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or metrics["step"] == total:
             self.last_line = time.monotonic()
             print0(line)
+
+    def joules(self, at_end: bool) -> dict:
+        """{"joules": taken since the last reading} when there is a meter and a reading is due."""
+        now = time.monotonic()
+        if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
+            return {}
+        self.last_joules = now
+        return {"joules": round(self.meter.take(), 3)}
 
     def note(self, state, **figures: float) -> None:
         """Records evaluation figures at the current step, and shows them from now on."""
@@ -57,6 +92,34 @@ class TrainLog:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def session_record(model, flops_per_token: int, peak: float, peak_source: str) -> dict:
+    """What one start of a training script ran on and with, for the report; peak: FLOP/s of all
+    ranks together."""
+    return {
+        "command": command_line(),
+        "device": device_name(model.device),
+        "ranks": rank_and_world()[1],
+        "nodes": node_count(),
+        "dtype": str(model.compute_dtype).removeprefix("torch."),
+        "flops_per_token": flops_per_token,
+        "peak_flops": peak,
+        "peak_source": peak_source,
+        "cuda": torch.version.cuda if model.device.type == "cuda" else None,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def command_line() -> list[str]:
+    """The script as it was started, as one would type it: ["python", "-m", "scripts.base_train"].
+
+    subtle: without the interpreter's own path, which is nobody else's.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return ["python", *program, *sys.argv[1:]]
 
 
 def make_bar(stage: str):

@@ -19,11 +19,12 @@ from nanochat.common import (
     rank_and_world,
 )
 from nanochat.dataloader import batches
+from nanochat.energy import open_meter
 from nanochat.evals import measure_rows
 from nanochat.loss import make_loss_fn
 from nanochat.metrics import truncate_metrics
 from nanochat.mirror import Mirror
-from nanochat.monitor import TrainLog
+from nanochat.monitor import TrainLog, session_record
 from nanochat.recipe import (
     StageConfig,
     build_optimizers,
@@ -32,6 +33,7 @@ from nanochat.recipe import (
     out_of_memory,
     plan_batch,
 )
+from nanochat.report import remake
 from nanochat.run_state import print_differences, restore_rng
 from nanochat.train import DivergedError, Event, LoopState, stop_on_signals, train
 
@@ -227,7 +229,7 @@ def run_stage(
     run_folder = checkpoints.checkpoint_dir(stage) / tag
     truncate_metrics(run_folder, state.step if resume_from else -1)
     run = run_record(config, data, parent, rows_per_step, device_batch)
-    log = open_log(run_folder, stage, model, data.row_tokens)
+    log = open_log(run_folder, stage, model, data.row_tokens, state.step)
     mirror = Mirror(config.mirror) if config.mirror and rank == 0 else None
     parts = Parts(
         optimizers,
@@ -254,6 +256,7 @@ def run_stage(
     print0(
         f"{stage}: {state.seconds:.0f} s of training, {state.tokens:,} targets; saved {parts.saved}"
     )
+    remake(tag)
     return parts.saved
 
 
@@ -294,10 +297,18 @@ def loop(config, model, tokenizer, data: StageData, parts: Parts, state, events)
             raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
 
-def open_log(run_folder: Path, stage: str, model, row_tokens: int) -> TrainLog:
+def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: int) -> TrainLog:
     """The stage's log; prints what MFU is measured against."""
-    world = rank_and_world()[1]
+    rank, world = rank_and_world()
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
     flops = model.flops_per_token(row_tokens)
-    return TrainLog(run_folder, stage, flops_per_token=flops, peak=peak * world)
+    return TrainLog(
+        run_folder,
+        stage,
+        flops_per_token=flops,
+        peak=peak * world,
+        session=session_record(model, flops, peak * world, source),
+        first_step=first_step,
+        meter=open_meter(model.device) if rank == 0 else None,
+    )

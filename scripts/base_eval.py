@@ -15,6 +15,7 @@ from nanochat.dataset import open_source
 from nanochat.engine import Engine
 from nanochat.evals import measure_rows
 from nanochat.metrics import append_metrics
+from nanochat.report import remake
 
 PROMPTS = (
     "The capital of France is",
@@ -86,6 +87,7 @@ def main(config: Config) -> None:
     append_metrics(Path(meta["path"]).parent, record)
     if config.sample_tokens:
         print_samples(Engine(model, tokenizer), config)
+    remake(meta["tag"])
     compute_cleanup()
 
 

@@ -21,6 +21,7 @@ from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.evals import evaluate_task
 from nanochat.metrics import append_metrics
+from nanochat.report import remake
 from tasks.catalog import make_task
 from tasks.task import GeneratedTask, Task
 
@@ -105,6 +106,7 @@ def main(config: Config) -> None:
         record[f"stderr/{r.name}"] = r.stderr
         record[f"examples/{r.name}"] = r.total
     append_metrics(run_folder, record)
+    remake(meta["tag"])
     compute_cleanup()
 
 

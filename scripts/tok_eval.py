@@ -3,7 +3,7 @@
     python -m scripts.tok_eval
 
 The others' vocabularies are downloaded by tiktoken (pip install tiktoken); without it, or without a
-network, this says so, and shows ours.
+network, this says so, and shows ours. The counts are kept beside the tokenizer, for the report.
 """
 
 import inspect
@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.common import base_dir, print0
+from nanochat.common import base_dir, print0, write_atomic
 from nanochat.configurator import cli
+from nanochat.report_results import TOKENIZER_RECORD, tokenizer_table
 from nanochat.tokenizer import Tokenizer
 
 OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
@@ -112,17 +113,30 @@ def main(config: Config) -> None:
     tokenizer = Tokenizer.load(folder)
     texts = samples()
     length: Callable[[str], int] = lambda text: len(tokenizer.encode_ordinary(text))  # noqa: E731
-    columns = {f"ours ({tokenizer.vocab_size:,})": [length(text) for text in texts.values()]}
+    columns = {"ours": [length(text) for text in texts.values()]}
     for name, encoding in OTHERS.items() if config.compare else ():
         found = counts_of(encoding, list(texts.values()), config.timeout)
         if isinstance(found, str):
             print0(f"{name} ({encoding}) is not compared: tiktoken does not give it ({found})")
         else:
             columns[name] = found
-    table = Table("text", "characters", *columns, title="Characters per token (more is better)")
-    for i, (kind, text) in enumerate(texts.items()):
-        ratios = [f"{len(text) / counts[i]:.3f}" for counts in columns.values()]
-        table.add_row(kind, f"{len(text):,}", *ratios)
+    record = {
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "texts": [
+            {
+                "kind": kind,
+                "characters": len(text),
+                "tokens": {name: counts[i] for name, counts in columns.items()},
+            }
+            for i, (kind, text) in enumerate(texts.items())
+        ],
+    }
+    write_atomic(folder / TOKENIZER_RECORD, json.dumps(record, indent=1) + "\n")
+    shown = tokenizer_table(record)
+    table = Table(*shown.headers, title=f"{shown.caption} (more is better)")
+    for row in shown.rows:
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -18,8 +18,9 @@ IN_ORDER = """
     metrics manifest mirror run_state checkpoint_index checkpoint_manager
     kv_cache sampling scheduler engine
     evals core_eval
-    monitor train recipe stage
-    report model_card parity_texts parity foreign_tokenizer upstream huggingface space space_app
+    energy run_figures run_records monitor train recipe
+    gpt2_core figure_words report_page plots report_training report_results model_card report
+    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app
     published release doctor gguf server
 """
 ORDER = IN_ORDER.split()

@@ -96,9 +96,9 @@ def test_every_command_of_a_recipe_is_one_that_its_script_accepts(variables):
         parse(importlib.import_module(module).Config, flags)
 
 
-def test_cpu_recipe_runs_every_stage_once_and_ends_with_the_summary():
+def test_cpu_recipe_runs_every_stage_once_and_ends_with_the_report():
     modules = [module_and_flags(c)[0] for c in recipe_commands(RECIPE="cpu")]
-    assert modules == [f"scripts.{stage}" for stage in [*STAGES, "summary"]]
+    assert modules == [f"scripts.{stage}" for stage in [*STAGES, "report"]]
 
 
 def test_gpu_recipe_rehearses_all_training_stages_first():
@@ -213,7 +213,7 @@ def test_a_stopped_speedrun_lets_the_stage_save_and_starts_no_other(clone):
     setup("installation_hash >.venv/installed-base", clone)
     shutil.copy(ROOT / "speedrun.sh", clone)
     (clone / "scripts").mkdir()
-    for stage in [*STAGES, "summary"]:
+    for stage in [*STAGES, "report"]:
         (clone / f"scripts/{stage}.py").write_text(f"print('ran {stage}')")
     (clone / "scripts/base_train.py").write_text(STOPPABLE)
     environment = {"PATH": os.environ["PATH"], "HOME": str(clone), "RECIPE": "cpu"}
