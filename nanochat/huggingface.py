@@ -5,6 +5,7 @@ optimizer and the state, rounds the weights, adds the model card and the proof.
 """
 
 import json
+import re
 import shutil
 from glob import escape
 from pathlib import Path
@@ -30,6 +31,7 @@ CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 COPIED = (GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)  # byte for byte the checkpoint's
 SHARD_BYTES = 5_000_000_000
+PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 # What transformers reads of a repository: left there by an older upload, it would be mixed in.
 LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
 LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
@@ -186,14 +188,13 @@ def without_places(value):
 
 
 def card(checkpoint: Path, run: dict, report: dict) -> str:
-    """The model card. One that came with an imported model stays, while what it says of the proof
-    is still so."""
-    imported = run.get("imported", {})
-    if imported.get("card") and imported.get("parity") == report:
-        return imported["card"]
-    if imported.get("card"):
-        print0("the imported model's card is not kept: its proof was another one (parity.json)")
-    return model_card.render(checkpoint, report)
+    """The model card; that of an imported model stays, but for what it says of the proof."""
+    rendered = model_card.render(checkpoint, report)
+    imported = run.get("imported", {}).get("card") or ""
+    proofs = [PROOF.search(text) for text in (imported, rendered)]
+    if not all(proofs):
+        return rendered
+    return imported.replace(proofs[0][0], proofs[1][0])
 
 
 # ---------------------------------------------------------------- push
