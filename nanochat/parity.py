@@ -277,7 +277,9 @@ def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
         count = min(NEW_TOKENS, room - len(prompt))
         ids = torch.tensor([prompt], device=native.device)
         options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-        row = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        # subtle: without an attention mask, as people call it; were <|bos|>, the pad token, no stop
+        # token, transformers would take the prompt's first token for padding and not look at it.
+        row = theirs.generate(ids, **options)
         chosen = row[0, len(prompt) :]  # (count,)
         logits = native(row[:, :-1])[0, len(prompt) - 1 :]  # (count, V)
         logits[:, list(stop_ids(tokenizer))] = -torch.inf

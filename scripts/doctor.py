@@ -14,7 +14,15 @@ from rich.table import Table
 
 from nanochat.common import CheckpointError, DataError
 from nanochat.configurator import cli
-from nanochat.doctor import FITS, Candidate, default_text, diagnose, load, open_tokenizer
+from nanochat.doctor import (
+    Candidate,
+    byte_entropy,
+    default_text,
+    diagnose,
+    fits,
+    load,
+    open_tokenizer,
+)
 from nanochat.huggingface import TOKENIZER
 from nanochat.published import Published, read_config, read_weights
 from nanochat.release import findings, repair
@@ -68,10 +76,10 @@ def main(config: Config) -> None:
     scored, control = diagnose(load(weights, settings), sources, text)
     print_table(scored, control)
     best = scored[0]
-    if not best.text <= FITS * control:
+    if not fits(best, text):
         raise CheckpointError(
             f"no tokenizer here fits these weights: the best needs {best.text:.2f} bits per byte, "
-            f"scrambled ids {control:.2f}. Name others with --tokenizer, or text "
+            f"its letters alone {byte_entropy(text):.2f}. Name others with --tokenizer, or text "
             f"of the kind that the model knows with --text"
         )
     print(f"the weights know {best.source}, {best.spelling}")

@@ -111,7 +111,7 @@ TAMPERING = {
     permute_two_heads: {"logits", "greedy"},
     change_theta: {"config", "logits"},
     change_template: {"chats"},
-    swap_stop_ids: {"config"},
+    swap_stop_ids: {"config", "greedy"},
     no_bos_first: {"encode"},
 }
 
@@ -161,6 +161,8 @@ def test_greedy_is_what_the_naive_generator_says(exported):
     native.stop_ids = ()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt = tokenizer.encode("<|bos|>the cat sat")
+    ids = torch.tensor([prompt])
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    found = theirs.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    options["attention_mask"] = torch.ones_like(ids)
+    found = theirs.generate(ids, **options)[0, len(prompt) :].tolist()
     assert found == list(native.generate(prompt, max_tokens=12, temperature=0))

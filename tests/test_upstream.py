@@ -1,4 +1,4 @@
-"""Upstream's own files: read exactly, other architectures refused by name, no code of a pickle run."""
+"""Upstream's own files: read exactly, others refused by name, no code of a pickle run."""
 
 import json
 import os
