@@ -63,7 +63,8 @@ def build(model_id: str) -> gradio.ChatInterface:
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return gradio.ChatInterface(make_answer(model, tokenizer), title=Path(model_id).name)
+    title = Path(model_id).name
+    return gradio.ChatInterface(make_answer(model, tokenizer), title=title, api_name="chat")
 
 
 def main() -> None:
