@@ -230,6 +230,18 @@ def test_the_record_that_is_published_names_no_folder_of_this_machine():
     }
 
 
+def test_the_card_of_an_imported_model_stays_but_for_the_proof(exported):
+    _, checkpoint, folder = exported
+    report = {**json.loads((folder / "parity.json").read_text()), "dtype": "float32"}
+    card = (folder / "README.md").read_text().replace("# nanochat tiny", "# My own words")
+    found = huggingface.card(checkpoint, {"imported": {"card": card}}, report)
+    assert "# My own words" in found and found.count("## Parity of this export") == 1
+    assert "| dtype | float32 |" in found and "| dtype | bfloat16 |" not in found
+    assert found.split("## Limits")[1] == card.split("## Limits")[1]
+    # A card without a proof is another program's: what is measured here is written instead.
+    assert "My own" not in huggingface.card(checkpoint, {"imported": {"card": "# My own"}}, report)
+
+
 # ---------------------------------------------------------------- others' folders
 
 

@@ -12,10 +12,10 @@ from tiny_checkpoint import tiny_model, tiny_tokenizer
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import CheckpointError, DataError
 from nanochat.doctor import PATTERNS, ids_of
-from nanochat.foreign_tokenizer import from_ranks, merges_of_ranks
+from nanochat.foreign_tokenizer import from_ranks, merges_of_ranks, read_tokenizer_json
 from nanochat.parity_texts import texts
 from nanochat.published import import_published
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat.upstream import NAMES, read_pickled_encoding, read_upstream
 
 tiktoken = pytest.importorskip("tiktoken", reason="needs tiktoken, in the [dev] extra")
@@ -253,3 +253,68 @@ def test_ranks_that_cannot_be_a_tokenizer():
     ):
         with pytest.raises(DataError, match=message):
             from_ranks(*change)
+
+
+# ---------------------------------------------------------------- tokenizer.json of other programs
+
+
+def test_a_converted_tiktoken_vocabulary_is_read(tmp_path):
+    """What published nanochat models carry: every way to join two tokens is listed as a merge."""
+    convert = pytest.importorskip("transformers.integrations.tiktoken", reason="[export] extra")
+    tokenizer = tiny_tokenizer()
+    convert.convert_tiktoken_to_fast(encoding_of(tokenizer), str(tmp_path))
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert len(document["model"]["merges"]) > len(tokenizer.merges)
+    found = read_tokenizer_json(tmp_path / "tokenizer.json", 320)
+    assert found.merges == tokenizer.merges
+    encoding = encoding_of(tokenizer)
+    for text in texts():
+        assert found.encode_ordinary(text) == encoding.encode_ordinary(text), text
+
+
+def test_a_vocabulary_that_another_library_trained_is_read(tmp_path):
+    """Special tokens first, bytes in the order of their visible characters."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    theirs = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
+    split = pre_tokenizers.Split(tokenizers.Regex(PATTERNS["nanochat's"]), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    theirs.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(["the cat sat on the mat, and the rat ran" * 4], trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    found = read_tokenizer_json(tmp_path / "tokenizer.json", 320)
+    assert found.bos == 0 and ids_of(found)[b"!"] == 9 and len(found.merges) > 10
+    ids = found.encode("<|bos|>the cat")
+    assert ids == theirs.encode("<|bos|>the cat").ids and found.decode(ids) == "<|bos|>the cat"
+
+
+def test_tokenizers_of_another_kind_are_refused(tmp_path):
+    tiny_tokenizer().save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    good = path.read_text()
+    for change, message in (
+        ({"normalizer": {"type": "NFC"}}, r"found a normalizer \(NFC\)"),
+        ({"model": {"type": "Unigram"}}, "found a Unigram model, expected BPE"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "text is split by Whitespace"),
+        ({"added_tokens": []}, r"has no <\|bos\|>"),
+        ({"model": 3}, "is no tokenizer.json of a byte-level BPE"),
+    ):
+        path.write_text(json.dumps({**json.loads(good), **change}))
+        with pytest.raises(DataError, match=message):
+            read_tokenizer_json(path, 320)
+    path.write_text(good)
+    with pytest.raises(DataError, match="largest id is 319, the model has 256"):
+        read_tokenizer_json(path, 256)
+    document = json.loads(good)  # merges in another order: other ids by the library's own reading
+    document["model"]["merges"].reverse()
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="would encode|is not made by a merge"):
+        read_tokenizer_json(path, 320)
