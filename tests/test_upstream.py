@@ -1,5 +1,6 @@
 """Upstream's own files: read exactly, others refused by name, no code of a pickle run."""
 
+import base64
 import json
 import os
 import pickle
@@ -260,9 +261,16 @@ def test_ranks_that_cannot_be_a_tokenizer():
 
 def test_a_converted_tiktoken_vocabulary_is_read(tmp_path):
     """What published nanochat models carry: every way to join two tokens is listed as a merge."""
-    convert = pytest.importorskip("transformers.integrations.tiktoken", reason="[export] extra")
+    convert = pytest.importorskip("transformers.convert_slow_tokenizer", reason="[export] extra")
     tokenizer = tiny_tokenizer()
-    convert.convert_tiktoken_to_fast(encoding_of(tokenizer), str(tmp_path))
+    lines = (f"{base64.b64encode(t).decode()} {i}" for t, i in ids_of(tokenizer).items())
+    (tmp_path / "ranks").write_text("\n".join(lines))
+    converter = convert.TikTokenConverter(
+        vocab_file=str(tmp_path / "ranks"),
+        pattern=PATTERNS["upstream's"],
+        extra_special_tokens=list(tokenizer.special_ids),
+    )
+    converter.converted().save(str(tmp_path / "tokenizer.json"))
     document = json.loads((tmp_path / "tokenizer.json").read_text())
     assert len(document["model"]["merges"]) > len(tokenizer.merges)
     found = read_tokenizer_json(tmp_path / "tokenizer.json", 320)
