@@ -200,6 +200,12 @@ def card(checkpoint: Path, run: dict, report: dict) -> str:
 # ---------------------------------------------------------------- push
 
 
+def check_place(repo_id: str) -> None:
+    """CheckpointError unless it has the form user/name."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise CheckpointError(f"{repo_id!r} is no place on the hub; expected user/name")
+
+
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """Uploads an exported folder to the hub, compares what arrived, and returns its address.
 
@@ -212,8 +218,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     proof = folder / PARITY
     if not proof.is_file() or not json.loads(proof.read_text(encoding="utf-8")).get("passed"):
         raise CheckpointError(f"{folder} has no {PARITY} that says it passed; export it first")
-    if len([part for part in repo_id.split("/") if part]) != 2:
-        raise CheckpointError(f"{repo_id!r} is no place on the hub; expected user/name")
+    check_place(repo_id)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     api = HfApi()
     try:

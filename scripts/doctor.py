@@ -58,7 +58,8 @@ def candidates(config: Config, vocab_size: int) -> dict:
 
 def print_table(scored: list[Candidate], control: float) -> None:
     table = Table("tokenizer", "spelling", "bits/byte, text", "bits/byte, chats")
-    for c in scored[:12]:
+    best_of = {c.source: c for c in reversed(scored)}  # of every tokenizer, however bad
+    for c in dict.fromkeys([*scored[:10], *best_of.values()]):
         table.add_row(c.source, c.spelling, f"{c.text:.3f}", f"{c.chat:.3f}")
     table.add_row("control", "the best one, its ids scrambled", f"{control:.3f}", "-")
     Console(width=140).print(table)

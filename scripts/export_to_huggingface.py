@@ -13,7 +13,7 @@ from pathlib import Path
 from nanochat.checkpoint_manager import STAGES, find_checkpoint
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
-from nanochat.huggingface import export, push
+from nanochat.huggingface import check_place, export, push
 from nanochat.parity import summary
 from nanochat.space import write_space
 
@@ -43,6 +43,8 @@ class Config:
 
 
 def main(config: Config) -> None:
+    if config.push_to:
+        check_place(config.push_to)
     if config.source in STAGES:
         checkpoint = find_checkpoint(config.source, config.model_tag, config.step)
     elif Path(config.source).is_dir():
