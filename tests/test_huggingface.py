@@ -18,6 +18,7 @@ from nanochat.common import CheckpointError, ConfigError
 from nanochat.gpt import GPTConfig
 from nanochat.huggingface import export, push, released_run, rounded, write_weights
 from nanochat.published import import_published, read_published
+from scripts import export_to_huggingface as export_script
 
 transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
 
@@ -76,12 +77,15 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     }
 
 
-def test_export_import_export_is_byte_identical(exported, tmp_path, monkeypatch):
+def test_export_import_export_is_byte_identical(exported, tmp_path, monkeypatch, capsys):
     _, checkpoint, folder = exported
     back = import_published(folder, "rescued", "sft")
     assert back.parent.name == "rescued" and back.name == checkpoint.name
-    export(back, tmp_path / "again")
-    assert contents(tmp_path / "again") == contents(folder)
+    again = tmp_path / "again"
+    export_script.main(export_script.Config(again, source="sft", model_tag="rescued", space=True))
+    assert contents(again) == contents(folder)
+    assert "largest difference of logits" in capsys.readouterr().out
+    assert (tmp_path / "again-space" / "model_id.txt").read_text() == f"{again}\n"
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     rescued, tokenizer, meta = load_model("sft", CPU, phase="eval", model_tag="rescued")
     original, _, _ = load_model(checkpoint, CPU, phase="eval")
@@ -367,6 +371,9 @@ def test_what_was_not_proved_is_not_pushed(exported, hub, tmp_path):
         push(folder, "me/model")
     with pytest.raises(CheckpointError, match="expected user/name"):
         push(exported[2], "model")
+    config = export_script.Config(tmp_path / "new", source="sft", push_to="hf://me/model")
+    with pytest.raises(CheckpointError, match="expected user/name"):  # said before any work
+        export_script.main(config)
     assert hub.files == {} and hub.created == []
 
 
