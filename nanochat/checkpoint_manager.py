@@ -90,17 +90,7 @@ def save_checkpoint(
             f"a checkpoint holds the tokenizer that its weights were trained with"
         )
     place = {"stage": stage, "tag": tag, "step": step}
-    origin = {"versions": versions(), "git_commit": git_commit()}
-    origin["tokenizer_fingerprint"] = tokenizer.fingerprint
-    now = {"step": step, "rng": capture_rng(), "environment": environment(model.device)}
-    records = {
-        CONFIG: hugging_face_config(model.config, tokenizer),
-        GENERATION: generation_config(tokenizer),
-        RUN: {**run, **place, **origin},
-        STATE: {**state, **now},
-    }
-    texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
-    texts[TEMPLATE] = CHAT_TEMPLATE
+    texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
     # torch.compile puts a prefix of its own before the names.
     weights = {k.removeprefix("_orig_mod."): v for k, v in model.state_dict().items()}
     tensors = {WEIGHTS: weights}
@@ -120,6 +110,23 @@ def save_checkpoint(
     return final
 
 
+def folder_texts(
+    config: GPTConfig, tokenizer: Tokenizer, run: dict, state: dict, place: dict, device
+) -> dict[str, str]:
+    """The text files of a checkpoint by name; all ranks call it. See save_checkpoint."""
+    origin = {"versions": versions(), "git_commit": git_commit()}
+    origin["tokenizer_fingerprint"] = tokenizer.fingerprint
+    now = {"step": place["step"], "rng": capture_rng(), "environment": environment(device)}
+    records = {
+        CONFIG: hugging_face_config(config, tokenizer),
+        GENERATION: generation_config(tokenizer),
+        RUN: {**run, **place, **origin},
+        STATE: {**state, **now},
+    }
+    texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
+    return {**texts, TEMPLATE: CHAT_TEMPLATE}
+
+
 def write_folder(
     final: Path,
     texts: dict[str, str],
@@ -134,11 +141,9 @@ def write_folder(
     manifest.sweep(final.parent)
     free = shutil.disk_usage(base_dir()).free
     try:
-        metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer.fingerprint}
         for name, named in tensors.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            owned = {k: own_storage(tensor) for k, tensor in named.items()}
-            save_file(owned, temporary / name, metadata=metadata)
+            save_tensors(temporary / name, named, tokenizer.fingerprint)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         tokenizer.save(temporary, model_max_length)
@@ -153,6 +158,23 @@ def write_folder(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
+
+
+def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:
+    """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
+    metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
+    save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
+    # subtle: safetensors writes the metadata in the order of a hash map, which changes from one
+    # process to the next. The same header with its keys in order has the same length.
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the header grew: safetensors spells JSON in another way"
+        file.seek(8)
+        file.write(text.ljust(length))
+    path.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def own_storage(tensor: torch.Tensor) -> torch.Tensor:

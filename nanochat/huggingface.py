@@ -1,0 +1,259 @@
+"""Publish a checkpoint: a Hugging Face folder, proved against the native model, then pushed.
+
+A checkpoint already is such a folder, under transformers' own names. Exporting leaves out the
+optimizer and the state, rounds the weights, adds the model card and the proof.
+"""
+
+import json
+import re
+import shutil
+from glob import escape
+from pathlib import Path
+
+import torch
+
+from nanochat import manifest, model_card, parity
+from nanochat.checkpoint_manager import (
+    CONFIG,
+    GENERATION,
+    RUN,
+    TEMPLATE,
+    WEIGHTS,
+    load_checkpoint,
+    save_tensors,
+)
+from nanochat.common import CheckpointError, ConfigError, print0
+from nanochat.gpt import GPTConfig
+from nanochat.mirror import git_object_id
+from nanochat.parity import DTYPES
+
+CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+COPIED = (GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)  # byte for byte the checkpoint's
+SHARD_BYTES = 5_000_000_000
+PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+# What transformers reads of a repository: left there by an older upload, it would be mixed in.
+LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
+LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+
+
+# ---------------------------------------------------------------- export
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    dtype: str = "bfloat16",
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> dict:
+    """Writes `output`, a Hugging Face folder of the checkpoint, and returns the parity report.
+
+    dtype: what the weights are rounded to. Weights of more than `shard_bytes` become several files.
+    The folder is written beside its place, proved in a fresh process (see parity.py), and only then
+    renamed. Raises ParityError when it is not the checkpoint's model, CheckpointError when
+    something cannot be held by the target, or `output` exists and `overwrite` is not set.
+
+    Example: export(find_checkpoint("sft"), Path("hf_model"))["passed"] is True
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    checkpoint, output = Path(checkpoint), Path(output).absolute()
+    refuse_to_overwrite(output, overwrite)
+    weights, config, _, run = load_checkpoint(checkpoint)
+    refuse_what_the_target_cannot_hold(weights, config)
+    weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}
+    record = {**json.loads((checkpoint / CONFIG).read_text(encoding="utf-8")), "dtype": dtype}
+    temporary = manifest.temporary_beside(output)
+    try:
+        temporary.mkdir(parents=True)
+        write_weights(temporary, weights, run["tokenizer_fingerprint"], shard_bytes)
+        del weights  # the fresh process holds the model twice
+        for name in COPIED:
+            shutil.copyfile(checkpoint / name, temporary / name)
+        texts = {CONFIG: record, RUN: released_run(run)}
+        for name, content in texts.items():
+            write_json(temporary / name, content)
+        report = parity.prove(temporary, checkpoint, dtype)
+        write_json(temporary / PARITY, report)
+        (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")
+        manifest.publish(temporary, output)
+    except OSError as error:
+        raise CheckpointError(f"{output} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
+    return report
+
+
+def write_json(path: Path, record: dict) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def refuse_to_overwrite(output: Path, overwrite: bool) -> None:
+    """CheckpointError when `output` is there and holds something, unless that may be replaced."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{output} exists and is not empty. Name another folder, or give --overwrite to "
+            f"replace it"
+        )
+    if not (output / CONFIG).is_file() or (output / manifest.MANIFEST).exists():
+        raise CheckpointError(
+            f"{output} is no exported model (a {CONFIG} and no {manifest.MANIFEST}), so it is not "
+            f"replaced, --overwrite or not. Name another folder"
+        )
+    print0(f"{output} is replaced")
+
+
+def refuse_what_the_target_cannot_hold(weights: dict, config: GPTConfig) -> None:
+    """CheckpointError for a weight or a setting that transformers' class has no place for."""
+    names = target_names(config)
+    strange = sorted(weights.keys() ^ names)
+    if strange:
+        raise CheckpointError(
+            f"transformers' nanochat class cannot hold this model: {', '.join(strange[:5])} "
+            f"{'is' if len(strange) == 1 else 'are'} not in both"
+        )
+    again = GPTConfig.from_hf(config.to_hf())
+    if again != config:
+        raise CheckpointError(f"config.json cannot hold this model: {again} is not {config}")
+
+
+def target_names(config: GPTConfig) -> set[str]:
+    """The tensors that transformers' class has, no more and no less."""
+    parts = [f"self_attn.{x}_proj" for x in "qkvo"] + ["mlp.fc1", "mlp.fc2"]
+    blocks = {f"model.layers.{i}.{part}.weight" for i in range(config.n_layer) for part in parts}
+    return blocks | {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def rounded(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The tensor in `dtype`; CheckpointError when a number is not finite, or not in its range."""
+    result = tensor.to(DTYPES[dtype])
+    if not bool(result.isfinite().all()):
+        count = int((~result.isfinite()).sum())
+        raise CheckpointError(
+            f"{name} has {count} numbers that are not finite in {dtype}; the largest finite one "
+            f"here is {tensor[tensor.isfinite()].abs().max():.3g}. Choose --dtype=bfloat16 or "
+            f"float32, or an earlier checkpoint if this one diverged"
+        )
+    return result
+
+
+def write_weights(
+    folder: Path, weights: dict[str, torch.Tensor], fingerprint: str, shard_bytes: int
+) -> None:
+    """model.safetensors; or, beyond `shard_bytes`, numbered files and the index that names them."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in weights.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_tensors(folder / WEIGHTS, weights, fingerprint)
+        return
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_tensors(folder / file, shard, fingerprint)
+        places |= dict.fromkeys(shard, file)
+    total = {
+        "total_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "total_size": sum(tensor.nbytes for tensor in weights.values()),
+    }
+    write_json(folder / INDEX, {"metadata": total, "weight_map": dict(sorted(places.items()))})
+
+
+def released_run(run: dict) -> dict:
+    """run.json as it is published: of a model that was imported, that of its first export."""
+    imported = run.get("imported", {}).get("run")
+    return imported if imported is not None else without_places(run)
+
+
+def without_places(value):
+    """The record with absolute paths, which name folders of this machine, cut to their ends."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute() and "\n" not in value:
+        parts = Path(value).parts
+        checkpoint = len(parts) > 3 and parts[-3].endswith("_checkpoints")
+        return str(Path(*parts[-3 if checkpoint else -1 :]))
+    return value
+
+
+def card(checkpoint: Path, run: dict, report: dict) -> str:
+    """The model card; that of an imported model stays, but for what it says of the proof."""
+    rendered = model_card.render(checkpoint, report)
+    imported = run.get("imported", {}).get("card") or ""
+    proofs = [PROOF.search(text) for text in (imported, rendered)]
+    if not all(proofs):
+        return rendered
+    return imported.replace(proofs[0][0], proofs[1][0])
+
+
+# ---------------------------------------------------------------- push
+
+
+def check_place(repo_id: str) -> None:
+    """CheckpointError unless it has the form user/name."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise CheckpointError(f"{repo_id!r} is no place on the hub; expected user/name")
+
+
+def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Uploads an exported folder to the hub, compares what arrived, and returns its address.
+
+    Files of an earlier upload that transformers would read, and that this folder does not have, are
+    deleted in the same commit, with a printed line. Interrupted, the same call goes on. Raises
+    CheckpointError; the account's token is huggingface_hub's business and is never shown.
+    """
+    from huggingface_hub import HfApi, errors
+
+    proof = folder / PARITY
+    if not proof.is_file() or not json.loads(proof.read_text(encoding="utf-8")).get("passed"):
+        raise CheckpointError(f"{folder} has no {PARITY} that says it passed; export it first")
+    check_place(repo_id)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        there = api.list_repo_files(repo_id)
+        stale = [n for n in there if n not in names and "/" not in n and n.endswith(LOADED)]
+        if stale:
+            print0(f"{repo_id}: deleted, left over from an earlier upload: {', '.join(stale)}")
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=names,
+            delete_patterns=[escape(name) for name in stale] or None,
+            commit_message="nanochat export",
+        )
+        arrived = {file.path: file for file in api.get_paths_info(repo_id, names)}
+    except (OSError, RuntimeError, errors.HfHubHTTPError) as error:
+        raise CheckpointError(
+            f"{repo_id}: not pushed: {type(error).__name__}: {error}. {folder} is whole; log in "
+            f"with `hf auth login` if that is missing, and give the same command again: what "
+            f"arrived already is not sent twice"
+        ) from error
+    for name in names:
+        compare_arrived(folder / name, arrived.get(name), repo_id)
+    return str(url)
+
+
+def compare_arrived(path: Path, file, repo_id: str) -> None:
+    """CheckpointError unless the hub holds the file as it is here."""
+    if file is None:
+        raise CheckpointError(f"{repo_id} has no {path.name} after the upload; push again")
+    # The hub knows large files by SHA-256 and small ones by git's object id.
+    found = file.lfs.sha256 if file.lfs else file.blob_id
+    expected = manifest.sha256_of(path) if file.lfs else git_object_id(path.read_bytes())
+    if found != expected:
+        raise CheckpointError(
+            f"{repo_id}: {path.name} arrived as {found[:12]}, expected {expected[:12]}; push again"
+        )

@@ -1,0 +1,121 @@
+"""A published folder looked through for what breaks it, and written anew with another tokenizer."""
+
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from nanochat.checkpoint_manager import CONFIG, GENERATION, TEMPLATE
+from nanochat.common import CheckpointError, DataError
+from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.foreign_tokenizer import read_parts
+from nanochat.gpt import GPTConfig
+from nanochat.huggingface import TOKENIZER, TOKENIZER_CONFIG, export
+from nanochat.published import Published, read_json, write_native
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+FILES = (CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)
+STRAY = (".py", ".bin", ".pt", ".pkl", ".model")
+STRAY_NAMES = {"added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+
+
+def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
+    """What is wrong with a published folder, a sentence each; [] when nothing was found."""
+    found = [f"{name} is missing" for name in FILES if not (folder / name).is_file()]
+    for path in sorted(folder.iterdir()):
+        if path.suffix in STRAY or path.name in STRAY_NAMES:
+            found.append(f"{path.name} does not belong to a nanochat release; loaders may read it")
+    found += [
+        f"{name} has numbers that are not finite"
+        for name, tensor in weights.items()
+        if not bool(tensor.isfinite().all())
+    ]
+    template = folder / TEMPLATE
+    if template.is_file() and template.read_text(encoding="utf-8") != CHAT_TEMPLATE:
+        found.append(f"{TEMPLATE} is not nanochat's: chats are rendered in another way")
+    if not (folder / TOKENIZER).is_file():
+        return found
+    try:
+        ranks, special_ids, _ = read_parts(folder / TOKENIZER)
+    except DataError as error:
+        return [*found, str(error)]
+    found += tokenizer_findings(ranks, special_ids, config.vocab_size)
+    return found + id_findings(folder, special_ids) + fingerprint_findings(folder)
+
+
+def tokenizer_findings(ranks: dict, special_ids: dict, vocab_size: int) -> list[str]:
+    """Ids that are missing, taken twice or beyond the embedding."""
+    found = []
+    if missing := [name for name in SPECIAL_TOKENS if name not in special_ids]:
+        found.append(f"{TOKENIZER} has no {', '.join(missing)}")
+    largest = max(*ranks.values(), *special_ids.values())
+    if largest >= vocab_size:
+        found.append(f"{TOKENIZER} has id {largest}, the embedding ends at {vocab_size - 1}")
+    elif largest < vocab_size - 64:
+        found.append(f"{TOKENIZER} ends at id {largest}, the embedding at {vocab_size - 1}")
+    if taken := sorted(set(ranks.values()) & set(special_ids.values())):
+        found.append(f"{TOKENIZER} gives id {taken[0]} to a special token and to another one")
+    return found
+
+
+def id_findings(folder: Path, special_ids: dict[str, int]) -> list[str]:
+    """Special ids that the other files give in another way than tokenizer.json."""
+    found = []
+    bos, end = special_ids.get("<|bos|>"), special_ids.get("<|assistant_end|>")
+    config = read_json(folder / CONFIG) or {}
+    generation = read_json(folder / GENERATION) or {}
+    for where, record in ((CONFIG, config), (GENERATION, generation)):
+        if record.get("bos_token_id", bos) != bos:
+            ids = f"{record['bos_token_id']}, {TOKENIZER} has {bos}"
+            found.append(f"{where}: bos_token_id is {ids} for <|bos|>")
+        stops = record.get("eos_token_id", end)
+        if end not in (stops if isinstance(stops, list) else [stops]):
+            found.append(
+                f"{where}: eos_token_id is {stops}, {TOKENIZER} has {end} for <|assistant_end|>: "
+                f"an answer would not end"
+            )
+    settings = read_json(folder / TOKENIZER_CONFIG) or {}
+    for name, expected in (("bos_token", "<|bos|>"), ("eos_token", "<|assistant_end|>")):
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token != expected:
+            found.append(f"{TOKENIZER_CONFIG}: {name} is {token!r}, expected {expected!r}")
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        content = token.get("content")
+        if special_ids.get(content, int(number)) != int(number):
+            where = f"{TOKENIZER_CONFIG} has {content} at id {number}"
+            found.append(f"{where}, {TOKENIZER} at {special_ids[content]}")
+    if "auto_map" in config or "auto_map" in settings:
+        found.append("auto_map asks for code from the repository")
+    return found
+
+
+def fingerprint_findings(folder: Path) -> list[str]:
+    """Whether the weights' own metadata names another tokenizer than the one beside them."""
+    try:
+        present = Tokenizer.load(folder).fingerprint
+    except DataError:
+        return []  # said already, or written by another program: nothing to compare
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                named = (file.metadata() or {}).get("tokenizer_fingerprint")
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if named not in (None, present):
+            found.append(
+                f"{path.name} was trained with tokenizer {named[:12]}, {TOKENIZER} is "
+                f"{present[:12]}: it is the tokenizer of another run"
+            )
+    return found
+
+
+def repair(published: Published, output: Path, *, overwrite: bool = False) -> dict:
+    """Writes `output`, a folder of the weights with published.tokenizer, proved like any export;
+    returns the parity report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = {"stage": "sft", "tag": "repaired", "step": published.step}
+        native = Path(scratch) / "native"
+        write_native(native, published, place)
+        return export(native, output, published.dtype, overwrite=overwrite)

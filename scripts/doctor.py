@@ -1,0 +1,97 @@
+"""Say what is wrong with a published model that prints gibberish, and write it anew.
+
+    python -m scripts.doctor ./hf_model --tokenizer ./other_run ./tokenizer.pkl --output-dir ./fixed
+
+Every candidate tokenizer is scored by the bits per byte that the weights need with it on text.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from nanochat.common import CheckpointError, DataError
+from nanochat.configurator import cli
+from nanochat.doctor import (
+    Candidate,
+    byte_entropy,
+    default_text,
+    diagnose,
+    fits,
+    load,
+    open_tokenizer,
+)
+from nanochat.huggingface import TOKENIZER
+from nanochat.published import Published, read_config, read_weights
+from nanochat.release import findings, repair
+
+
+@dataclass(frozen=True)
+class Config:
+    folder: tyro.conf.Positional[Path]
+    """The published folder, as transformers would load it."""
+    tokenizer: tuple[Path, ...] = ()
+    """Other tokenizers that may be the right one: files or folders."""
+    text: Path | None = None
+    """A file of text like what the model was trained on, to score with; default: English prose."""
+    output_dir: Path | None = None
+    """Write the folder here with the tokenizer that fits, proved like an export."""
+    overwrite: bool = False
+    """Replace an earlier folder there."""
+
+
+def candidates(config: Config, vocab_size: int) -> dict:
+    """{path: tokenizer} of the folder's own and those named; a line for each that is changed or
+    left out."""
+    sources = {}
+    for path in (config.folder / TOKENIZER, *config.tokenizer):
+        try:
+            sources[str(path)], changed = open_tokenizer(path, vocab_size)
+            if changed:
+                print(f"  {path}: {changed}; its merges are tried with other ids")
+        except DataError as error:
+            print(f"  left out: {error}")
+    return sources
+
+
+def print_table(scored: list[Candidate], control: float) -> None:
+    table = Table("tokenizer", "spelling", "bits/byte, text", "bits/byte, chats")
+    best_of = {c.source: c for c in reversed(scored)}  # of every tokenizer, however bad
+    for c in dict.fromkeys([*scored[:10], *best_of.values()]):
+        table.add_row(c.source, c.spelling, f"{c.text:.3f}", f"{c.chat:.3f}")
+    table.add_row("control", "the best one, its ids scrambled", f"{control:.3f}", "-")
+    Console(width=140).print(table)
+
+
+def main(config: Config) -> None:
+    settings, raw = read_config(config.folder)
+    weights, dtype, _ = read_weights(config.folder, settings, raw["tie_word_embeddings"])
+    problems = findings(config.folder, settings, weights)
+    print(f"{config.folder}: {len(problems) or 'no'} finding(s) in its files")
+    for problem in problems:
+        print(f"  - {problem}")
+    text = config.text.read_text(encoding="utf-8") if config.text else default_text()
+    sources = candidates(config, settings.vocab_size)
+    scored, control = diagnose(load(weights, settings), sources, text)
+    print_table(scored, control)
+    best = scored[0]
+    if not fits(best, text):
+        raise CheckpointError(
+            f"no tokenizer here fits these weights: the best needs {best.text:.2f} bits per byte, "
+            f"its letters alone {byte_entropy(text):.2f}. Name others with --tokenizer, or text "
+            f"of the kind that the model knows with --text"
+        )
+    print(f"the weights know {best.source}, {best.spelling}")
+    if config.output_dir:
+        run = {"imported": {"from": "a repaired folder", "tokenizer": best.spelling}}
+        fixed = Published(weights, settings, best.tokenizer, 0, run, dtype)
+        repair(fixed, config.output_dir, overwrite=config.overwrite)
+        print(f"written with that tokenizer, and proved: {config.output_dir}")
+    elif problems or best.spelling != "as it is" or best.source != str(config.folder / TOKENIZER):
+        print("--output-dir=FOLDER writes the folder anew with it")
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,70 @@
+"""Write a checkpoint as a Hugging Face model, prove that it is the same model, and publish it.
+
+    python scripts/export_to_huggingface.py --source sft --output-dir ./hf_model
+    python scripts/export_to_huggingface.py --source sft --output-dir ./hf_model --push-to user/name
+
+Nothing is published unless the written folder, loaded by transformers in a fresh process, gives the
+same ids, chats, logits and continuations as the native checkpoint.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.checkpoint_manager import STAGES, find_checkpoint
+from nanochat.common import CheckpointError
+from nanochat.configurator import cli
+from nanochat.huggingface import check_place, export, push
+from nanochat.parity import summary
+from nanochat.space import write_space
+
+
+@dataclass(frozen=True)
+class Config:
+    output_dir: Path
+    """Folder to write; it must not exist, or be empty."""
+    source: str = "sft"
+    """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
+    model_tag: str | None = None
+    """Run to take; default: the newest."""
+    step: int | None = None
+    """Its step; default: the newest."""
+    dtype: str = "bfloat16"
+    """What the weights are rounded to: bfloat16, float16 or float32."""
+    shard_bytes: int = 5_000_000_000
+    """Weights larger than this are written in several files."""
+    overwrite: bool = False
+    """Replace an earlier export in output_dir."""
+    push_to: str | None = None
+    """user/name on the hub to upload the folder to, once it is proved."""
+    private: bool = False
+    """A repository that is made for it is private."""
+    space: bool = False
+    """Also write <output_dir>-space: a chat page for the hub's Spaces."""
+
+
+def main(config: Config) -> None:
+    if config.push_to:
+        check_place(config.push_to)
+    if config.source in STAGES:
+        checkpoint = find_checkpoint(config.source, config.model_tag, config.step)
+    elif Path(config.source).is_dir():
+        checkpoint = Path(config.source)
+    else:
+        raise CheckpointError(
+            f"{config.source} is neither a stage ({', '.join(STAGES)}) nor a folder"
+        )
+    options = {"shard_bytes": config.shard_bytes, "overwrite": config.overwrite}
+    report = export(checkpoint, config.output_dir, config.dtype, **options)
+    print(f"{checkpoint} is the model in {config.output_dir}, {config.dtype}:\n{summary(report)}")
+    if config.push_to:
+        url = push(config.output_dir, config.push_to, private=config.private)
+        print(f"pushed and compared: {url}")
+    if config.space:
+        folder = config.output_dir.with_name(config.output_dir.name + "-space")
+        write_space(folder, config.push_to or str(config.output_dir.absolute()))
+        print(f"a Space: {folder}; try it with `python {folder / 'app.py'}`, publish it with")
+        print(f"  hf upload user/name {folder} --repo-type=space")
+
+
+if __name__ == "__main__":
+    cli(main, Config)

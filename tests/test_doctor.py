@@ -1,0 +1,172 @@
+"""The doctor: on a release that was damaged as releases are."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_trained import save_small, small_text, small_tokenizer
+
+from nanochat.checkpoint_manager import load_checkpoint
+from nanochat.common import CheckpointError
+from nanochat.doctor import (
+    byte_entropy,
+    default_text,
+    diagnose,
+    ids_of,
+    load,
+    open_tokenizer,
+    orders,
+    respelled,
+    score_text,
+    scrambled,
+)
+from nanochat.huggingface import export
+from nanochat.parity_texts import texts
+from nanochat.release import findings
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from scripts.doctor import Config, main
+
+pytest.importorskip("transformers", reason="needs the [export] extra")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(checkpoint, its export, its tokenizer) of a model trained for seconds, made once."""
+    folder = tmp_path_factory.mktemp("doctor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        checkpoint, tokenizer, _ = save_small()
+        export(checkpoint, folder / "hf_model")
+    return checkpoint, folder / "hf_model", tokenizer
+
+
+@pytest.fixture
+def model(trained, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    weights, config, _, _ = load_checkpoint(trained[0])
+    return load(weights, config)
+
+
+def test_bits_per_byte_tell_the_right_tokenizer(trained, model):
+    right = trained[2]
+    other = small_tokenizer("The ships of the line were " + small_text()[9000:20_000].upper())
+    text = default_text()
+    scored, control = diagnose(model, {"other": other, "right": right}, text)
+    assert (scored[0].source, scored[0].spelling) == ("right", "as it is")
+    best_other = min(c.text for c in scored if c.source == "other")
+    assert scored[0].text < 0.8 * best_other and scored[0].text < 0.6 * control
+    assert control == score_text(model, scrambled(right), text)
+    assert len({(c.source, c.spelling) for c in scored}) == len(scored)
+
+
+def test_rotated_special_tokens_are_told_by_chats(trained, model):
+    right = trained[2]
+    names, numbers = list(SPECIAL_TOKENS), [right.special_ids[n] for n in SPECIAL_TOKENS]
+    rotated = dict(zip(names[3:] + names[:3], numbers, strict=True))
+    parts = right.split_pattern, right.merges, ids_of(right), rotated, right.vocab_size
+    scored, _ = diagnose(model, {"rotated": Tokenizer(*parts)}, default_text())
+    assert scored[0].tokenizer.special_ids == right.special_ids
+    assert scored[0].chat < 0.7 * next(c.chat for c in scored if c.spelling == "as it is")
+
+
+def test_a_vocabulary_in_another_order_is_recognised(trained, model):
+    right = trained[2]
+    spellings = dict(orders(right))
+    wrong = spellings["special tokens, bytes, merges"]
+    assert wrong.bos == 0 and ids_of(wrong)[b"\x00"] == 9 and ids_of(wrong)[b"\xff"] == 264
+    assert len(ids_of(wrong)) == len(ids_of(right))
+    scored, _ = diagnose(model, {"moved": wrong}, default_text())
+    assert scored[0].spelling == "bytes, merges, special tokens last"
+    for text in texts():
+        assert scored[0].tokenizer.encode(text) == right.encode(text)
+
+
+def test_byte_entropy_by_hand():
+    assert byte_entropy("aabb") == 1 and byte_entropy("abcd") == 2
+
+
+def test_what_does_not_fit_is_no_candidate(trained):
+    right = trained[2]
+    assert respelled(right, specials=right.vocab_size - 8) is None
+    assert respelled(right, specials=100) is None  # another token has that id
+
+
+def damage(trained, folder):
+    """As a release that came apart: another run's tokenizer, its special tokens moved to the front,
+    ids in the config that are no one's, files of an older converter."""
+    shutil.copytree(trained[1], folder)
+    other = small_tokenizer("quite another run " + small_text()[30_000:40_000].upper())
+    dict(orders(other))["special tokens, bytes, merges"].save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def test_a_damaged_release_is_mended(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    checkpoint, good, right = trained
+    folder, lost = tmp_path / "damaged", tmp_path / "lost"
+    damage(trained, folder)
+    lost.mkdir()
+    respelled(right, [9 + i for i in range(256)], 265, 0).save(lost)  # the right merges, moved
+    main(Config(folder, tokenizer=(lost,), output_dir=tmp_path / "fixed"))
+    printed = capsys.readouterr().out
+    for sentence in (
+        "special_tokens_map.json does not belong",
+        "chat_template.jinja is not nanochat's",
+        "bos_token_id is 1, tokenizer.json has 0",
+        "eos_token_id is 2, tokenizer.json has 4",
+        "it is the tokenizer of another run",
+        f"the weights know {lost}, bytes, merges, special tokens last",
+    ):
+        assert sentence in printed, sentence
+    names = ("tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json")
+    for name in names:
+        assert (tmp_path / "fixed" / name).read_bytes() == (good / name).read_bytes(), name
+    mended, before = (load_file(f / "model.safetensors") for f in (tmp_path / "fixed", good))
+    assert all(torch.equal(mended[name], before[name]) for name in before)
+    assert json.loads((tmp_path / "fixed" / "parity.json").read_text())["passed"]
+
+
+def test_where_no_tokenizer_fits_none_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    damage(trained, tmp_path / "damaged")
+    with pytest.raises(CheckpointError, match="no tokenizer here fits these weights"):
+        main(Config(tmp_path / "damaged", output_dir=tmp_path / "fixed"))
+    assert not (tmp_path / "fixed").exists()
+
+
+def test_a_good_release_has_no_findings(trained, tmp_path):
+    weights, config, _, _ = load_checkpoint(trained[0])
+    assert findings(trained[1], config, weights) == []
+    folder = tmp_path / "spoilt"
+    shutil.copytree(trained[1], folder)
+    (folder / "generation_config.json").unlink()
+    (folder / "modeling_x.py").write_text("")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": {"content": "<s>"}, "auto_map": {}}
+    settings["added_tokens_decoder"] = {"1": {"content": "<|bos|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    weights["lm_head.weight"][0, 0] = torch.nan
+    assert findings(folder, config, weights) == [
+        "generation_config.json is missing",
+        "modeling_x.py does not belong to a nanochat release; loaders may read it",
+        "lm_head.weight has numbers that are not finite",
+        "tokenizer_config.json: bos_token is '<s>', expected '<|bos|>'",
+        f"tokenizer_config.json has <|bos|> at id 1, tokenizer.json at {trained[2].bos}",
+        "auto_map asks for code from the repository",
+    ]
+
+
+def test_special_tokens_that_collide_are_replaced_and_it_is_said(trained, tmp_path):
+    document = json.loads((trained[1] / "tokenizer.json").read_text())
+    for token in document["added_tokens"]:
+        token["id"] -= 3
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer, changed = open_tokenizer(tmp_path, 512)
+    assert "two tokens of the vocabulary have the same id" in changed
+    assert tokenizer.encode("<|bos|>the") == trained[2].encode("<|bos|>the")

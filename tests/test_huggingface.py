@@ -1,0 +1,394 @@
+"""Publishing: the exported folder, the way back, and the push to a hub."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_stub import serve
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import save, tiny_model, tiny_tokenizer
+
+from nanochat import huggingface
+from nanochat.checkpoint_manager import load_checkpoint, load_model, save_tensors
+from nanochat.common import CheckpointError, ConfigError
+from nanochat.gpt import GPTConfig
+from nanochat.huggingface import export, push, released_run, rounded, write_weights
+from nanochat.published import import_published, read_published
+from scripts import export_to_huggingface as export_script
+
+transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
+
+CPU = torch.device("cpu")
+FILES = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "parity.json",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(base folder, checkpoint, its export in bfloat16), made once."""
+    folder = tmp_path_factory.mktemp("export")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        run = {"config": {"depth": 2, "data": "/home/me/texts"}}
+        run["parent"] = "/home/me/.cache/nanochat/mid_checkpoints/tiny/step_000009"
+        checkpoint = save(stage="sft", run=run)
+        export(checkpoint, folder / "hf_model")
+    return folder / "base", checkpoint, folder / "hf_model"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------- equal bytes
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    program = (
+        "import sys, torch; from pathlib import Path;"
+        "from nanochat.checkpoint_manager import save_tensors;"
+        "save_tensors(Path(sys.argv[1]), {'b': torch.ones(3), 'a': torch.zeros(2, 2)}, 'f' * 64)"
+    )
+    root = str(Path(huggingface.__file__).resolve().parents[1])
+    file = tmp_path / "theirs"
+    subprocess.run([sys.executable, "-c", program, file], cwd=root, check=True)
+    first = file.read_bytes()
+    for i in range(8):  # the metadata's order changes from one call to the next, too
+        mine = tmp_path / str(i)
+        save_tensors(mine, {"b": torch.ones(3), "a": torch.zeros(2, 2)}, "f" * 64)
+        assert mine.read_bytes() == first
+    assert b'{"__metadata__":{"format":"pt","tokenizer_fingerprint":"ffff' in first
+    assert {k: t.tolist() for k, t in load_file(file).items()} == {
+        "a": [[0, 0], [0, 0]],
+        "b": [1, 1, 1],
+    }
+
+
+def test_export_import_export_is_byte_identical(exported, tmp_path, monkeypatch, capsys):
+    _, checkpoint, folder = exported
+    back = import_published(folder, "rescued", "sft")
+    assert back.parent.name == "rescued" and back.name == checkpoint.name
+    again = tmp_path / "again"
+    export_script.main(export_script.Config(again, source="sft", model_tag="rescued", space=True))
+    assert contents(again) == contents(folder)
+    assert "largest difference of logits" in capsys.readouterr().out
+    assert (tmp_path / "again-space" / "model_id.txt").read_text() == f"{again}\n"
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    rescued, tokenizer, meta = load_model("sft", CPU, phase="eval", model_tag="rescued")
+    original, _, _ = load_model(checkpoint, CPU, phase="eval")
+    assert tokenizer.fingerprint == meta["tokenizer_fingerprint"]
+    for name, tensor in original.state_dict().items():  # at the export's precision, no less
+        assert torch.equal(rescued.state_dict()[name], tensor.bfloat16().float()), name
+    with pytest.raises(CheckpointError, match="exists; name another --tag"):
+        import_published(folder, "rescued", "sft")
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_what_is_in_the_folder(exported):
+    _, checkpoint, folder = exported
+    assert set(contents(folder)) == FILES
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (folder / name).read_bytes() == (checkpoint / name).read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    explicit = {"intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 2}
+    explicit |= {"final_logit_softcapping": 15.0, "tie_word_embeddings": False}
+    explicit |= {"bos_token_id": 311, "eos_token_id": 315, "pad_token_id": None}
+    explicit |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    assert config.items() >= {**explicit, "dtype": "bfloat16"}.items()
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "Parity" in card
+    run = json.loads((folder / "run.json").read_text())
+    assert run["parent"] == "mid_checkpoints/tiny/step_000009"
+    assert run["config"] == {"depth": 2, "data": "texts"}
+
+
+def test_the_two_snippets_run_and_agree(exported, monkeypatch):
+    """DESIGN.md's, verbatim: on the export, and on the checkpoint."""
+    base, checkpoint, folder = exported
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    names = {"model_id": str(folder), "torch": torch, "device": "cpu"}
+    names |= {n: getattr(transformers, n) for n in ("AutoTokenizer", "AutoModelForCausalLM")}
+    exec(
+        """
+tokenizer = AutoTokenizer.from_pretrained(model_id, use_fast=True, trust_remote_code=False)
+model = AutoModelForCausalLM.from_pretrained(model_id, trust_remote_code=False, use_safetensors=True,
+    torch_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32).to(device)
+""",  # noqa: E501
+        names,
+    )
+    native: dict = {}
+    exec(
+        """
+from nanochat.checkpoint_manager import load_model
+from nanochat.common import compute_init
+ddp, ddp_rank, ddp_local_rank, ddp_world_size, device = compute_init()
+model, tokenizer, meta = load_model("sft", device, phase="eval")
+prompt = "<|bos|><|user_start|>What is the capital of France?<|user_end|><|assistant_start|>"
+tokens = tokenizer.encode(prompt)                # a prompt that the programmer wrote: markup is honoured here
+response_tokens = list(model.generate(tokens, max_tokens=100, temperature=0.8, top_k=50))
+print(tokenizer.decode(response_tokens))
+""",  # noqa: E501
+        native,
+    )
+    assert native["meta"]["path"] == str(checkpoint) and native["response_tokens"]
+    theirs = names["tokenizer"](native["prompt"], add_special_tokens=False)["input_ids"]
+    assert theirs == native["tokens"]
+
+
+def test_rounding_refuses_what_does_not_fit():
+    assert rounded("w", torch.tensor([1.0009765625]), "bfloat16").item() == 1.0
+    with pytest.raises(CheckpointError, match="w has 1 numbers that are not finite in float16"):
+        rounded("w", torch.tensor([1.0, 70_000.0]), "float16")
+    with pytest.raises(CheckpointError, match="not finite"):
+        rounded("w", torch.tensor([float("nan"), 1.0]), "float32")
+
+
+def test_a_weight_without_a_place_is_refused():
+    weights, config, _, _ = load_checkpoint(save())
+    huggingface.refuse_what_the_target_cannot_hold(weights, config)
+    extra = {**weights, "model.layers.0.self_attn.gate.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"self_attn\.gate\.weight is not in both"):
+        huggingface.refuse_what_the_target_cannot_hold(extra, config)
+    weights.pop("lm_head.weight")
+    with pytest.raises(CheckpointError, match="lm_head.weight is not in both"):
+        huggingface.refuse_what_the_target_cannot_hold(weights, config)
+
+
+def test_sharded_weights_load_everywhere(tmp_path, exported):
+    _, checkpoint, folder = exported
+    weights, config, _, run = load_checkpoint(checkpoint)
+    shutil.copytree(folder, tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
+    write_weights(tmp_path / "sharded", weights, run["tokenizer_fingerprint"], 500_000)
+    names = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    assert names == [
+        f"model-{i:05d}-of-{len(names):05d}.safetensors" for i in range(1, len(names) + 1)
+    ]
+    assert len(names) > 2
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in weights.values())
+    assert set(index["weight_map"]) == set(weights)
+    assert all((tmp_path / "sharded" / name).stat().st_size < 600_000 for name in names)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "sharded", dtype=torch.float32
+    )
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    published = read_published(tmp_path / "sharded")
+    assert all(torch.equal(published.weights[name], weights[name]) for name in weights)
+    (tmp_path / "sharded" / names[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"{names[1]} is missing"):
+        read_published(tmp_path / "sharded")
+
+
+def test_nothing_is_overwritten_or_left_behind(tmp_path, exported, monkeypatch):
+    _, checkpoint, _ = exported
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        export(checkpoint, place)
+    with pytest.raises(CheckpointError, match="is no exported model"):
+        export(checkpoint, place, overwrite=True)
+    with pytest.raises(CheckpointError, match="is no exported model"):  # a checkpoint is not one
+        export(checkpoint, checkpoint, overwrite=True)
+    with pytest.raises(ConfigError, match="dtype 'int4' is unknown"):
+        export(checkpoint, tmp_path / "new", dtype="int4")
+    # A gate that fails: weights that were changed after the folder was written.
+    honest = huggingface.write_weights
+
+    def spoilt(folder, weights, fingerprint, shard_bytes):
+        weights["lm_head.weight"] = weights["lm_head.weight"].roll(1, 0)
+        honest(folder, weights, fingerprint, shard_bytes)
+
+    monkeypatch.setattr(huggingface, "write_weights", spoilt)
+    with pytest.raises(CheckpointError, match="logits: .* differ"):
+        export(checkpoint, tmp_path / "new")
+    assert not [path.name for path in tmp_path.iterdir() if "new" in path.name]
+    assert [path.name for path in place.iterdir()] == ["thesis.txt"]
+
+
+def test_the_record_that_is_published_names_no_folder_of_this_machine():
+    run = {"a": ["/home/me/x", "b/c"], "parent": "/r/sft_checkpoints/d4/step_000001", "n": 1}
+    expected = {"a": ["x", "b/c"], "parent": "sft_checkpoints/d4/step_000001", "n": 1}
+    assert released_run(run) == expected
+    assert released_run({"imported": {"run": {"tag": "first"}}, "tag": "second"}) == {
+        "tag": "first"
+    }
+
+
+def test_the_card_of_an_imported_model_stays_but_for_the_proof(exported):
+    _, checkpoint, folder = exported
+    report = {**json.loads((folder / "parity.json").read_text()), "dtype": "float32"}
+    card = (folder / "README.md").read_text().replace("# nanochat tiny", "# My own words")
+    found = huggingface.card(checkpoint, {"imported": {"card": card}}, report)
+    assert "# My own words" in found and found.count("## Parity of this export") == 1
+    assert "| dtype | float32 |" in found and "| dtype | bfloat16 |" not in found
+    assert found.split("## Limits")[1] == card.split("## Limits")[1]
+    # A card without a proof is another program's: what is measured here is written instead.
+    assert "My own" not in huggingface.card(checkpoint, {"imported": {"card": "# My own"}}, report)
+
+
+# ---------------------------------------------------------------- others' folders
+
+
+def others(exported, tmp_path) -> Path:
+    """The folder as transformers itself would save the same model: other files, other spellings."""
+    _, _, folder = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "others", max_shard_size="200KB")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(tmp_path / "others")
+    return tmp_path / "others"
+
+
+def test_what_transformers_saves_is_imported(exported, tmp_path):
+    _, checkpoint, folder = exported
+    saved = others(exported, tmp_path)
+    assert len(list(saved.glob("*.safetensors"))) > 1
+    found, ours = read_published(saved), read_published(folder)
+    assert found.config == ours.config == tiny_model().config
+    assert found.tokenizer.fingerprint == ours.tokenizer.fingerprint
+    assert found.dtype == "bfloat16"
+    assert all(torch.equal(found.weights[name], ours.weights[name]) for name in ours.weights)
+
+
+def rewrite(path, **changes):
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
+
+
+def test_configs_of_other_shapes(exported, tmp_path, capsys):
+    folder = tmp_path / "old"
+    shutil.copytree(exported[2], folder)
+    absent = dict.fromkeys(("rope_parameters", "rms_norm_eps", "attention_bias"), "absent")
+    rewrite(folder / "config.json", **absent, rope_theta=500.0, num_key_value_heads=None)
+    assert read_published(folder).config == GPTConfig(
+        **{**vars(tiny_model().config), "rope_theta": 500.0}
+    )
+    assert "does not say rms_norm_eps; transformers' class takes 1e-06" in capsys.readouterr().out
+    for change, message in {
+        ("rope_parameters", ("rope_type", "yarn")): "rotary embedding of type 'yarn'",
+        ("quantization_config", ("bits", 4)): "quantization_config",
+        ("architectures", ("NanoChatHFForCausalLM",)): "found the class NanoChatHFForCausalLM",
+        ("hidden_act", "gelu"): "hidden_act = 'gelu'",
+        ("intermediate_size", 100): "intermediate_size = 100",
+    }.items():
+        name, value = change
+        value = list(value) if name == "architectures" else value
+        value = dict([value]) if isinstance(value, tuple) else value
+        shutil.copy(exported[2] / "config.json", folder)
+        rewrite(folder / "config.json", **{name: value})
+        with pytest.raises(ConfigError, match=message):
+            read_published(folder)
+
+
+def test_tied_and_strange_weights(exported, tmp_path):
+    folder = tmp_path / "tied"
+    shutil.copytree(exported[2], folder)
+    weights = load_file(folder / "model.safetensors")
+    head = weights.pop("lm_head.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lm_head.weight has shape None"):
+        read_published(folder)
+    rewrite(folder / "config.json", tie_word_embeddings=True)
+    read = read_published(folder).weights
+    assert torch.equal(read["lm_head.weight"], read["model.embed_tokens.weight"])
+    both = {**weights, "lm_head.weight": head}
+    save_file(both, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="said to be tied but differ"):
+        read_published(folder)
+    rewrite(folder / "config.json", tie_word_embeddings=False)
+    both["model.layers.0.value_embeds.weight"] = torch.zeros(2)
+    save_file(both, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"value embeddings \(model.layers.0.value_embeds"):
+        read_published(folder)
+
+
+# ---------------------------------------------------------------- other doors
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with serve(monkeypatch) as server:
+        yield server
+
+
+def test_push_to_a_hub(exported, hub, capsys, tmp_path, base_dir):
+    _, _, folder = exported
+    hub.files |= {"model-00001-of-00002.safetensors": b"old", "modeling_old.py": b"import os"}
+    hub.files |= {"LICENSE": b"MIT", "images/plot.png": b"png"}
+    assert push(folder, "me/model", private=True).endswith("me/model")
+    assert hub.files == {**contents(folder), "LICENSE": b"MIT", "images/plot.png": b"png"}
+    assert hub.created[0]["name"] == "model"
+    printed = capsys.readouterr()
+    assert "deleted, left over from an earlier upload: model-00001-of-00002" in printed.out
+    # The token goes to the hub and nowhere else.
+    assert hub.tokens == {"Bearer hf_of_nobody"}
+    assert "hf_of_nobody" not in printed.out + printed.err
+    for path in (p for root in (folder, base_dir, tmp_path) for p in root.rglob("*")):
+        assert path.is_dir() or b"hf_of_nobody" not in path.read_bytes(), path
+
+
+def test_a_push_that_fails_can_be_given_again(exported, hub, capsys):
+    _, _, folder = exported
+    hub.fail = 403
+    with pytest.raises(
+        CheckpointError, match="(?s)me/model: not pushed: .*same command again"
+    ) as error:
+        push(folder, "me/model")
+    assert "hf_of_nobody" not in str(error.value)
+    hub.fail = None
+    push(folder, "me/model")
+    assert hub.files == contents(folder)
+    hub.spoil = lambda content: content.replace(b"nanochat", b"nanoshat")
+    with pytest.raises(CheckpointError, match="arrived as"):
+        push(folder, "me/model")
+
+
+def test_what_was_not_proved_is_not_pushed(exported, hub, tmp_path):
+    folder = tmp_path / "unproved"
+    shutil.copytree(exported[2], folder)
+    rewrite(folder / "parity.json", passed=False)
+    with pytest.raises(CheckpointError, match="no parity.json that says it passed"):
+        push(folder, "me/model")
+    with pytest.raises(CheckpointError, match="expected user/name"):
+        push(exported[2], "model")
+    config = export_script.Config(tmp_path / "new", source="sft", push_to="hf://me/model")
+    with pytest.raises(CheckpointError, match="expected user/name"):  # said before any work
+        export_script.main(config)
+    assert hub.files == {} and hub.created == []
+
+
+def test_lora_trains_a_step_on_the_export(exported):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported[2], dtype=torch.float32)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "fc1"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model, config)
+    ids = torch.tensor([tiny_tokenizer().encode("<|bos|>the cat sat on the mat")])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1
