@@ -128,7 +128,7 @@ def _library(wanted: str) -> ctypes.CDLL | None:
     if wanted == "torch" or platform.system() != "Linux" or not probe():
         return None  # it was asked for, or made for other processors: nothing to say
     compiler = cpp_compiler()
-    slower = "PyTorch's own are used: an answer then takes two to three times as long"
+    slower = "PyTorch's own are used: one answer then takes two and a half times as long"
     if compiler is None:
         print0(f"engine: no C++ compiler (looked for $CXX, g++, clang++, c++), so {slower}")
         return None
