@@ -20,7 +20,7 @@ IN_ORDER = """
     evals core_eval
     energy run_figures run_records monitor train recipe
     gpt2_core figure_words report_page plots report_training report_results model_card report
-    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app
+    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app gguf gguf_parity
     published release doctor gguf server
 """
 ORDER = IN_ORDER.split()
