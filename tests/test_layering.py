@@ -20,8 +20,8 @@ IN_ORDER = """
     evals core_eval
     energy run_figures run_records monitor train recipe
     gpt2_core figure_words report_page plots report_training report_results model_card report
-    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app gguf gguf_parity
-    published release doctor gguf server
+    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app
+    published release doctor gguf gguf_parity server
 """
 ORDER = IN_ORDER.split()
 TASKS_MAY_IMPORT = {"common", "conversation", "dataset", "packaged", "calculator", "execution"}
