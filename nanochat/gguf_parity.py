@@ -20,8 +20,8 @@ from nanochat.gpt import GPT
 from nanochat.parity import Check
 
 # (share of places where the likeliest token agrees, at least; mean KL divergence in nats, at most).
-# For Q8_0 llama.cpp rounds the activations to 8 bits, too.
-BOUNDS = {"f16": (0.995, 1e-3), "bf16": (0.995, 1e-3), "q8_0": (0.98, 1e-2)}
+# For bf16 and Q8_0 llama.cpp rounds the activations, too, to 8 significant bits.
+BOUNDS = {"f16": (0.995, 1e-3), "bf16": (0.985, 2e-3), "q8_0": (0.97, 1e-2)}
 MOST_TOKENS = 256  # of a text
 
 
