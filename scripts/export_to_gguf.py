@@ -1,0 +1,78 @@
+"""Write a checkpoint as GGUF for llama.cpp, Ollama and LM Studio, and prove that it is the same.
+
+    python scripts/export_to_gguf.py --source sft --output-dir ./gguf_model --type q8_0
+
+The file is kept only if llama.cpp (the package llama-cpp-python) gives the same ids, and nearly the
+same probabilities, as the native model. A Modelfile for Ollama is written beside it.
+"""
+
+import importlib.util
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nanochat.checkpoint_manager import STAGES, find_checkpoint, load_checkpoint
+from nanochat.common import CheckpointError, write_atomic
+from nanochat.configurator import cli
+from nanochat.gguf import modelfile, write_gguf
+from nanochat.gguf_parity import prove
+
+
+@dataclass(frozen=True)
+class Config:
+    output_dir: Path
+    """Folder to write model-<type>.gguf, Modelfile and parity-<type>.json into."""
+    source: str = "sft"
+    """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
+    model_tag: str | None = None
+    """Run to take; default: the newest."""
+    step: int | None = None
+    """Its step; default: the newest."""
+    type: Literal["f16", "bf16", "q8_0"] = "f16"
+    """What the matrices are rounded to."""
+    drop_softcap: bool = False
+    """Write a model with a logit soft-cap although the file cannot hold it; results change."""
+    unproved: bool = False
+    """Keep the file without comparing it with the native model."""
+
+
+def main(config: Config) -> None:
+    is_stage = config.source in STAGES
+    checkpoint = (
+        find_checkpoint(config.source, config.model_tag, config.step)
+        if is_stage
+        else Path(config.source)
+    )
+    if not config.unproved and importlib.util.find_spec("llama_cpp") is None:
+        raise CheckpointError(
+            "the package llama-cpp-python is not installed, so the file could not be compared with "
+            "the native model. pip install llama-cpp-python (it compiles llama.cpp, some minutes), "
+            "or pass --unproved"
+        )
+    output = config.output_dir / f"model-{config.type}.gguf"
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".new-") as folder:
+        new = Path(folder) / output.name
+        write_gguf(checkpoint, new, config.type, config.drop_softcap)
+        if config.unproved:
+            print("not compared with the native model (--unproved)")
+        else:
+            report = prove(new, checkpoint, config.type, config.drop_softcap)
+            record = json.dumps(report, indent=1) + "\n"
+            write_atomic(config.output_dir / f"parity-{config.type}.json", record)
+            print(
+                f"llama.cpp: all ids equal on {report['checks']['ids']['compared']} texts and "
+                f"{report['checks']['chats']['compared']} chats; the likeliest token agrees at "
+                f"{report['likeliest_agrees']:.2%} of {report['positions']:,} places, mean KL "
+                f"divergence {report['mean_kl_nats']:.1e} nats"
+            )
+        new.replace(output)
+    text = modelfile(output.name, load_checkpoint(checkpoint)[1])
+    write_atomic(config.output_dir / "Modelfile", text)
+    print(f"{checkpoint} is written as {output}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    cli(main, Config)
