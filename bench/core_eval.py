@@ -35,7 +35,6 @@ from nanochat.core_bundle import Bundle, find_bundle
 from nanochat.core_eval import evaluate_core_task, is_right
 from nanochat.core_prompts import subsample
 from nanochat.core_scores import score, score_plainly
-from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.run_state import versions
 from nanochat.tokenizer import Tokenizer
@@ -75,20 +74,20 @@ def texts(bundle: Bundle, rows_per_task: int = 300) -> Iterator[str]:
             yield " ".join(str(value) for value in row.values())
 
 
-def make_engine(config: Config, tokenizer: Tokenizer, device: torch.device) -> Engine:
+def make_model(config: Config, vocab_size: int, device: torch.device) -> GPT:
     """Random weights, also where training begins with zeros: verdicts shall differ by example."""
     sizes = {"head_dim": config.head_dim, "sequence_len": config.sequence_len}
-    model = GPT(GPTConfig.from_depth(config.depth, tokenizer.vocab_size, **sizes)).to(device)
+    model = GPT(GPTConfig.from_depth(config.depth, vocab_size, **sizes)).to(device)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.03
             parameter.add_(noise.to(device))
     model.compute_dtype = choose_dtype(device)[0]
-    return Engine(model, tokenizer)
+    return model.to(model.compute_dtype)
 
 
-def measure(task, rows, engine: Engine, config: Config) -> dict:
+def measure(task, rows, model: GPT, tokenizer: Tokenizer, config: Config) -> dict:
     """One line of the table: seconds of both programs, and how far their scores are apart."""
     seconds: dict[str, list[float]] = {name: [] for name in SCORERS}
     found: dict[str, list] = {}
@@ -101,18 +100,18 @@ def measure(task, rows, engine: Engine, config: Config) -> dict:
                 found[name] += zip(examples, scores, strict=True)
                 return scores
 
-            synchronize(engine.model.device)
+            synchronize(model.device)
             start = time.perf_counter()
             evaluate_core_task(
                 task,
                 rows,
-                engine.model,
-                engine.tokenizer,
+                model,
+                tokenizer,
                 max_per_task=config.max_per_task,
                 tokens_at_once=config.tokens_at_once,
                 scorer=remember,
             )
-            synchronize(engine.model.device)
+            synchronize(model.device)
             seconds[name].append(time.perf_counter() - start)
     return summary(task, seconds, found)
 
@@ -182,16 +181,16 @@ def main(config: Config) -> None:
     device = compute_init(config.device_type)[-1]
     bundle = find_bundle(config.bundle)
     tokenizer = Tokenizer.train(texts(bundle), config.vocab_size)
-    engine = make_engine(config, tokenizer, device)
+    model = make_model(config, tokenizer.vocab_size, device)
     wanted = [label for label in config.tasks.split(",") if label]
     lines = []
     for task in bundle.tasks():
         if not wanted or task.label in wanted:
-            lines.append(measure(task, bundle.rows(task), engine, config))
+            lines.append(measure(task, bundle.rows(task), model, tokenizer, config))
             line = lines[-1]
             print(f"{task.label}: {line['fast_seconds']:.2f} s, {line['ratio']:.2f}x", flush=True)
     lines.append(add_up(lines, config.repeats))
-    machine, dtype = device_name(device), str(engine.model.compute_dtype).removeprefix("torch.")
+    machine, dtype = device_name(device), str(model.compute_dtype).removeprefix("torch.")
     print_table(lines, f"CORE, depth {config.depth}, context {config.sequence_len:,}, {dtype}")
     report = {
         "machine": machine,

@@ -117,7 +117,7 @@ def evaluate_core_task(
     """A task's score over all ranks: the examples are dealt out, and every rank gets the result.
 
     rows: the task's examples in the bundle's order; the solved examples before a question are
-    drawn from those that are measured. model: a GPT (an Engine's copy is faster), or a
+    drawn from those that are measured. model: a GPT (faster with weights in compute dtype), or a
     TransformersModel; tokenizer: it has bos and encode_ordinary_batch.
 
     Raises ConfigError for a max_per_task below 1, DataError for a model that answers NaN.
@@ -155,7 +155,7 @@ def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> CoreResult:
     """CORE over all tasks of the bundle; a line is printed for each. Options as in
     evaluate_core_task.
 
-    Example: evaluate_core(find_bundle(), engine.model, tokenizer, max_per_task=500).core
+    Example: evaluate_core(find_bundle(), model, tokenizer, max_per_task=500).core
     """
     scores = []
     for task in bundle.tasks():
