@@ -19,13 +19,12 @@ from nanochat.decode_graph import DecodeGraphs
 from nanochat.gpt import GPT
 from nanochat.inference_model import InferenceModel
 from nanochat.kv_cache import KVCache, Pass, Piece, padded_size
-from nanochat.request import STOP_TOKENS, Answer, Event, Request, fit_context
+from nanochat.request import STOP_TOKENS, Answer, Event, Request
 from nanochat.sampling import SamplingParams, choose, logprobs, uniform
 from nanochat.scheduler import Plan, Scheduler
 from nanochat.tool_calls import AnswerReader, Tool, ToolRunner
 
 __all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "Event", "Request", "SamplingParams"]
-__all__ += ["fit_context"]
 
 STEPS_REMEMBERED = 4096  # for the tokens per second
 

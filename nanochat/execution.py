@@ -98,7 +98,7 @@ class Sandbox:
         raise ExecutionUnavailable(
             f"This system cannot confine untrusted programs ({'; '.join(reasons) or 'no tier'}). "
             "Use Linux 5.13 or newer with user namespaces or Landlock, or ask to run them "
-            "unconfined, with all of this user's rights (--unsafe-execution)."
+            "unconfined, with all of this user's rights (chat_eval --unsafe-execution)."
         )
 
     def _say(self, reasons: list[str]) -> None:

@@ -5,7 +5,6 @@ in the making. Touches no tensor.
 from dataclasses import dataclass
 
 from nanochat.common import ConfigError
-from nanochat.conversation import render_for_completion
 from nanochat.sampling import SamplingParams
 from nanochat.scheduler import Stream
 from nanochat.tool_calls import AnswerReader, ToolCalls
@@ -111,14 +110,3 @@ class Answer:
         """The last event of an answer that ends without a token: the text that was held back."""
         kind, text = self._reader.kind, self._reader.flush()
         return Event(self.stream.id, None, text=text, kind=kind, finish=finish)
-
-
-def fit_context(messages: list[dict], engine) -> tuple[list[int], int]:
-    """(the ids after which the assistant answers, messages left out): the oldest turns go until a
-    quarter of the context is free. Raises ConfigError if the last question alone is too long."""
-    room = engine.model.config.sequence_len * 3 // 4
-    for first in range(0, len(messages), 2):
-        ids = render_for_completion({"messages": messages[first:]}, engine.tokenizer)
-        if len(ids) <= room:
-            return ids, first
-    raise ConfigError(f"the question has {len(ids):,} tokens; at most {room:,} fit. Shorten it")

@@ -217,5 +217,5 @@ def content_security_policy(html: str) -> str:
     return (
         f"default-src 'none'; script-src {sources('script')}; style-src {sources('style')}; "
         f"connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-        f"frame-ancestors 'none'"
+        f"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )

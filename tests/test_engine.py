@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
-from nanochat.engine import AnswerReader, Engine, fit_context
+from nanochat.engine import AnswerReader, Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -242,22 +242,6 @@ def test_a_character_that_was_never_completed_shows_at_the_end(tokenizer):
     reader = AnswerReader(tokenizer)
     assert [reader.push(token) for token in "€".encode()[:2]] == ["", ""]
     assert reader.flush() == "\ufffd" and reader.parts == [{"type": "text", "text": "\ufffd"}]
-
-
-def test_the_oldest_turns_leave_when_the_context_is_full(tokenizer):
-    engine = Engine(random_model(), tokenizer)  # context 64: 48 for the prompt
-    turns = [("x" * 8, "y" * 8)] * 3
-    messages = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    # <|bos|>, 20 ids a turn, and 8 + 3 for the question: 12 + 20 n <= 48 holds for n = 1
-    ids, left_out = fit_context([*messages, {"role": "user", "content": "z" * 8}], engine)
-    assert left_out == 4 and len(ids) == 32
-    assert tokenizer.decode(ids).count("x" * 8) == 1 and "z" * 8 in tokenizer.decode(ids)
-    with pytest.raises(ConfigError, match="has 64 tokens; at most 48 fit"):
-        fit_context([{"role": "user", "content": "z" * 60}], engine)
 
 
 # ---------------------------------------------------------------- weights
