@@ -16,8 +16,6 @@ from typing import Literal
 from nanochat.checkpoint_manager import STAGES, find_checkpoint, load_checkpoint
 from nanochat.common import CheckpointError, write_atomic
 from nanochat.configurator import cli
-from nanochat.gguf import modelfile, write_gguf
-from nanochat.gguf_parity import prove
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,12 @@ class Config:
     """Keep the file without comparing it with the native model."""
 
 
+def need(module: str, remedy: str) -> None:
+    """Raises CheckpointError with the remedy unless the module can be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise CheckpointError(f"the package of the module {module} is not installed: {remedy}")
+
+
 def main(config: Config) -> None:
     is_stage = config.source in STAGES
     checkpoint = (
@@ -45,12 +49,16 @@ def main(config: Config) -> None:
         if is_stage
         else Path(config.source)
     )
-    if not config.unproved and importlib.util.find_spec("llama_cpp") is None:
-        raise CheckpointError(
-            "the package llama-cpp-python is not installed, so the file could not be compared with "
-            "the native model. pip install llama-cpp-python (it compiles llama.cpp, some minutes), "
-            "or pass --unproved"
+    need("gguf", "pip install gguf")
+    if not config.unproved:
+        need(
+            "llama_cpp",
+            "pip install llama-cpp-python (it compiles llama.cpp, some minutes), or pass "
+            "--unproved to write a file that nothing has compared with the native model",
         )
+    from nanochat.gguf import modelfile, write_gguf
+    from nanochat.gguf_parity import prove
+
     output = config.output_dir / f"model-{config.type}.gguf"
     config.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".new-") as folder:
