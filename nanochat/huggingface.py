@@ -23,6 +23,7 @@ from nanochat.checkpoint_manager import (
     save_tensors,
 )
 from nanochat.common import CheckpointError, ConfigError, print0
+from nanochat.extras import need
 from nanochat.gpt import GPTConfig
 from nanochat.mirror import git_object_id
 from nanochat.parity import DTYPES
@@ -57,6 +58,7 @@ def export(
 
     Example: export(find_checkpoint("sft"), Path("hf_model"))["passed"] is True
     """
+    need("transformers")  # at once, not when all is written and is to be proved
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     checkpoint, output = Path(checkpoint), Path(output).absolute()

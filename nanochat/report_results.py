@@ -135,6 +135,8 @@ def chat_section(stages: list[Stage]) -> Section:
     rows = [task_row(task, list(measured.values())) for task in tasks]
     for key in dict.fromkeys(k for m in measured.values() for k in m if k.startswith("pass@")):
         name, _, task = key.partition("/")
+        if name == "pass@1":  # is the accuracy
+            continue
         cells = [percent(m[key]) if key in m else "" for m in measured.values()]
         rows.append([f"{task} {name}", *cells, "", ""])
     if any("chatcore" in m for m in measured.values()):

@@ -13,6 +13,7 @@ import torch
 
 from nanochat.common import CheckpointError, ConfigError, DataError, choose_dtype, print0
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.extras import need
 from nanochat.gpt import soft_cap
 from nanochat.sampling import SamplingParams, sample, uniform
 
@@ -249,13 +250,9 @@ def load_transformers(
 
     Example: model, tokenizer = load_transformers("./gpt2", "cpu")
     """
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    except ImportError as error:
-        raise ConfigError(
-            f"a Hugging Face folder needs the package transformers, which is not here: {error}. "
-            f"Install it: pip install 'transformers>=4.57'"
-        ) from error
+    need("transformers")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
     if not Path(path).is_dir():
         raise CheckpointError(
             f"{path} is no folder; expected a Hugging Face model's, with config.json, weights and "

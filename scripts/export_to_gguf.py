@@ -6,7 +6,6 @@ The file is kept only if llama.cpp (the package llama-cpp-python) gives the same
 same probabilities, as the native model. A Modelfile for Ollama is written beside it.
 """
 
-import importlib.util
 import json
 import tempfile
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat.checkpoint_manager import STAGES, find_checkpoint, load_checkpoint
-from nanochat.common import CheckpointError, write_atomic
+from nanochat.common import write_atomic
 from nanochat.configurator import cli
+from nanochat.extras import need
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,6 @@ class Config:
     """Keep the file without comparing it with the native model."""
 
 
-def need(module: str, remedy: str) -> None:
-    """Raises CheckpointError with the remedy unless the module can be imported."""
-    if importlib.util.find_spec(module) is None:
-        raise CheckpointError(f"the package of the module {module} is not installed: {remedy}")
-
-
 def main(config: Config) -> None:
     is_stage = config.source in STAGES
     checkpoint = (
@@ -49,7 +43,7 @@ def main(config: Config) -> None:
         if is_stage
         else Path(config.source)
     )
-    need("gguf", "pip install gguf")
+    need("gguf")
     if not config.unproved:
         need(
             "llama_cpp",

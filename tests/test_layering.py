@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file of nanochat/ imports only from files named before it. `configurator` shows the errors that
 # `common` defines, so it comes second.
 IN_ORDER = """
-    common configurator
+    common configurator extras
     tokenizer_json bpe tokenizer conversation packaged hub dataset packing token_shards dataloader
     calculator kernel seccomp landlock namespaces sandbox_program sandbox_worker
     verdict sandbox_host execution

@@ -1,0 +1,14 @@
+"""A package that is missing is told of, with the way to get it."""
+
+import pytest
+
+from nanochat.common import ConfigError
+from nanochat.extras import need
+
+
+def test_a_missing_package_is_told_with_the_remedy():
+    need("json")
+    with pytest.raises(ConfigError, match=r"no_such_module.*pip install .*\[export\]"):
+        need("no_such_module")
+    with pytest.raises(ConfigError, match="build it yourself"):
+        need("no_such_module", "build it yourself")
