@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from nanochat.bpe.native import ahead
+from nanochat.bpe.native import ahead, portions
 from nanochat.common import DataError, barrier, base_dir, rank_and_world, write_atomic
 from nanochat.conversation import render_batch, validate
 from nanochat.dataset import Shard, Source
@@ -209,7 +209,7 @@ def _tokenize_shard(
     lengths = []
     try:
         with open(partial, "wb") as file:
-            chunks = _chunks(shard.texts(), CHUNK_CHARS)
+            chunks = portions(shard.texts(), CHUNK_CHARS)
             encode = functools.partial(tokenizer.encode_ordinary_batch, num_threads=num_threads)
             for ids, offsets in ahead(encode, chunks, num_threads):
                 file.write(ids.tobytes())
@@ -229,19 +229,6 @@ def _tokenize_shard(
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _chunks(texts: Iterable[str], max_chars: int) -> Iterator[list[str]]:
-    """Lists of texts that together reach max_chars; the last may fall short."""
-    chunk, chars = [], 0
-    for text in texts:
-        chunk.append(text)
-        chars += len(text)
-        if chars >= max_chars:
-            yield chunk
-            chunk, chars = [], 0
-    if chunk:
-        yield chunk
 
 
 # ---------------------------------------------------------------- files
