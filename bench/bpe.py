@@ -8,36 +8,31 @@ merges and ids are equal, prints tables, writes bench/results/bpe-<machine>.json
 a process of its own, so that its peak memory is known; that includes the texts.
 """
 
-import json
 import multiprocessing
 import os
-import re
 import statistics
-import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_record
 from nanochat import bpe
 from nanochat.bpe import SPLIT_PATTERN, token_bytes
-from nanochat.common import device_name, git_commit, peak_rss, write_atomic
+from nanochat.common import peak_rss
 from nanochat.configurator import cli
 from nanochat.dataset import open_source
-from nanochat.run_state import versions
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CODE = (".py", ".pyi", ".h", ".hpp", ".cpp", ".c", ".cu", ".js", ".rs")
 
 
@@ -299,18 +294,7 @@ def main(config: Config) -> None:
         print(f"one text: {report['one_text']}")
         if config.long_chars:
             report["long"] = measure_long(english, config)
-    machine = device_name(torch.device("cpu"))
-    report |= {
-        "machine": machine,
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit()},
-        "config": asdict(config),
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    path = RESULTS / f"bpe-{slug}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record("bpe", config, "cpu", report)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,20 @@ everything from rows to accuracy, in turns, task by task. Prints a table, how of
 differ (compute dtype rounds), and writes bench/results/core_eval-<machine>.json.
 """
 
-import json
-import os
-import re
 import statistics
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_record
 from nanochat.common import (
     choose_dtype,
     compute_init,
-    device_name,
-    git_commit,
     synchronize,
-    write_atomic,
 )
 from nanochat.configurator import cli
 from nanochat.core_bundle import Bundle, find_bundle
@@ -36,10 +29,8 @@ from nanochat.core_eval import evaluate_core_task, is_right
 from nanochat.core_prompts import subsample
 from nanochat.core_scores import score, score_plainly
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.run_state import versions
 from nanochat.tokenizer import Tokenizer
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SCORERS = {"fast": score, "plain": score_plainly}
 
 
@@ -190,21 +181,9 @@ def main(config: Config) -> None:
             line = lines[-1]
             print(f"{task.label}: {line['fast_seconds']:.2f} s, {line['ratio']:.2f}x", flush=True)
     lines.append(add_up(lines, config.repeats))
-    machine, dtype = device_name(device), str(model.compute_dtype).removeprefix("torch.")
+    dtype = str(model.compute_dtype).removeprefix("torch.")
     print_table(lines, f"CORE, depth {config.depth}, context {config.sequence_len:,}, {dtype}")
-    report = {
-        "machine": machine,
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit()},
-        "compute_dtype": dtype,
-        "config": asdict(config),
-        "results": lines,
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    path = RESULTS / f"core_eval-{slug}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record("core_eval", config, device, {"compute_dtype": dtype, "results": lines})
 
 
 if __name__ == "__main__":

@@ -11,37 +11,29 @@ same turns, on a buffer as large as the weights. Writes bench/results/engine-<ma
 """
 
 import importlib.util
-import json
 import os
-import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_record
 from nanochat.checkpoint_manager import save_checkpoint
 from nanochat.common import (
     choose_dtype,
     compute_init,
     device_name,
-    git_commit,
     synchronize,
-    write_atomic,
 )
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.run_state import versions
 from nanochat.tokenizer import Tokenizer
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -274,20 +266,16 @@ def main(config: Config) -> None:
     print_table(rows, f"generation, depth {config.depth}, {machine}, {dtype}")
     print(f"memory bandwidth: {statistics.median(bandwidths) / 1e9:.1f} GB/s (reading a buffer as "
           f"large as the weights, median of {len(bandwidths)} turns)")  # fmt: skip
-    report = {
-        "machine": machine,
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit(), "cuda": torch.version.cuda},
-        "compute_dtype": dtype,
-        "config": asdict(config),
-        "bandwidth_bytes_per_second": bandwidths,
-        "results": rows,
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    path = RESULTS / f"engine-{slug}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record(
+        "engine",
+        config,
+        device,
+        {
+            "compute_dtype": dtype,
+            "bandwidth_bytes_per_second": bandwidths,
+            "results": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

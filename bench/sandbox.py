@@ -11,26 +11,21 @@ import gzip
 import importlib.metadata
 import json
 import os
-import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.common import DataError, device_name, git_commit, write_atomic
+from bench.record import write_record
+from nanochat.common import DataError
 from nanochat.configurator import cli
 from nanochat.execution import TIERS, ExecutionUnavailable, Sandbox
-from nanochat.run_state import versions
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -125,16 +120,7 @@ def main(config: Config) -> None:
         each = f"{1000 / row['programs_per_second']:.1f}"
         table.add_row(name, *rates, each, passed, f"{ratio:.1f}x")
     Console().print(table)
-    machine = device_name(torch.device("cpu"))
-    report = {"summary": summary, "runs": rows, "machine": machine, "config": asdict(config)}
-    report |= {
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit()},
-    }
-    path = RESULTS / f"sandbox-{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record("sandbox", config, "cpu", {"summary": summary, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -10,33 +10,28 @@ turns. Writes bench/results/server-<machine>.json.
 
 import asyncio
 import json
-import os
-import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import uvicorn
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_record
 from nanochat.api_calls import Served
 from nanochat.api_schema import Limits
-from nanochat.common import choose_dtype, compute_init, device_name, git_commit, write_atomic
+from nanochat.common import choose_dtype, compute_init, device_name
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
 from nanochat.engine_thread import EngineThread
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.run_state import versions
 from nanochat.server import create_app
 from nanochat.tokenizer import Tokenizer
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -185,18 +180,7 @@ def main(config: Config) -> None:
         firsts = [f"{row[f'{name}_first']:.3f}" for name in ("engine", "server")]
         table.add_row(str(row["streams"]), *speeds, f"{row['share']:.0%}", *firsts)
     Console().print(table)
-    report = {
-        "machine": machine,
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit()},
-        "config": asdict(config),
-        "results": rows,
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    path = RESULTS / f"server-{slug}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record("server", config, device, {"results": rows})
 
 
 if __name__ == "__main__":

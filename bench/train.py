@@ -7,38 +7,30 @@ Prints a table of tokens/s, MFU (by GPT.flops_per_token) and peak memory; writes
 bench/results/train-<machine>.json.
 """
 
-import json
-import os
-import re
 import resource
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_record
 from nanochat.common import (
     choose_dtype,
     compute_init,
     device_name,
-    git_commit,
     peak_flops,
     synchronize,
-    write_atomic,
 )
 from nanochat.configurator import cli
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import make_loss_fn
 from nanochat.recipe import StageConfig, build_optimizers, can_compile, largest_that_fits
-from nanochat.run_state import versions
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -164,19 +156,7 @@ def main(config: Config) -> None:
     print_table(results, f"training step, {machine}, {dtype}")
     print(f"MFU is relative to {results[0]['peak_flops']:.3g} FLOP/s "
           f"({results[0]['peak_flops_source']})")  # fmt: skip
-    report = {
-        "machine": machine,
-        "load_average_1_min": os.getloadavg()[0],
-        "command": " ".join(sys.orig_argv[1:]),
-        "versions": {**versions(), "git": git_commit(), "cuda": torch.version.cuda},
-        "compute_dtype": dtype,
-        "config": asdict(config),
-        "results": results,
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    path = RESULTS / f"train-{slug}.json"
-    write_atomic(path, json.dumps(report, indent=2) + "\n")
-    print(f"wrote {path}")
+    write_record("train", config, device, {"compute_dtype": dtype, "results": results})
 
 
 if __name__ == "__main__":
