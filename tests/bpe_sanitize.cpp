@@ -53,6 +53,8 @@ Texts odd_texts() {
     texts.add("");
     for (const std::string& part : parts) texts.add(part);
     for (int i = 0; i < 3000; i++) texts.add(pick(parts, rng() % 30));
+    const std::vector<std::string> plain = {"a", "word", "'", "'ll", " ", "        ", "\t", "\n", "12", "()"};
+    for (int i = 0; i < 300; i++) texts.add(pick(plain, 64 + rng() % 100));
     for (int i = 0; i < 300; i++) {
         std::string bytes(rng() % 64, 0);
         for (char& byte : bytes) byte = char(rng());
@@ -71,19 +73,33 @@ Texts odd_texts() {
     return texts;
 }
 
+// The ids of all texts. They are encoded twice, by two calls.
+template <class Id>
+std::vector<Id> batch(Encoder* encoder, const Texts& texts, int threads, int split,
+                      std::vector<i64>& counts) {
+    Encoded* encoded = bpe_encoded(sizeof(Id));
+    for (int round = 0; round < 2; round++)
+        check(!bpe_encode_batch(encoder, encoded, texts.addresses.data(), texts.lengths.data(),
+                                texts.size(), threads, split),
+              "a batch is encoded");
+    const Id* ids = (const Id*)bpe_encoded_ids(encoded);
+    const size_t half = bpe_encoded_bytes(encoded) / sizeof(Id) / 2;
+    check(std::equal(ids, ids + half, ids + half), "the second call does as the first");
+    std::vector<i64> both(2 * texts.size());
+    bpe_encoded_counts(encoded, both.data());
+    std::copy(both.begin() + texts.size(), both.end(), counts.begin());
+    const std::vector<Id> found(ids + half, ids + 2 * half);
+    bpe_encoded_free(encoded);
+    return found;
+}
+
 void encode_all(Encoder* encoder, const Texts& texts, const std::vector<std::string>& tokens,
                 int threads, int split) {
-    Encoded* encoded = bpe_encode_batch(encoder, texts.addresses.data(), texts.lengths.data(),
-                                        texts.size(), threads, split);
-    check(encoded, "a batch is encoded");
-    const i64 total = bpe_encoded_total(encoded);
-    std::vector<u32> ids(total);
-    std::vector<uint16_t> narrow(total);
-    std::vector<i64> counts(texts.size());
-    bpe_encoded_copy(encoded, 4, ids.data(), counts.data());
-    bpe_encoded_copy(encoded, 2, narrow.data(), counts.data());
-    bpe_encoded_free(encoded);
-    check(std::equal(ids.begin(), ids.end(), narrow.begin()), "2 and 4 bytes agree");
+    std::vector<i64> counts(texts.size()), again(texts.size());
+    const std::vector<u32> ids = batch<u32>(encoder, texts, threads, split, counts);
+    const std::vector<uint16_t> narrow = batch<uint16_t>(encoder, texts, threads, split, again);
+    check(std::equal(ids.begin(), ids.end(), narrow.begin(), narrow.end()) && counts == again,
+          "2 and 4 bytes agree");
     size_t at = 0;
     for (i64 i = 0; i < texts.size(); i++) {
         std::vector<u32> alone(texts.lengths[i] + 2);

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,24 @@ def random_texts(count: int, seed: int) -> list[str]:
 def test_scanner_splits_as_the_pattern_does(core):
     for text in [*random_texts(200_000, seed=1), *KINDS.values()]:
         assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
+
+
+def test_blocks_of_ascii_are_split_as_the_pattern_does(core):
+    # 64 bytes are split at once: all short sequences of what the pattern tells apart.
+    for characters in product("as1 \t\n.'l", repeat=5):
+        text = "".join(characters) + "behind" * 12
+        assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
+
+
+def test_long_texts_are_split_as_the_pattern_does(core):
+    rng = random.Random(2)
+    plain = [*"aZsTdlrevm\n\n\r\t10234.,=-_()", "'", "'", '"', "word", "Behind", " ", " ", " " * 8]
+    plain += ["'ll", "\r\n", "   \n"]
+    for rare in ("", "é", "\x1c", "\x7f", "\u3000", "٣", "ſ"):
+        for _ in range(1000):
+            weights = [1] * len(plain) + [0.3]
+            text = "".join(rng.choices([*plain, rare], weights, k=rng.randrange(40, 200)))
+            assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
 
 
 def test_scanner_takes_every_code_point(core):

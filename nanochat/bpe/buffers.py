@@ -93,7 +93,7 @@ def each_text(texts: Texts) -> Iterator[str | bytes]:
             yield text
 
 
-def batches(texts: Texts, most: int = 1 << 23) -> Iterator[Buffers]:
+def batches(texts: Texts, most: int = 1 << 24) -> Iterator[Buffers]:
     """All texts in order, in batches of about `most` bytes; a longer text is a batch of its own."""
     parts, size = [], 0
     for text in texts:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanochat.common import ConfigError, base_dir, cpp_compiler, print0
 
-SOURCES = [Path(__file__).with_name(name) for name in ("core.cpp", "unicode_ranges.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("core.cpp", "scanner.h", "unicode_ranges.h")]
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"]
 SLOWER = "training then takes about 1.5 s a megabyte and encoding 0.4 s, a hundred times as long"
 INSTALL = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"

@@ -1,7 +1,7 @@
 // Byte-level BPE: counting words, learning merges, encoding. reference.py says what; this is how it
 // is done fast. Plain C++17 and a C interface; native.py compiles and calls it. In order:
 //
-//   1. Splitting   UTF-8 into the pieces of Llama-3's pattern, without a regular expression
+//   1. Splitting   UTF-8 into pieces: scanner.h
 //   2. Words       a hash table whose keys are pieces
 //   3. Counting    how often each piece occurs, by many threads
 //   4. Learning    the merges
@@ -12,8 +12,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <cstring>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -23,189 +22,9 @@
 #include <thread>
 #include <vector>
 
-#include "unicode_ranges.h"
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "core.cpp reads bytes as little-endian integers; this machine is big-endian"
-#endif
+#include "scanner.h"
 
 namespace {
-
-using u8 = uint8_t;
-using u32 = uint32_t;
-using u64 = uint64_t;
-using i64 = int64_t;
-
-constexpr u32 NONE = 0xffffffff;
-
-inline u64 load8(const u8* p) {
-    u64 x;
-    memcpy(&x, p, 8);
-    return x;
-}
-
-// ------------------------------------------------------------------------------- 1. Splitting
-//
-// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} | ?[^\s\p{L}\p{N}]+[\r\n]*
-// | \s*[\r\n]+ | \s+(?!\S) | \s+
-//
-// Each branch below is one of these alternatives; the first that matches wins.
-
-enum Class : u8 { OTHER, LETTER, NUMBER, SPACE, NEWLINE };  // \r and \n are no SPACE here
-
-struct Classes {
-    std::vector<u8> of;  // by code point
-
-    Classes() : of(0x110000, OTHER) {
-        fill(LETTERS, sizeof LETTERS, LETTER);
-        fill(NUMBERS, sizeof NUMBERS, NUMBER);
-        fill(SPACES, sizeof SPACES, SPACE);
-        of['\r'] = of['\n'] = NEWLINE;
-    }
-    void fill(const u32* ranges, size_t bytes, Class c) {
-        for (size_t i = 0; i < bytes / 4; i += 2)
-            std::fill(of.begin() + ranges[i], of.begin() + ranges[i + 1] + 1, c);
-    }
-};
-
-const u8* classes() {
-    static const Classes table;
-    return table.of.data();
-}
-
-inline bool continues(u8 byte) { return (byte & 0xc0) == 0x80; }
-
-// The code point at p, and its length. NONE and 1 where there is no valid UTF-8: such a byte is a
-// character of its own. Cut off, overlong, a surrogate, above U+10FFFF: none of them is valid.
-inline u32 code_point(const u8* p, const u8* end, int& length) {
-    const u8 a = p[0];
-    const i64 room = end - p;
-    length = 1;
-    if (a < 0x80) return a;
-    if (a < 0xe0) {
-        if (a < 0xc2 || room < 2 || !continues(p[1])) return NONE;
-        length = 2;
-        return (a & 0x1f) << 6 | (p[1] & 0x3f);
-    }
-    if (a < 0xf0) {
-        if (room < 3 || !continues(p[1]) || !continues(p[2])) return NONE;
-        const u32 c = (a & 0x0f) << 12 | (p[1] & 0x3f) << 6 | (p[2] & 0x3f);
-        if (c < 0x800 || (c >= 0xd800 && c < 0xe000)) return NONE;
-        length = 3;
-        return c;
-    }
-    if (a > 0xf4 || room < 4) return NONE;
-    if (!continues(p[1]) || !continues(p[2]) || !continues(p[3])) return NONE;
-    const u32 c = (a & 0x07) << 18 | (p[1] & 0x3f) << 12 | (p[2] & 0x3f) << 6 | (p[3] & 0x3f);
-    if (c < 0x10000 || c > 0x10ffff) return NONE;
-    length = 4;
-    return c;
-}
-
-struct Scanner {
-    const u8* const of = classes();
-
-    Class look(const u8* p, const u8* end, int& length) const {
-        const u32 c = code_point(p, end, length);
-        return c == NONE ? OTHER : Class(of[c]);
-    }
-
-    // The end of the run of letters that goes on at p. English is nearly all here, so eight bytes
-    // are looked at together: the high bit of each byte of `letters` says whether it is in A-Za-z.
-    const u8* letters(const u8* p, const u8* end) const {
-        constexpr u64 ones = 0x0101010101010101, high = 0x80 * ones;
-        for (;;) {
-            while (end - p >= 8) {
-                const u64 x = load8(p), low = (x | 0x20 * ones) & ~high;
-                const u64 letters = (low + (0x80 - 'a') * ones) & ~(low + (0x7f - 'z') * ones) & ~x;
-                const u64 others = ~letters & high;
-                if (others) {
-                    p += __builtin_ctzll(others) >> 3;
-                    break;
-                }
-                p += 8;
-            }
-            while (p < end && *p < 0x80 && of[*p] == LETTER) p++;
-            int n;
-            if (p == end || *p < 0x80 || look(p, end, n) != LETTER) return p;
-            p += n;
-        }
-    }
-
-    // The length of 's 't 'm 'd 're 've 'll, in either case, where p is at the apostrophe; or 0.
-    static int contraction(const u8* p, const u8* end) {
-        if (end - p < 2) return 0;
-        const int a = p[1] | 0x20;
-        if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-        if (end - p < 3) return 0;
-        if (p[1] == 0xc5 && p[2] == 0xbf) return 3;  // subtle: U+017F is another lower case of S
-        const int b = p[2] | 0x20;
-        return (b == 'e' && (a == 'r' || a == 'v')) || (b == 'l' && a == 'l') ? 3 : 0;
-    }
-
-    // The end of the piece that begins at p; p < end.
-    const u8* next(const u8* p, const u8* end) const {
-        int n;
-        const Class first = look(p, end, n);
-        if (first == LETTER) return letters(p + n, end);
-        const u8* q = p + n;
-        if (first == NUMBER) {
-            for (int i = 0; i < 2 && q < end && look(q, end, n) == NUMBER; i++) q += n;
-            return q;
-        }
-        if (*p == '\'')
-            if (const int length = contraction(p, end)) return p + length;
-        if (q == end) return q;
-        const Class second = look(q, end, n);
-        if (second == LETTER && first != NEWLINE) return letters(q + n, end);
-        if (first == OTHER || (*p == ' ' && second == OTHER)) {
-            while (q < end && look(q, end, n) == OTHER) q += n;
-            while (q < end && of[*q] == NEWLINE) q++;
-            return q;
-        }
-        return spaces(p, end);
-    }
-
-    // White space: up to its last newline; without one, all but its last character, which goes to
-    // what follows; all of it at the end of the text or where it is one character.
-    const u8* spaces(const u8* p, const u8* end) const {
-        const u8 *q = p, *last = p, *after_newline = nullptr;
-        while (q < end) {
-            const u8* const blanks = q;
-            q = skip_blanks(q, end);
-            if (q > blanks) last = q - 1;
-            int n;
-            const Class c = q < end ? look(q, end, n) : OTHER;
-            if (c != SPACE && c != NEWLINE) break;
-            last = q;
-            q += n;
-            if (c == NEWLINE) after_newline = q;
-        }
-        if (after_newline) return after_newline;
-        return q == end || last == p ? q : last;
-    }
-
-    // Code is full of them.
-    static const u8* skip_blanks(const u8* p, const u8* end) {
-        for (; end - p >= 8; p += 8) {
-            const u64 others = load8(p) ^ 0x2020202020202020;
-            if (others) return p + (__builtin_ctzll(others) >> 3);
-        }
-        while (p < end && *p == ' ') p++;
-        return p;
-    }
-
-    // The first place from p on where a piece begins whatever stands before and behind: between a
-    // letter and a blank, or between a newline and what is no white space. `end` if there is none.
-    const u8* find_cut(const u8* p, const u8* end) const {
-        for (; p < end; p++) {
-            if (*p == ' ' && p[-1] < 0x80 && of[p[-1]] == LETTER) return p;
-            int n;
-            if (p[-1] == '\n' && look(p, end, n) != SPACE && *p != '\r' && *p != '\n') return p;
-        }
-        return end;
-    }
-};
 
 // ----------------------------------------------------------------------------------- 2. Words
 
@@ -280,7 +99,7 @@ class Arena {
 // key is a pointer to the word's length and bytes. A key of zeros is an empty slot.
 template <class Value>
 struct Table {
-    struct Slot {
+    struct alignas(32) Slot {  // of which none is on two lines of the cache
         Key key;
         Value value;
 
@@ -348,14 +167,14 @@ struct Table {
 template <class Value, class Visit>
 void visit_pieces(const Table<Value>& table, const u8* p, const u8* end, bool split, Visit visit) {
     const Scanner scanner;
-    Piece ahead[64];
+    Piece ahead[Scanner::MOST];
+    const u8* ends[Scanner::MOST] = {end};
     while (p < end) {
-        int n = 0;
-        for (; n < 64 && p < end; n++) {
-            const u8* next = split ? scanner.next(p, end) : end;
-            ahead[n] = Piece(p, next - p, end);
-            table.prefetch(ahead[n].hash);
-            p = next;
+        const int n = split ? scanner.ends(p, end, ends) : 1;
+        for (int i = 0; i < n; i++) {
+            ahead[i] = Piece(p, ends[i] - p, end);
+            table.prefetch(ahead[i].hash);
+            p = ends[i];
         }
         for (int i = 0; i < n; i++) visit(ahead[i]);
     }
@@ -857,26 +676,48 @@ struct Encoder {
     }
 };
 
-struct Encoded {
-    std::vector<std::vector<u32>> portions;
-    std::vector<i64> counts;  // ids of each text
-    i64 total = 0;
+// The ids of all texts, one batch after another, `width` bytes each.
+class Encoded {
+    const size_t width;
+    std::vector<std::vector<u8>> made;  // by the portions of a batch; kept, for their memory
+    size_t room = 0;
 
-    Encoded(Encoder& encoder, const u8* const* texts, const i64* lengths, i64 n, size_t threads,
-            bool split)
-        : counts(n) {
+    // So that growing neither copies nor touches memory, where realloc can move pages.
+    void resize(size_t bytes) {
+        u8* moved = (u8*)realloc(ids, std::max<size_t>(bytes, 1));
+        if (!moved) throw std::bad_alloc();
+        ids = moved;
+        room = bytes;
+    }
+
+    void keep(const u32* begin, const u32* end, std::vector<u8>& bytes) const {
+        bytes.resize((end - begin) * width);
+        if (width == 2) std::copy(begin, end, (uint16_t*)bytes.data());
+        else std::copy(begin, end, (u32*)bytes.data());
+    }
+
+  public:
+    u8* ids = nullptr;
+    size_t used = 0;          // bytes
+    std::vector<i64> counts;  // ids of each text
+
+    explicit Encoded(size_t bytes_of_an_id) : width(bytes_of_an_id) {}
+    ~Encoded() { free(ids); }
+    Encoded(const Encoded&) = delete;
+
+    void add(Encoder& encoder, const u8* const* texts, const i64* lengths, i64 n, size_t threads,
+             bool split) {
         const Portions todo(texts, lengths, n, split);
-        portions.resize(todo.size());
+        if (made.size() < todo.size()) made.resize(todo.size());
         std::vector<std::unique_ptr<Encoder::Worker>> workers(threads);
         std::vector<i64> span_counts(todo.spans.size());
         in_parallel(todo.size(), threads, [&](size_t w, size_t i) {
             if (!workers[w]) workers[w] = encoder.borrow();
             Encoder::Worker& worker = *workers[w];
             const size_t first = todo.starts[i], last = todo.starts[i + 1];
-            size_t bytes = 0;
-            for (size_t s = first; s < last; s++) bytes += todo.spans[s].end - todo.spans[s].begin;
-            bytes += Encoder::SLACK;
-            if (worker.buffer.size() < bytes) worker.buffer.resize(bytes);
+            size_t room = Encoder::SLACK;
+            for (size_t s = first; s < last; s++) room += todo.spans[s].end - todo.spans[s].begin;
+            if (worker.buffer.size() < room) worker.buffer.resize(room);
             u32* out = worker.buffer.data();
             for (size_t s = first; s < last; s++) {
                 const Span& span = todo.spans[s];
@@ -884,17 +725,31 @@ struct Encoded {
                 span_counts[s] = next - out;
                 out = next;
             }
-            portions[i].assign(worker.buffer.data(), out);
+            keep(worker.buffer.data(), out, made[i]);
         });
         for (auto& worker : workers)
             if (worker) encoder.give_back(std::move(worker));
-        for (size_t s = 0; s < todo.spans.size(); s++) counts[todo.spans[s].text] += span_counts[s];
-        for (const auto& portion : portions) total += portion.size();
+        const size_t before = counts.size();
+        counts.resize(before + n);
+        for (size_t s = 0; s < todo.spans.size(); s++)
+            counts[before + todo.spans[s].text] += span_counts[s];
+        append(todo.size(), threads);
     }
 
-    template <class Id>
-    void copy(Id* ids) const {
-        for (const auto& portion : portions) ids = std::copy(portion.begin(), portion.end(), ids);
+    void append(size_t portions, size_t threads) {
+        std::vector<size_t> starts = {used};
+        for (size_t i = 0; i < portions; i++) starts.push_back(starts[i] + made[i].size());
+        used = starts.back();
+        if (used > room) resize(used + used / 2);
+        in_parallel(portions, threads, [&](size_t, size_t i) {
+            std::copy(made[i].begin(), made[i].end(), ids + starts[i]);
+        });
+    }
+
+    // Nothing will be added.
+    void finish() {
+        std::vector<std::vector<u8>>().swap(made);
+        resize(used);
     }
 };
 
@@ -928,10 +783,12 @@ const char* bpe_error() { return message.c_str(); }
 // Writes where each piece of a text ends (`ends` has room for `length` of them); how many.
 i64 bpe_split(const u8* text, i64 length, i64* ends) {
     const Scanner scanner;
+    const u8* found[Scanner::MOST];
     i64 count = 0;
     for (const u8* p = text; p < text + length;) {
-        p = scanner.next(p, text + length);
-        ends[count++] = p - text;
+        const int n = scanner.ends(p, text + length, found);
+        for (int i = 0; i < n; i++) ends[count++] = found[i] - text;
+        p = found[n - 1];
     }
     return count;
 }
@@ -975,15 +832,20 @@ i64 bpe_encode(Encoder* encoder, const u8* text, i64 length, int split, u32* out
     });
 }
 
-Encoded* bpe_encode_batch(Encoder* encoder, const u8* const* texts, const i64* lengths, i64 n,
-                          int threads, int split) {
-    return make<Encoded>(*encoder, texts, lengths, n, threads, split);
+// Ids of `width` bytes: 2 or 4.
+Encoded* bpe_encoded(int width) { return make<Encoded>(width); }
+// Encodes so many more texts. 0, or -1 for failure.
+int bpe_encode_batch(Encoder* encoder, Encoded* encoded, const u8* const* texts, const i64* lengths,
+                     i64 n, int threads, int split) {
+    return guarded(-1, [&] { return encoded->add(*encoder, texts, lengths, n, threads, split), 0; });
 }
-i64 bpe_encoded_total(const Encoded* encoded) { return encoded->total; }
-// Writes all ids, `width` bytes each, and how many each text has.
-void bpe_encoded_copy(const Encoded* encoded, int width, void* ids, i64* counts) {
-    if (width == 2) encoded->copy((uint16_t*)ids);
-    else encoded->copy((u32*)ids);
+// The ids of all texts, which are there until bpe_encoded_free; null for failure.
+const u8* bpe_encoded_ids(Encoded* encoded) {
+    return guarded((const u8*)nullptr, [&] { return encoded->finish(), encoded->ids; });
+}
+i64 bpe_encoded_bytes(const Encoded* encoded) { return encoded->used; }
+// Writes how many ids each text has.
+void bpe_encoded_counts(const Encoded* encoded, i64* counts) {
     std::copy(encoded->counts.begin(), encoded->counts.end(), counts);
 }
 void bpe_encoded_free(Encoded* encoded) { delete encoded; }

@@ -35,9 +35,11 @@ SIGNATURES = {
     "bpe_encoder": ([c_void_p, c_int64, c_void_p], c_void_p),
     "bpe_encoder_free": ([c_void_p], None),
     "bpe_encode": ([c_void_p, c_char_p, c_int64, c_int, c_void_p], c_int64),
-    "bpe_encode_batch": ([c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int], c_void_p),
-    "bpe_encoded_total": ([c_void_p], c_int64),
-    "bpe_encoded_copy": ([c_void_p, c_int, c_void_p, c_void_p], None),
+    "bpe_encoded": ([c_int], c_void_p),
+    "bpe_encode_batch": ([c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int], c_int),
+    "bpe_encoded_ids": ([c_void_p], c_void_p),
+    "bpe_encoded_bytes": ([c_void_p], c_int64),
+    "bpe_encoded_counts": ([c_void_p, c_void_p], None),
     "bpe_encoded_free": ([c_void_p], None),
 }
 
@@ -192,44 +194,49 @@ class NativeEncoder:
         self, texts: Texts, dtype: np.dtype, num_threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids, offsets): those of text i are ids[offsets[i]:offsets[i + 1]]."""
-
-        def encode(batch: Buffers) -> tuple[np.ndarray, np.ndarray]:
-            return self._encode_buffers(batch, dtype, num_threads, split=True)
-
-        def encode_split(batch: list[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-            pieces = [self._splitter.pieces(text) for text in batch]
-            flat = of_texts([piece for some in pieces for piece in some])
-            ids, counts = self._encode_buffers(flat, dtype, num_threads, split=False)
-            ends = np.concatenate([[0], np.cumsum(counts)])
-            firsts = np.concatenate([[0], np.cumsum([len(some) for some in pieces])])
-            return ids, np.diff(ends[firsts])
-
         if self._splitter is None:
-            parts = list(ahead(encode, batches(texts), num_threads))
+            ids, counts = self._encode_all(batches(texts), dtype, num_threads, split=True)
         else:
-            parts = [encode_split(some) for some in portions(each_text(texts))]
-        parts = [(np.empty(0, dtype), np.empty(0, np.int64)), *parts]
-        counts = np.concatenate([counts for _, counts in parts])
-        offsets = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        ids = parts[1][0] if len(parts) == 2 else np.concatenate([ids for ids, _ in parts])
-        return ids, offsets
+            pieces_of = []  # how many pieces each text has
 
-    def _encode_buffers(
-        self, batch: Buffers, dtype: np.dtype, num_threads: int, split: bool
+            def pieces() -> Iterator[Buffers]:
+                for some in portions(each_text(texts)):
+                    found = [self._splitter.pieces(text) for text in some]
+                    pieces_of.extend(map(len, found))
+                    yield of_texts([piece for pieces in found for piece in pieces])
+
+            ids, counts = self._encode_all(pieces(), dtype, num_threads, split=False)
+            counts = np.diff(ends(counts)[ends(np.array(pieces_of, np.int64))])
+        return ids, ends(counts)
+
+    def _encode_all(
+        self, all_texts: Iterable[Buffers], dtype: np.dtype, num_threads: int, split: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, how many each text has)."""
+        """(ids, how many each text has). The ids stay where the core has written them."""
         core = self._core
-        addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
-        arguments = self._encoder, addresses, lengths, len(batch), num_threads, split
-        encoded = core.checked(core.encode_batch(*arguments))
+        encoded = core.checked(core.encoded(np.dtype(dtype).itemsize))
+
+        def add(batch: Buffers) -> int:
+            addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
+            arguments = addresses, lengths, len(batch), num_threads, split
+            core.checked(core.encode_batch(self._encoder, encoded, *arguments))
+            return len(batch)
+
         try:
-            total = core.encoded_total(encoded)
-            ids, counts = np.empty(total, dtype), np.empty(len(batch), np.int64)
-            core.encoded_copy(encoded, ids.itemsize, ids.ctypes.data, counts.ctypes.data)
-        finally:
+            counts = np.empty(sum(ahead(add, all_texts, num_threads)), np.int64)
+            core.encoded_counts(encoded, counts.ctypes.data)
+            address = core.checked(core.encoded_ids(encoded))
+        except BaseException:
             core.encoded_free(encoded)
-        return ids, counts
+            raise
+        memory = (ctypes.c_byte * core.encoded_bytes(encoded)).from_address(address)
+        weakref.finalize(memory, core.encoded_free, encoded).atexit = False
+        return np.frombuffer(memory, dtype), counts
+
+
+def ends(counts: np.ndarray) -> np.ndarray:
+    """0, and the sums of the first 1, 2, ... counts: int64 (n + 1,)."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
 def portions(texts: Iterable[str | bytes], most: int = 1 << 20) -> Iterator[list[str | bytes]]:
