@@ -25,7 +25,7 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.extras import need
 from nanochat.gpt import GPTConfig
-from nanochat.mirror import git_object_id
+from nanochat.mirror import check_arrived
 from nanochat.parity import DTYPES
 
 CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
@@ -244,18 +244,5 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
             f"arrived already is not sent twice"
         ) from error
     for name in names:
-        compare_arrived(folder / name, arrived.get(name), repo_id)
+        check_arrived(folder / name, arrived.get(name), f"{repo_id}: {name}")
     return str(url)
-
-
-def compare_arrived(path: Path, file, repo_id: str) -> None:
-    """CheckpointError unless the hub holds the file as it is here."""
-    if file is None:
-        raise CheckpointError(f"{repo_id} has no {path.name} after the upload; push again")
-    # The hub knows large files by SHA-256 and small ones by git's object id.
-    found = file.lfs.sha256 if file.lfs else file.blob_id
-    expected = manifest.sha256_of(path) if file.lfs else git_object_id(path.read_bytes())
-    if found != expected:
-        raise CheckpointError(
-            f"{repo_id}: {path.name} arrived as {found[:12]}, expected {expected[:12]}; push again"
-        )

@@ -63,16 +63,20 @@ def copy_to_hub(path: Path, repo_id: str) -> None:
         file.path: file for file in api.get_paths_info(repo_id, [f"{place}/{n}" for n in names])
     }
     for name in names:
-        file = there.get(f"{place}/{name}")
-        if file is None:
-            raise CheckpointError(f"{repo_id} has no {place}/{name} after the upload")
-        # The hub knows large files by SHA-256 and small ones by git's object id.
-        found = file.lfs.sha256 if file.lfs else file.blob_id
-        expected = sha256_of(path / name) if file.lfs else git_object_id((path / name).read_bytes())
-        if found != expected:
-            raise CheckpointError(
-                f"{repo_id}: {place}/{name} arrived as {found[:12]}, expected {expected[:12]}"
-            )
+        check_arrived(path / name, there.get(f"{place}/{name}"), f"{repo_id}: {place}/{name}")
+
+
+def check_arrived(path: Path, file, what: str) -> None:
+    """CheckpointError unless `file`, what the hub says of `what`, is as it is here, at `path`."""
+    if file is None:
+        raise CheckpointError(f"{what} is not there after the upload; give the command again")
+    # The hub knows large files by SHA-256 and small ones by git's object id.
+    found = file.lfs.sha256 if file.lfs else file.blob_id
+    expected = sha256_of(path) if file.lfs else git_object_id(path.read_bytes())
+    if found != expected:
+        raise CheckpointError(
+            f"{what} arrived as {found[:12]}, expected {expected[:12]}; give the command again"
+        )
 
 
 def git_object_id(data: bytes) -> str:

@@ -16,7 +16,8 @@ from nanochat import huggingface
 from nanochat.checkpoint_manager import load_checkpoint, load_model, save_tensors
 from nanochat.common import CheckpointError, ConfigError
 from nanochat.gpt import GPTConfig
-from nanochat.huggingface import export, push, released_run, rounded, write_weights
+from nanochat.huggingface import export, push, released_run, rounded
+from nanochat.manifest import sha256_of
 from nanochat.published import import_published, read_published
 from scripts import export_to_huggingface as export_script
 
@@ -172,30 +173,34 @@ def test_a_weight_without_a_place_is_refused():
         huggingface.refuse_what_the_target_cannot_hold(weights, config)
 
 
-def test_sharded_weights_load_everywhere(tmp_path, exported):
+@pytest.fixture(scope="module")
+def sharded(exported):
+    """The same checkpoint's export in several files."""
     _, checkpoint, folder = exported
-    weights, config, _, run = load_checkpoint(checkpoint)
-    shutil.copytree(folder, tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
-    write_weights(tmp_path / "sharded", weights, run["tokenizer_fingerprint"], 500_000)
-    names = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    export(checkpoint, folder.with_name("sharded"), shard_bytes=200_000)
+    return folder.with_name("sharded")
+
+
+def test_sharded_weights_load_everywhere(sharded, exported, tmp_path):
+    whole = load_file(exported[2] / "model.safetensors")
+    names = sorted(path.name for path in sharded.glob("*.safetensors"))
     assert names == [
         f"model-{i:05d}-of-{len(names):05d}.safetensors" for i in range(1, len(names) + 1)
     ]
     assert len(names) > 2
-    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in weights.values())
-    assert set(index["weight_map"]) == set(weights)
-    assert all((tmp_path / "sharded" / name).stat().st_size < 600_000 for name in names)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "sharded", dtype=torch.float32
-    )
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    assert set(index["weight_map"]) == set(whole)
+    assert all((sharded / name).stat().st_size < 300_000 for name in names)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.bfloat16)
     for name, tensor in theirs.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
-    published = read_published(tmp_path / "sharded")
-    assert all(torch.equal(published.weights[name], weights[name]) for name in weights)
-    (tmp_path / "sharded" / names[1]).unlink()
+        assert torch.equal(tensor, whole[name]), name
+    published = read_published(sharded)
+    assert all(torch.equal(published.weights[name], whole[name].float()) for name in whole)
+    shutil.copytree(sharded, tmp_path / "torn")
+    (tmp_path / "torn" / names[1]).unlink()
     with pytest.raises(CheckpointError, match=f"{names[1]} is missing"):
-        read_published(tmp_path / "sharded")
+        read_published(tmp_path / "torn")
 
 
 def test_nothing_is_overwritten_or_left_behind(tmp_path, exported, monkeypatch):
@@ -361,6 +366,29 @@ def test_a_push_that_fails_can_be_given_again(exported, hub, capsys):
     hub.spoil = lambda content: content.replace(b"nanochat", b"nanoshat")
     with pytest.raises(CheckpointError, match="arrived as"):
         push(folder, "me/model")
+
+
+def test_large_files_are_not_sent_twice(sharded, hub):
+    # As the hub takes weights: each by itself, in parts, and none that it has.
+    names = sorted(path.name for path in sharded.glob("*.safetensors"))
+    hub.large, hub.part, hub.fail_put = 1000, 150_000, 3
+    with pytest.raises(CheckpointError, match="(?s)me/model: not pushed: .*same command again"):
+        push(sharded, "me/model")
+    assert hub.files == {}
+    arrived = set(hub.objects)
+    hub.puts, hub.fail_put = [], None
+    push(sharded, "me/model")
+    assert hub.files == contents(sharded)
+    assert {oid for oid, _ in hub.puts}.isdisjoint(arrived)
+    assert set(hub.objects) >= {sha256_of(sharded / name) for name in names}
+    hub.puts = []
+    push(sharded, "me/model")
+    assert hub.puts == []
+    damaged = hub.files[names[0]][:-1] + b"?"
+    hub.objects[sha256_of(sharded / names[0])] = damaged
+    hub.files = {}
+    with pytest.raises(CheckpointError, match=f"{names[0]} arrived as"):
+        push(sharded, "me/model")
 
 
 def test_what_was_not_proved_is_not_pushed(exported, hub, tmp_path):

@@ -1,13 +1,9 @@
 """The second copy: a folder, and a hub served on loopback."""
 
-import base64
-import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs
 
 import pytest
+from hub_stub import serve
 
 from nanochat.checkpoint_index import find_checkpoint, step_dir
 from nanochat.common import CheckpointError
@@ -91,68 +87,15 @@ def test_git_names_files_like_git():
     assert git_object_id(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload of small files and a listing need."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        files = self.server.files
-        if self.path.endswith("/repos/create"):
-            self.server.created.append(json.loads(body))
-            reply = {"url": f"{self.server.url}/me/run"}
-        elif "/preupload/" in self.path:
-            wanted = json.loads(body)["files"]
-            verdict = {"uploadMode": "regular", "shouldIgnore": False}
-            reply = {"files": [{"path": f["path"], **verdict} for f in wanted]}
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    files[line["value"]["path"]] = self.server.spoil(content)
-            reply = {
-                "commitUrl": f"{self.server.url}/me/run/commit/1",
-                "commitOid": "1",
-                "success": True,
-            }
-        else:  # paths-info
-            paths = [p for p in parse_qs(body.decode())["paths"] if p in files]
-            reply = [
-                {"type": "file", "path": p, "size": len(files[p]), "oid": git_object_id(files[p])}
-                for p in paths
-            ]
-        self.answer(reply)
-
-    def do_GET(self):
-        self.answer({"id": "me/run", "sha": "1", "siblings": []})
-
-    def answer(self, reply):
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def hub(monkeypatch):
-    from huggingface_hub import constants
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.created, server.spoil = {}, [], lambda content: content
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve(monkeypatch) as server:
+        yield server
 
 
-def test_upload_to_a_hub(hub):
+@pytest.mark.parametrize("large", [10**9, 1], ids=["small files", "large file storage"])
+def test_upload_to_a_hub(hub, large):
+    hub.large = large
     path = make(3)
     mirror = Mirror("hf://me/run", waits=())
     mirror.push(path)
