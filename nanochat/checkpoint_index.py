@@ -118,6 +118,17 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
     return path
 
 
+def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
+    """The folder that `source` names: a stage's newest complete checkpoint (see find_checkpoint),
+    or a folder, which is not verified here."""
+    if source in STAGES:
+        return find_checkpoint(str(source), tag, step)
+    if Path(source).is_dir():
+        return Path(source)
+    stages = ", ".join(STAGES)
+    raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
+
+
 def good_checkpoint(run_folder: Path) -> str:
     """One sentence for error messages: which checkpoint of this run is whole."""
     if path := first_whole(newest_first(folders_of(run_folder))):

@@ -18,9 +18,9 @@ from nanochat.checkpoint_index import (
     Found,
     available_checkpoints,
     checkpoint_dir,
+    checkpoint_of,
     find_checkpoint,
     good_checkpoint,
-    listing,
     prune,
     step_dir,
     verify,
@@ -46,6 +46,7 @@ __all__ = [  # all that a script needs of checkpoints, from here
     "Mirror",
     "available_checkpoints",
     "checkpoint_dir",
+    "checkpoint_of",
     "find_checkpoint",
     "load_checkpoint",
     "load_model",
@@ -223,14 +224,9 @@ def load_model(
     """
     if phase not in ("train", "eval"):
         raise ConfigError(f'phase {phase!r} is unknown; it is "train" or "eval"')
-    if source in STAGES:
-        path = find_checkpoint(str(source), model_tag, step)
-    elif Path(source).is_dir():
-        path = Path(source)
+    path = checkpoint_of(source, model_tag, step)
+    if source not in STAGES:
         verify(path)
-    else:
-        stages = ", ".join(STAGES)
-        raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
     weights, config, tokenizer, run = read_folder(path)
     device = torch.device(device)
     with torch.device("meta"):  # the weights are not drawn only to be overwritten

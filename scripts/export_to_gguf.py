@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat.checkpoint_manager import STAGES, find_checkpoint, load_checkpoint
+from nanochat.checkpoint_manager import checkpoint_of, load_checkpoint
 from nanochat.common import write_atomic
 from nanochat.configurator import cli
 from nanochat.extras import need
@@ -37,12 +37,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    is_stage = config.source in STAGES
-    checkpoint = (
-        find_checkpoint(config.source, config.model_tag, config.step)
-        if is_stage
-        else Path(config.source)
-    )
+    checkpoint = checkpoint_of(config.source, config.model_tag, config.step)
     need("gguf")
     if not config.unproved:
         need(

@@ -10,8 +10,7 @@ same ids, chats, logits and continuations as the native checkpoint.
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.checkpoint_manager import STAGES, find_checkpoint
-from nanochat.common import CheckpointError
+from nanochat.checkpoint_manager import checkpoint_of
 from nanochat.configurator import cli
 from nanochat.huggingface import check_place, export, push
 from nanochat.parity import summary
@@ -45,14 +44,7 @@ class Config:
 def main(config: Config) -> None:
     if config.push_to:
         check_place(config.push_to)
-    if config.source in STAGES:
-        checkpoint = find_checkpoint(config.source, config.model_tag, config.step)
-    elif Path(config.source).is_dir():
-        checkpoint = Path(config.source)
-    else:
-        raise CheckpointError(
-            f"{config.source} is neither a stage ({', '.join(STAGES)}) nor a folder"
-        )
+    checkpoint = checkpoint_of(config.source, config.model_tag, config.step)
     options = {"shard_bytes": config.shard_bytes, "overwrite": config.overwrite}
     report = export(checkpoint, config.output_dir, config.dtype, **options)
     print(f"{checkpoint} is the model in {config.output_dir}, {config.dtype}:\n{summary(report)}")
