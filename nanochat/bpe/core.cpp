@@ -18,7 +18,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -234,7 +233,7 @@ void in_parallel(size_t portions, size_t threads, Work work) {
     std::vector<std::thread> others;
     try {
         for (size_t i = 1; i < threads; i++) others.emplace_back(run, i);
-    } catch (const std::system_error&) {  // the system gives no more threads: fewer do the work
+    } catch (const std::exception&) {  // the system gives no more threads: fewer do the work
     }
     run(0);
     for (std::thread& thread : others) thread.join();
@@ -739,8 +738,9 @@ class Encoded {
     void append(size_t portions, size_t threads) {
         std::vector<size_t> starts = {used};
         for (size_t i = 0; i < portions; i++) starts.push_back(starts[i] + made[i].size());
-        used = starts.back();
-        if (used > room) resize(used + used / 2);
+        const size_t total = starts.back();
+        if (total > room) resize(total + total / 2);
+        used = total;
         in_parallel(portions, threads, [&](size_t, size_t i) {
             std::copy(made[i].begin(), made[i].end(), ids + starts[i]);
         });
