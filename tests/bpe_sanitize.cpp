@@ -38,6 +38,13 @@ std::string pick(const std::vector<std::string>& parts, size_t count) {
     return text;
 }
 
+// One of 26 to the 9th.
+std::string random_word() {
+    std::string word(9, ' ');
+    for (char& c : word) c = 'a' + rng() % 26;
+    return word;
+}
+
 std::string repeated(const std::string& part, size_t count) {
     std::string text;
     while (count--) text += part;
@@ -168,9 +175,9 @@ int main() {
     bpe_encoder_free(encoder);
 
     Texts many;  // more different words than an encoder remembers
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 12; i++) {
         std::string text;
-        for (int k = 0; k < 10'000; k++) text += " x" + std::to_string(rng() % 1'000'000'007) + "y";
+        for (int k = 0; k < 100'000; k++) text += " " + random_word();
         many.add(text);
     }
     encoder = bpe_encoder(pairs.data(), pairs.size() / 2, ids.data());
