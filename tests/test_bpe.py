@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -386,6 +387,9 @@ def test_other_ids_and_dtype(merges):
     assert found.tolist() == [ids[i] for i in plain] == encoder.encode("some words here")
     with pytest.raises(ConfigError, match="ids up to 65535"):
         bpe.Encoder(merges, ids=[i + 65000 for i in ids], dtype=np.uint16)
+    for dtype in (np.uint8, np.int64, ">u2"):
+        with pytest.raises(ConfigError, match="uint16 or uint32"):
+            bpe.Encoder([], dtype=dtype)
 
 
 def test_empty_and_odd_texts(merges):
@@ -412,7 +416,8 @@ def test_two_million_bytes_without_a_boundary(text, merges):
 
 def test_more_words_than_the_encoder_remembers(merges):
     rng = random.Random(5)
-    words = [f" {rng.getrandbits(48):x}" for _ in range(600_000)]  # 2 ** 18 are remembered
+    words = [" " + "".join(rng.choices("abcdefgh", k=9)) for _ in range(1_300_000)]
+    assert len(set(words)) > 1 << 20  # that many are remembered
     text = "".join(words)
     encoder = bpe.Encoder(merges)
     first, second = encoder.encode_batch([text] * 2, 1)[0].reshape(2, -1)
@@ -430,6 +435,81 @@ def test_many_python_threads_share_an_encoder(merges):
         assert list(pool.map(encoder.encode, texts)) == expected
         batches = pool.map(lambda _: encoder.encode_batch(texts, 3)[0].tolist(), range(8))
         assert all(batch == sum(expected, []) for batch in batches)
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(ConfigError, match="num_threads is -1; give 1 or more"):
+        bpe.train(["a"], 300, num_threads=-1)
+    with pytest.raises(ConfigError, match="num_threads is -2"):
+        bpe.Encoder([]).encode_batch(["a"], -2)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from nanochat import bpe
+
+def interrupt():
+    for _ in range(3):
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+encoder = bpe.Encoder([(97, 98)])
+text = "".join(f"w{i} x{i}y" for i in range(2_000_000))
+work = {
+    "train": lambda: bpe.train([text] * 4, 400, num_threads=2),
+    "encode": lambda: encoder.encode_batch([text] * 4, 2),
+}[sys.argv[1]]
+thread = threading.Thread(target=interrupt)
+try:
+    thread.start()
+    work()
+except KeyboardInterrupt:
+    pass
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("work", ["train", "encode"])
+def test_interrupted_twice_while_a_batch_is_at_work(work):
+    # The second interruption ends the waiting for the thread that is at work in the core.
+    assert run_python(INTERRUPTED, work).returncode in (0, 1, -signal.SIGINT)
+
+
+AT_THE_END = """
+import threading, time
+from nanochat import bpe
+encoder = bpe.Encoder([(97, 98)])
+text = "".join(f"w{i} x{i}y" for i in range(2_000_000))
+threading.Thread(target=lambda: encoder.encode(text), daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_the_interpreter_ends_while_a_thread_encodes():
+    assert run_python(AT_THE_END).returncode == 0
+
+
+def test_ids_outlive_their_encoder(merges):
+    ids = bpe.Encoder(merges).encode_batch([CODE] * 20)[0]
+    expected = ids.tolist()
+    part = ids[1000:]
+    del ids
+    bpe.Encoder(merges).encode_batch([b"\0" * 100_000] * 20)
+    assert part.tolist() == expected[1000:]
+
+
+def test_a_failing_text_ends_encoding_and_training(merges):
+    def texts():
+        yield from [CODE] * 900  # more than a batch
+        raise OSError("the disk is gone")
+
+    encoder = bpe.Encoder(merges)
+    for threads in (1, 2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            encoder.encode_batch(texts(), threads)
+        with pytest.raises(OSError, match="the disk is gone"):
+            bpe.train(texts(), 300, num_threads=threads)
+    assert decode(encoder.encode_batch([CODE])[0].tolist(), merges) == CODE.encode()
 
 
 def test_an_encoder_can_be_pickled(merges):

@@ -30,15 +30,16 @@ def train(
 
     texts: strings, byte strings, or Arrow arrays of them, whose memory is read where it lies. What
     is kept is a count of each different word. Of equally frequent pairs the smallest comes first.
-    Raises ConfigError for a size below 256 or a pattern that does not compile.
+    Raises ConfigError for a size below 256, a negative number of threads (None and 0: one for each
+    processor) or a pattern that does not compile.
     Example: train(["low lower lowest"], 259) == [(108, 111), (256, 119), (32, 257)]
     """
     if vocab_size < 256:
         raise ConfigError(f"vocabulary size {vocab_size} has no room for the 256 bytes")
+    num_threads = checked_threads(num_threads)
     core, wanted = native.core(compiled.library()), vocab_size - 256
     if core is not None:
-        threads = num_threads or os.cpu_count() or 1
-        merges = native.train(core, texts, wanted, split_pattern, threads)
+        merges = native.train(core, texts, wanted, split_pattern, num_threads)
     else:
         merges = train_slowly(texts, wanted, split_pattern)
     if len(merges) < wanted:
@@ -47,6 +48,15 @@ def train(
             f"more text would give more"
         )
     return merges
+
+
+def checked_threads(num_threads: int | None) -> int:
+    """How many threads are meant; ConfigError for a negative number."""
+    if num_threads and num_threads < 0:
+        raise ConfigError(
+            f"num_threads is {num_threads}; give 1 or more, or None for all processors"
+        )
+    return num_threads or os.cpu_count() or 1
 
 
 def train_slowly(texts: Texts, max_merges: int, split_pattern: str) -> list[Pair]:
@@ -67,7 +77,8 @@ class Encoder:
     """Text to ids, by merges that `train` returned; safe to use by many threads at once.
 
     ids: what is written for each of the 256 + len(merges) ids, where that is another number; dtype
-    of the arrays: uint16 or uint32. Raises ConfigError for a pattern that does not compile.
+    of the arrays: uint16 or uint32. Raises ConfigError for another one, ids that it has no room
+    for, and a pattern that does not compile.
     Example: Encoder([(104, 105)]).encode("hi!") == [256, 33]
     """
 
@@ -78,6 +89,8 @@ class Encoder:
         ids: Sequence[int] | None = None,
         dtype: type = np.uint32,
     ):
+        if np.dtype(dtype) not in (np.uint16, np.uint32):
+            raise ConfigError(f"ids are uint16 or uint32, found {np.dtype(dtype)}")
         ids = range(256 + len(merges)) if ids is None else ids
         if len(ids) != 256 + len(merges) or max(ids) > np.iinfo(dtype).max:
             raise ConfigError(
@@ -104,4 +117,4 @@ class Encoder:
 
         texts as for `train`; a null of an Arrow array is an empty text.
         """
-        return self._encoder.encode_batch(texts, self._dtype, num_threads or os.cpu_count() or 1)
+        return self._encoder.encode_batch(texts, self._dtype, checked_threads(num_threads))

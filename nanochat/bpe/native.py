@@ -60,6 +60,18 @@ class Core:
         return result
 
 
+class Owned:
+    """What the core made, freed when nothing refers to it any more; passed to it as a pointer.
+
+    subtle: a thread may be at work with it after its caller was interrupted, or while the
+    interpreter ends. That thread's reference keeps it, and at the end it is not freed.
+    """
+
+    def __init__(self, address: int, free: Callable[[int], None]):
+        self._as_parameter_ = address
+        weakref.finalize(self, free, address).atexit = False
+
+
 @cache
 def core(library: ctypes.CDLL | None) -> Core | None:
     """The library's functions, set up once; None where there is no library."""
@@ -100,24 +112,18 @@ def train(
     core: Core, texts: Texts, max_merges: int, split_pattern: str, num_threads: int
 ) -> list[Pair]:
     """reference.learn_merges of reference.count_words of the texts."""
-    counter = core.checked(core.counter())
-    try:
-        with progress("counting words", None, "bytes") as advance:
-            if split_pattern == SPLIT_PATTERN:
-                count_by_core(core, counter, texts, num_threads, advance)
-            else:
-                count_by_regex(core, counter, texts, split_pattern, advance)
-        learner = core.checked(core.learner(counter))
-    finally:
-        core.counter_free(counter)
-    try:
-        return learn_merges(core, learner, max_merges)
-    finally:
-        core.learner_free(learner)
+    counter = Owned(core.checked(core.counter()), core.counter_free)
+    with progress("counting words", None, "bytes") as advance:
+        if split_pattern == SPLIT_PATTERN:
+            count_by_core(core, counter, texts, num_threads, advance)
+        else:
+            count_by_regex(core, counter, texts, split_pattern, advance)
+    learner = Owned(core.checked(core.learner(counter)), core.learner_free)
+    return learn_merges(core, learner, max_merges)
 
 
 def count_by_core(
-    core: Core, counter: int, texts: Texts, num_threads: int, advance: Callable[[int], None]
+    core: Core, counter: Owned, texts: Texts, num_threads: int, advance: Callable[[int], None]
 ) -> None:
     """Splits and counts in the core; of the texts only two batches are in memory at a time."""
 
@@ -131,7 +137,7 @@ def count_by_core(
 
 
 def count_by_regex(
-    core: Core, counter: int, texts: Texts, split_pattern: str, advance: Callable[[int], None]
+    core: Core, counter: Owned, texts: Texts, split_pattern: str, advance: Callable[[int], None]
 ) -> None:
     """Splits and counts in Python, as the pattern is not the core's; the core adds it up."""
     splitter, words = Splitter(split_pattern), Counter()
@@ -151,7 +157,7 @@ def count_by_regex(
     hand_over()
 
 
-def learn_merges(core: Core, learner: int, max_merges: int) -> list[Pair]:
+def learn_merges(core: Core, learner: Owned, max_merges: int) -> list[Pair]:
     """Merges from the words that the learner was made of, a few hundred at a call."""
     pairs = np.empty((max_merges, 2), np.uint32)
     done = 0
@@ -178,8 +184,7 @@ class NativeEncoder:
         pairs = np.array(merges, dtype=np.uint32).reshape(-1, 2)
         names = np.array(ids, dtype=np.uint32)
         made = core.encoder(pairs.ctypes.data, len(pairs), names.ctypes.data)
-        self._encoder = core.checked(made)
-        weakref.finalize(self, core.encoder_free, made)
+        self._encoder = Owned(core.checked(made), core.encoder_free)
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of one text."""
@@ -214,7 +219,8 @@ class NativeEncoder:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids, how many each text has). The ids stay where the core has written them."""
         core = self._core
-        encoded = core.checked(core.encoded(np.dtype(dtype).itemsize))
+        made = core.encoded(np.dtype(dtype).itemsize)
+        encoded = Owned(core.checked(made), core.encoded_free)
 
         def add(batch: Buffers) -> int:
             addresses, lengths = batch.addresses.ctypes.data, batch.lengths.ctypes.data
@@ -222,15 +228,11 @@ class NativeEncoder:
             core.checked(core.encode_batch(self._encoder, encoded, *arguments))
             return len(batch)
 
-        try:
-            counts = np.empty(sum(ahead(add, all_texts, num_threads)), np.int64)
-            core.encoded_counts(encoded, counts.ctypes.data)
-            address = core.checked(core.encoded_ids(encoded))
-        except BaseException:
-            core.encoded_free(encoded)
-            raise
+        counts = np.empty(sum(ahead(add, all_texts, num_threads)), np.int64)
+        core.encoded_counts(encoded, counts.ctypes.data)
+        address = core.checked(core.encoded_ids(encoded))
         memory = (ctypes.c_byte * core.encoded_bytes(encoded)).from_address(address)
-        weakref.finalize(memory, core.encoded_free, encoded).atexit = False
+        memory.owner = encoded  # as long as there is an array of it
         return np.frombuffer(memory, dtype), counts
 
 
