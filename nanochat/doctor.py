@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from nanochat import upstream
 from nanochat.bpe import SPLIT_PATTERN
-from nanochat.common import DataError, NanochatError, choose_dtype, pick_device_type
+from nanochat.common import DataError, NanochatError, choose_dtype, pick_device_type, print0
 from nanochat.conversation import render
 from nanochat.foreign_tokenizer import GPT2_PATTERN, from_ranks, read_parts
 from nanochat.gpt import GPT, GPTConfig
@@ -270,7 +270,11 @@ def diagnose(model: GPT, sources: dict[str, Tokenizer], text: str) -> tuple[list
     for source, tokenizer in sources.items():
         for spelling, other in orders(tokenizer):
             measure(source, spelling, other)
-        best = min((c for c in scored if c.source == source), key=lambda c: c.text)
+        own = [c for c in scored if c.source == source]
+        if not own:
+            print0(f"  {source}: the same tokenizer as another candidate")
+            continue
+        best = min(own, key=lambda c: c.text)
         for name, pattern in PATTERNS.items():
             measure(source, f"{best.spelling}, split as {name}",
                     respelled(best.tokenizer, pattern=pattern))  # fmt: skip

@@ -36,6 +36,7 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "final_logit_softcapping": 15.0,
 }
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 OLD_NAMES = {"qkv_bias": "attention_bias", "logits_soft_cap": "final_logit_softcapping"}
 REFUSED = ("quantization_config", "auto_map", "sliding_window", "layer_types")
 
@@ -108,8 +109,11 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
 
     Raises ConfigError for a setting that this model cannot compute.
     """
-    settings = dict(read_json(folder / CONFIG))
     where = folder / CONFIG
+    settings = read_json(where)
+    if not isinstance(settings, dict):
+        found = "is missing" if settings is None else f"holds a {type(settings).__name__}"
+        raise CheckpointError(f"{where} {found}; expected the settings of a published model")
     for name in REFUSED:
         if settings.get(name):
             raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
@@ -118,6 +122,10 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
         raise ConfigError(
             f"{where}: found the class {', '.join(classes)}, expected transformers' own "
             f"NanoChatForCausalLM"
+        )
+    if missing := [name for name in SHAPE if not isinstance(settings.get(name), int)]:
+        raise ConfigError(
+            f"{where} does not say {', '.join(missing)}, which the model's shape needs"
         )
     for old, new in OLD_NAMES.items():
         if old in settings:

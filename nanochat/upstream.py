@@ -183,7 +183,10 @@ def read_pickled_encoding(path: Path) -> dict:
     No code of the pickle runs: its opcodes are read first, and any that is not plain data is
     refused; then one class can be named, a stand-in without behaviour. Raises DataError.
     """
-    data, plain = path.read_bytes(), set(PLAIN_OPCODES.split())
+    try:
+        data, plain = path.read_bytes(), set(PLAIN_OPCODES.split())
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error.strerror}") from error
     try:
         for opcode, argument, position in pickletools.genops(data):
             if opcode.name not in plain:

@@ -15,6 +15,7 @@ from rich.table import Table
 from nanochat.common import CheckpointError, DataError
 from nanochat.configurator import cli
 from nanochat.doctor import (
+    TEXT_CHARACTERS,
     Candidate,
     byte_entropy,
     default_text,
@@ -23,7 +24,7 @@ from nanochat.doctor import (
     load,
     open_tokenizer,
 )
-from nanochat.huggingface import TOKENIZER
+from nanochat.huggingface import TOKENIZER, refuse_to_overwrite
 from nanochat.published import Published, read_config, read_weights
 from nanochat.release import findings, repair
 
@@ -35,7 +36,7 @@ class Config:
     tokenizer: tuple[Path, ...] = ()
     """Other tokenizers that may be the right one: files or folders."""
     text: Path | None = None
-    """A file of text like what the model was trained on, to score with; default: English prose."""
+    """Text like what the model was trained on: the start of this file is scored; default: prose."""
     output_dir: Path | None = None
     """Write the folder here with the tokenizer that fits, proved like an export."""
     overwrite: bool = False
@@ -65,14 +66,31 @@ def print_table(scored: list[Candidate], control: float) -> None:
     Console(width=140).print(table)
 
 
+def read_text(path: Path) -> str:
+    """As much of the file as is scored; DataError where there is nothing to read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(TEXT_CHARACTERS)
+            more = bool(file.read(1))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} could not be read as text: {error}") from error
+    if not text.strip():
+        raise DataError(f"{path} holds no text to score with")
+    if more:
+        print(f"{path}: the first {TEXT_CHARACTERS:,} characters are scored")
+    return text
+
+
 def main(config: Config) -> None:
+    if config.output_dir:  # at once, not when all is scored
+        refuse_to_overwrite(config.output_dir.absolute(), config.overwrite)
+    text = read_text(config.text) if config.text else default_text()
     settings, raw = read_config(config.folder)
     weights, dtype, _ = read_weights(config.folder, settings, raw["tie_word_embeddings"])
     problems = findings(config.folder, settings, weights)
     print(f"{config.folder}: {len(problems) or 'no'} finding(s) in its files")
     for problem in problems:
         print(f"  - {problem}")
-    text = config.text.read_text(encoding="utf-8") if config.text else default_text()
     sources = candidates(config, settings.vocab_size)
     scored, control = diagnose(load(weights, settings), sources, text)
     print_table(scored, control)

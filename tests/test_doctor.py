@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from small_trained import save_small, small_text, small_tokenizer
 
 from nanochat.checkpoint_manager import load_checkpoint
-from nanochat.common import CheckpointError
+from nanochat.common import CheckpointError, DataError
 from nanochat.doctor import (
+    TEXT_CHARACTERS,
     byte_entropy,
     default_text,
     diagnose,
@@ -26,7 +27,7 @@ from nanochat.huggingface import export
 from nanochat.parity_texts import texts
 from nanochat.release import findings
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
-from scripts.doctor import Config, main
+from scripts.doctor import Config, main, read_text
 
 pytest.importorskip("transformers", reason="needs the [export] extra")
 
@@ -170,3 +171,30 @@ def test_special_tokens_that_collide_are_replaced_and_it_is_said(trained, tmp_pa
     tokenizer, changed = open_tokenizer(tmp_path, 512)
     assert "two tokens of the vocabulary have the same id" in changed
     assert tokenizer.encode("<|bos|>the") == trained[2].encode("<|bos|>the")
+
+
+def test_the_same_tokenizer_may_be_named_twice(trained, capsys, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    checkpoint, folder, _ = trained
+    main(Config(folder, tokenizer=(checkpoint,)))
+    printed = capsys.readouterr().out
+    assert f"{checkpoint}: the same tokenizer as another candidate" in printed
+    assert f"the weights know {folder / 'tokenizer.json'}, as it is" in printed
+
+
+def test_what_a_user_can_mistype_is_said_before_any_work(trained, tmp_path, capsys):
+    folder = trained[1]
+    with pytest.raises(CheckpointError, match="nowhere/config.json is missing"):
+        main(Config(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="none.txt could not be read"):
+        main(Config(folder, text=tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="holds no text"):
+        main(Config(folder, text=tmp_path / "empty.txt"))
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        main(Config(folder, output_dir=tmp_path))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "long.txt").write_text("a" * (TEXT_CHARACTERS + 1))
+    assert read_text(tmp_path / "long.txt") == "a" * TEXT_CHARACTERS
+    with pytest.raises(DataError, match="none.pkl could not be read"):
+        open_tokenizer(tmp_path / "none.pkl", 512)
