@@ -18,19 +18,23 @@ SECONDS_TO_CONNECT = 10.0  # after this a hub where nobody answers is given up
 GONE = (401, 403, 404)  # answers that another try does not change
 
 
-def with_retries(what: str, action: Callable[[], object], patience: float = SECONDS_TO_CONNECT):
-    """action(), tried again after network faults; DataError with the ways out if they stay."""
+def faults() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises when the network, or the hub, does not do what it was asked."""
     from huggingface_hub import errors
 
     # OSError: the library's own checks too; RuntimeError: hf_xet's. subtle: the library has
     # imported the HTTP client that it uses, which differs by version.
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-    faults = (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
+    return (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
+
+
+def with_retries(what: str, action: Callable[[], object], patience: float = SECONDS_TO_CONNECT):
+    """action(), tried again after network faults; DataError with the ways out if they stay."""
     start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except (*faults, DataError) as error:
+        except (*faults(), DataError) as error:
             last = error
         if (status := getattr(getattr(last, "response", None), "status_code", 0)) in GONE:
             raise DataError(

@@ -25,6 +25,7 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.extras import need
 from nanochat.gpt import GPTConfig
+from nanochat.hub import faults
 from nanochat.mirror import check_arrived
 from nanochat.parity import DTYPES
 
@@ -35,7 +36,14 @@ SHARD_BYTES = 5_000_000_000
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 # What transformers reads of a repository: left there by an older upload, it would be mixed in.
 LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
-LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+LOADED += (
+    "adapter_config.json",
+    "tokens.json",
+    "tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
 
 
 # ---------------------------------------------------------------- export
@@ -203,19 +211,34 @@ def card(checkpoint: Path, run: dict, report: dict) -> str:
 
 
 def check_place(repo_id: str) -> None:
-    """CheckpointError unless it has the form user/name."""
+    """CheckpointError unless it has the form user/name, in letters that the hub takes."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise CheckpointError(f"{repo_id!r} is no place on the hub; expected user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo_id!r} is no place on the hub: {error}") from error
+
+
+def without_token(text: str) -> str:
+    """The text, in which an HTTP client may have quoted a header, without the account's token."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "(the token)") if token else text
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """Uploads an exported folder to the hub, compares what arrived, and returns its address.
 
+    private: a repository that is made for it is private, and a public one is refused.
     Files of an earlier upload that transformers would read, and that this folder does not have, are
     deleted in the same commit, with a printed line. Interrupted, the same call goes on. Raises
     CheckpointError; the account's token is huggingface_hub's business and is never shown.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     proof = folder / PARITY
     if not proof.is_file() or not json.loads(proof.read_text(encoding="utf-8")).get("passed"):
@@ -225,6 +248,11 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise CheckpointError(
+                f"{repo_id} exists and is public, so nothing was pushed. Name another place, or "
+                f"leave --private out"
+            )
         there = api.list_repo_files(repo_id)
         stale = [n for n in there if n not in names and "/" not in n and n.endswith(LOADED)]
         if stale:
@@ -237,9 +265,10 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
             commit_message="nanochat export",
         )
         arrived = {file.path: file for file in api.get_paths_info(repo_id, names)}
-    except (OSError, RuntimeError, errors.HfHubHTTPError) as error:
+    except (*faults(), ValueError) as error:  # ValueError: what the hub says of a card, a header
+        reason = without_token(f"{type(error).__name__}: {error}")
         raise CheckpointError(
-            f"{repo_id}: not pushed: {type(error).__name__}: {error}. {folder} is whole; log in "
+            f"{repo_id}: not pushed: {reason}. {folder} is whole; log in "
             f"with `hf auth login` if that is missing, and give the same command again: what "
             f"arrived already is not sent twice"
         ) from error

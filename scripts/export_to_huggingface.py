@@ -36,7 +36,7 @@ class Config:
     push_to: str | None = None
     """user/name on the hub to upload the folder to, once it is proved."""
     private: bool = False
-    """A repository that is made for it is private."""
+    """A repository that is made for it is private; one that is public is refused."""
     space: bool = False
     """Also write <output_dir>-space: a chat page for the hub's Spaces."""
 

@@ -13,7 +13,8 @@ from nanochat.mirror import git_object_id
 
 
 class Hub(BaseHTTPRequestHandler):
-    """server.files: path -> bytes; created: bodies; tokens: Authorization headers seen; fail: a
+    """server.files: path -> bytes; created: bodies; private: whether the
+    repository is, None before there is one; tokens: Authorization headers seen; fail: a
     status to answer commits with; spoil: what happens to a file on its way in.
 
     Files that are at least server.large bytes come by git's large file storage, those over
@@ -27,6 +28,11 @@ class Hub(BaseHTTPRequestHandler):
         files = self.server.files
         if self.path.endswith("/repos/create"):
             self.server.created.append(json.loads(body))
+            if self.server.private is None:
+                asked = self.server.created[-1]  # in the words of older and newer clients
+                self.server.private = asked.get("visibility") == "private" or bool(
+                    asked.get("private")
+                )
             return self.answer({"url": f"{self.server.url}/me/model"})
         if self.path.endswith("/validate-yaml"):
             return self.answer({"errors": [], "warnings": []})
@@ -90,7 +96,8 @@ class Hub(BaseHTTPRequestHandler):
         if "/tree/" in self.path:
             return self.answer([entry(self.server, path) for path in files])
         siblings = [{"rfilename": path} for path in files]
-        return self.answer({"id": "me/model", "sha": "1", "siblings": siblings})
+        about = {"id": "me/model", "sha": "1", "private": self.server.private}
+        return self.answer({**about, "siblings": siblings})
 
     def answer(self, reply, status=200, **headers):
         data = json.dumps(reply).encode()
@@ -122,7 +129,7 @@ def serve(monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.created, server.tokens = {}, [], set()
-    server.fail, server.spoil = None, lambda content: content
+    server.private, server.fail, server.spoil = None, None, lambda content: content
     server.large, server.part, server.fail_put = math.inf, math.inf, None
     server.objects, server.parts, server.puts, server.stored_apart = {}, {}, [], set()
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -368,6 +368,35 @@ def test_a_push_that_fails_can_be_given_again(exported, hub, capsys):
         push(folder, "me/model")
 
 
+def test_a_public_place_is_not_taken_for_a_private_one(exported, hub):
+    hub.private = False
+    with pytest.raises(CheckpointError, match="me/model exists and is public"):
+        push(exported[2], "me/model", private=True)
+    assert hub.files == {}
+    push(exported[2], "me/model")
+    assert hub.files == contents(exported[2])
+
+
+@pytest.mark.parametrize("token", ["hf_of_nobody", "hf_of_nobody\u2026"])
+def test_no_network_and_odd_tokens_are_told_without_the_token(exported, hub, monkeypatch, token):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", token)
+    if token.isascii():
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
+    with pytest.raises(CheckpointError, match="(?s)me/model: not pushed: .*same command") as error:
+        push(exported[2], "me/model")
+    assert "nobody" not in str(error.value)
+    quoted = huggingface.without_token(f"illegal header 'Bearer {token}'")
+    assert quoted == "illegal header 'Bearer (the token)'"
+
+
+@pytest.mark.parametrize("place", ["model", "me/a--b", "me/a..b", "me/model.git", "me/-x"])
+def test_places_that_the_hub_does_not_have(place):
+    with pytest.raises(CheckpointError, match="is no place on the hub"):
+        huggingface.check_place(place)
+
+
 def test_large_files_are_not_sent_twice(sharded, hub):
     # As the hub takes weights: each by itself, in parts, and none that it has.
     names = sorted(path.name for path in sharded.glob("*.safetensors"))
