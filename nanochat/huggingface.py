@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from nanochat import manifest, model_card, parity
 from nanochat.checkpoint_manager import (
@@ -88,8 +89,11 @@ def export(
         report = parity.prove(temporary, checkpoint, dtype)
         write_json(temporary / PARITY, report)
         (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")
+        refuse_to_overwrite(output, overwrite)  # once more: the proof has taken minutes
+        if output.exists():
+            print0(f"{output} is replaced")
         manifest.publish(temporary, output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second: a full disk, as safetensors tells it
         raise CheckpointError(f"{output} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
@@ -114,7 +118,14 @@ def refuse_to_overwrite(output: Path, overwrite: bool) -> None:
             f"{output} is no exported model (a {CONFIG} and no {manifest.MANIFEST}), so it is not "
             f"replaced, --overwrite or not. Name another folder"
         )
-    print0(f"{output} is replaced")
+    ours = {*COPIED, CONFIG, RUN, CARD, PARITY, INDEX}
+    names = sorted(path.name for path in output.iterdir())
+    strange = [n for n in names if n not in ours and not n.endswith(".safetensors")]
+    if strange:
+        raise CheckpointError(
+            f"{output} also holds {', '.join(strange[:5])}, which no export wrote; replacing the "
+            f"folder would delete it. Move it away, or name another folder"
+        )
 
 
 def refuse_what_the_target_cannot_hold(weights: dict, config: GPTConfig) -> None:

@@ -230,6 +230,46 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, exported, monkeypatch):
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
 
 
+def test_only_what_an_export_wrote_is_replaced(exported, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(exported[2], folder)
+    huggingface.refuse_to_overwrite(folder, overwrite=True)
+    (folder / ".git").mkdir()
+    with pytest.raises(CheckpointError, match="also holds .git, which no export wrote"):
+        export(exported[1], folder, overwrite=True)
+    assert (folder / ".git").is_dir() and contents_of_files(folder) == contents(exported[2])
+
+
+def contents_of_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_what_appears_during_the_proof_is_not_replaced(exported, tmp_path, monkeypatch):
+    place, proof = tmp_path / "place", huggingface.parity.prove
+
+    def slow(*arguments):
+        shutil.copytree(exported[2], place)
+        return proof(*arguments)
+
+    monkeypatch.setattr(huggingface.parity, "prove", slow)
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        export(exported[1], place)
+    assert contents(place) == contents(exported[2])
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_full_disk_is_told(exported, tmp_path):
+    resource = pytest.importorskip("resource", reason="needs Unix")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # files that are larger cannot be written
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not be written"):
+            export(exported[1], tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_record_that_is_published_names_no_folder_of_this_machine():
     run = {"a": ["/home/me/x", "b/c"], "parent": "/r/sft_checkpoints/d4/step_000001", "n": 1}
     expected = {"a": ["x", "b/c"], "parent": "sft_checkpoints/d4/step_000001", "n": 1}
