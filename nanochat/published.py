@@ -23,6 +23,7 @@ from nanochat.conversation import CHAT_TEMPLATE
 from nanochat.foreign_tokenizer import read_tokenizer_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.huggingface import CARD, INDEX, PARITY, TOKENIZER, target_names
+from nanochat.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -67,6 +68,11 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         run = {"config": meta.get("user_config", {})}
         run["imported"] = {"from": "karpathy/nanochat .pt", "meta": meta}
         return Published(weights, config, found, int(meta.get("step", 0)), run)
+    if tokenizer:
+        raise ConfigError(
+            f"--tokenizer is for upstream's files, and {folder} has its own {TOKENIZER}. To try "
+            f"another: python -m scripts.doctor {folder} --tokenizer {tokenizer}"
+        )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} has neither a {CONFIG} (a Hugging Face folder) nor a model_<step>.pt"
@@ -156,6 +162,9 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
     Raises CheckpointError for a tensor that is missing, left over or of another shape.
     """
     index = read_json(folder / INDEX)
+    if index and (folder / WEIGHTS).is_file():
+        print0(f"{folder} has {WEIGHTS} and {INDEX}; transformers reads the first, and so is done")
+        index = None
     files = sorted(set(index["weight_map"].values())) if index else [WEIGHTS]
     weights, dtypes = {}, set()
     for name in files:
@@ -168,7 +177,12 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118
                     tensor = file.get_tensor(key)
-                    dtypes.add(str(tensor.dtype).removeprefix("torch."))
+                    dtypes.add(kind := str(tensor.dtype).removeprefix("torch."))
+                    if kind not in DTYPES:
+                        known = ", ".join(DTYPES)
+                        raise CheckpointError(f"{path}: {key} is {kind}; read are {known}")
+                    if key in weights:
+                        raise CheckpointError(f"{path}: {key} was in another file already")
                     weights[key] = tensor.float()
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -55,14 +55,17 @@ def read_upstream(folder: Path, tokenizer: Path | None = None):
     weights are float32, under our names. tokenizer: the tokenizer.pkl, where it does not lie in the
     folder. Raises CheckpointError for another architecture, naming what was found.
     """
-    steps = sorted(folder.glob("model_*.pt"))
+    steps = sorted(folder.glob("model_*.pt"), key=lambda path: (len(path.name), path.name))
     path = steps[-1]
     if len(steps) > 1:
         print0(f"{folder} holds {len(steps)} steps; {path.name} is read")
     meta_path = folder / path.name.replace("model_", "meta_").replace(".pt", ".json")
     if not meta_path.is_file():
         raise CheckpointError(f"{meta_path} is missing; it says the model's shape")
-    meta = json.loads(meta_path.read_text(encoding="utf-8"))
+    try:
+        meta = json.loads(meta_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{meta_path} is no JSON: {error}") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -345,6 +345,36 @@ def test_configs_of_other_shapes(exported, tmp_path, capsys):
             read_published(folder)
 
 
+def test_of_two_sets_of_weights_that_is_read_which_transformers_reads(sharded, tmp_path, capsys):
+    folder = tmp_path / "both"
+    shutil.copytree(sharded, folder)
+    old = {name: 2 * tensor for name, tensor in read_published(sharded).weights.items()}
+    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = read_published(folder).weights
+    assert "transformers reads the first" in capsys.readouterr().out
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_what_would_be_dropped_at_import_is_refused(exported, tmp_path):
+    with pytest.raises(ConfigError, match="--tokenizer is for upstream's files"):
+        import_published(exported[2], "rescued", tokenizer=tmp_path / "tokenizer.pkl")
+    folder = tmp_path / "strange"
+    shutil.copytree(exported[2], folder)
+    for name in ("num_hidden_layers", "vocab_size"):
+        shutil.copy(exported[2] / "config.json", folder)
+        rewrite(folder / "config.json", **{name: "absent"})
+        with pytest.raises(ConfigError, match=f"does not say {name}"):
+            read_published(folder)
+    shutil.copy(exported[2] / "config.json", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lm_head.weight is int8"):
+        read_published(folder)
+
+
 def test_tied_and_strange_weights(exported, tmp_path):
     folder = tmp_path / "tied"
     shutil.copytree(exported[2], folder)
