@@ -34,10 +34,13 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
     import llama_cpp
 
     weights, config, tokenizer, _ = load_checkpoint(checkpoint)
+    dropped = config.logit_softcap if drop_softcap else None
     if drop_softcap:
         config = replace(config, logit_softcap=None)
-    native = GPT(config)
-    native.load_state_dict(rounded_weights(weights, config, kind))
+    with torch.device("meta"):  # the weights are not drawn only to be overwritten
+        native = GPT(config)
+    native.load_state_dict(rounded_weights(weights, config, kind), assign=True)
+    del weights
     native.compute_dtype = torch.float32
     context = min(MOST_TOKENS, config.sequence_len)
     llama = llama_cpp.Llama(
@@ -58,6 +61,7 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
     agreement, divergence, positions = compare_logits(llama, native, rows)
     report = {
         "type": kind,
+        "softcap_dropped": dropped,
         "checks": {
             k: {"compared": c.compared, "different": c.different} for k, c in checks.items()
         },

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat.checkpoint_manager import checkpoint_of, load_checkpoint
-from nanochat.common import write_atomic
+from nanochat.checkpoint_manager import CONFIG, checkpoint_of
+from nanochat.common import CheckpointError, write_atomic
 from nanochat.configurator import cli
 from nanochat.extras import need
+from nanochat.gpt import GPTConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ def main(config: Config) -> None:
             "pip install llama-cpp-python (it compiles llama.cpp, some minutes), or pass "
             "--unproved to write a file that nothing has compared with the native model",
         )
+    try:
+        write(config, checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{config.output_dir} could not be written: {error}") from error
+
+
+def write(config: Config, checkpoint: Path) -> None:
+    """The file, its proof and its Modelfile, in config.output_dir."""
     from nanochat.gguf import modelfile, write_gguf
     from nanochat.gguf_parity import prove
 
@@ -57,16 +66,19 @@ def main(config: Config) -> None:
             print("not compared with the native model (--unproved)")
         else:
             report = prove(new, checkpoint, config.type, config.drop_softcap)
-            record = json.dumps(report, indent=1) + "\n"
-            write_atomic(config.output_dir / f"parity-{config.type}.json", record)
             print(
                 f"llama.cpp: all ids equal on {report['checks']['ids']['compared']} texts and "
                 f"{report['checks']['chats']['compared']} chats; the likeliest token agrees at "
                 f"{report['likeliest_agrees']:.2%} of {report['positions']:,} places, mean KL "
                 f"divergence {report['mean_kl_nats']:.1e} nats"
             )
+        proof = config.output_dir / f"parity-{config.type}.json"
+        proof.unlink(missing_ok=True)  # an earlier one says nothing of this file
         new.replace(output)
-    text = modelfile(output.name, load_checkpoint(checkpoint)[1])
+        if not config.unproved:
+            write_atomic(proof, json.dumps(report, indent=1) + "\n")
+    settings = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    text = modelfile(output.name, GPTConfig.from_hf(settings))
     write_atomic(config.output_dir / "Modelfile", text)
     print(f"{checkpoint} is written as {output}, {output.stat().st_size / 1e6:.1f} MB")
 

@@ -27,6 +27,7 @@ from nanochat.gguf import (  # noqa: E402
     swap_halves,
     write_gguf,
 )
+from scripts.export_to_gguf import Config, main  # noqa: E402
 
 
 def random_model(**overrides):
@@ -185,3 +186,14 @@ def test_llama_cpp_agrees(kind, tmp_path):
     assert report["checks"]["ids"]["different"] == 0
     with pytest.raises(CheckpointError, match="is not the model in"):
         prove(path, checkpoint, kind)  # the native model has its cap
+
+
+def test_an_old_proof_does_not_stand_beside_a_new_file(tmp_path):
+    checkpoint = save(stage="sft")
+    (tmp_path / "parity-f16.json").write_text("{}")
+    options = {"source": str(checkpoint), "drop_softcap": True, "unproved": True}
+    main(Config(tmp_path, **options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "model-f16.gguf"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written: .*file"):
+        main(Config(tmp_path / "file", **options))
