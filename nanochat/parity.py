@@ -159,8 +159,9 @@ def native_model(checkpoint: Path, dtype: str, device: torch.device):
     weights, config, tokenizer, _ = load_checkpoint(checkpoint)
     with torch.device("meta"):
         model = GPT(config)
-    rounded = {name: tensor.to(DTYPES[dtype]).float() for name, tensor in weights.items()}
-    model.to_empty(device=device).load_state_dict(rounded)
+    for name in weights:  # in place, and not copied into the model: one copy in memory
+        weights[name] = weights[name].to(DTYPES[dtype]).to(device, torch.float32)
+    model.load_state_dict(weights, assign=True)
     model.compute_dtype = torch.float32
     return model.eval(), tokenizer
 
