@@ -86,6 +86,7 @@ def export(
         texts = {CONFIG: record, RUN: released_run(run)}
         for name, content in texts.items():
             write_json(temporary / name, content)
+        print0(f"loading what was written with transformers, and comparing it with {checkpoint}")
         report = parity.prove(temporary, checkpoint, dtype)
         write_json(temporary / PARITY, report)
         (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")

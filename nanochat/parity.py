@@ -74,7 +74,7 @@ def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "parity.json"
-        command = [sys.executable, "-m", "nanochat.parity", folder, checkpoint, dtype, answer]
+        command = [sys.executable, "-P", "-m", "nanochat.parity", folder, checkpoint, dtype, answer]
         ran = subprocess.run(
             list(map(str, command)), env=environment, capture_output=True, text=True, check=False
         )

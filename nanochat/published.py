@@ -83,13 +83,17 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
     template = folder / TEMPLATE
     if not template.is_file() or template.read_text(encoding="utf-8") != CHAT_TEMPLATE:
         print0(f"{folder}: its chat template is another or none; nanochat's takes its place")
+    run = recorded(folder, dtype)
+    return Published(weights, config, found, int(run.get("step", 0)), run, dtype, files)
+
+
+def recorded(folder: Path, dtype: str) -> dict:
+    """run.json of a checkpoint made of the folder: what that says of its run, and the place."""
     records = {name: read_json(folder / name) for name in (RUN, PARITY)}
-    run = dict(records[RUN] or {})
     imported = {"from": "a Hugging Face folder", "dtype": dtype}
     if records[PARITY]:  # an export of ours: what it needs to be exported again as it was
         imported |= {"run": records[RUN], "parity": records[PARITY], "card": read_text(folder)}
-    run["imported"] = imported
-    return Published(weights, config, found, int(run.get("step", 0)), run, dtype, files)
+    return {**(records[RUN] or {}), "imported": imported}
 
 
 def read_json(path: Path) -> dict | None:

@@ -113,9 +113,11 @@ def fingerprint_findings(folder: Path) -> list[str]:
 
 def repair(published: Published, output: Path, *, overwrite: bool = False) -> dict:
     """Writes `output`, a folder of the weights with published.tokenizer, proved like any export;
-    returns the parity report."""
-    with tempfile.TemporaryDirectory() as scratch:
-        place = {"stage": "sft", "tag": "repaired", "step": published.step}
+    returns the parity report. What the release says of its run stays."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".repair-") as scratch:
+        stage = published.run.get("stage", "sft")
+        place = {"stage": stage, "tag": "repaired", "step": published.step}
         native = Path(scratch) / "native"
         write_native(native, published, place)
         return export(native, output, published.dtype, overwrite=overwrite)

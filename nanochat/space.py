@@ -1,6 +1,7 @@
 """The folder of a Hugging Face Space: a small Gradio chat page for an exported model."""
 
 import importlib.metadata
+import json
 from pathlib import Path
 
 from nanochat.common import CheckpointError, write_atomic
@@ -21,7 +22,7 @@ def write_space(folder: Path, model_id: str) -> None:
         raise CheckpointError(f"{present} is another one; name an empty folder for the Space")
     needs = {name: version(name) for name in TESTED}
     head = {
-        "title": Path(model_id).name,
+        "title": json.dumps(Path(model_id).name),  # a JSON string is one in YAML
         "sdk": "gradio",
         "sdk_version": needs["gradio"],
         "app_file": "app.py",

@@ -44,7 +44,14 @@ def make_answer(model, tokenizer):
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         options = {"max_new_tokens": new_tokens, "do_sample": True, "temperature": 0.6, "top_k": 50}
         options |= {"attention_mask": torch.ones_like(ids), "streamer": streamer}
-        worker = threading.Thread(target=model.generate, args=(ids,), kwargs=options)
+
+        def generate():
+            try:
+                model.generate(ids, **options)
+            finally:
+                streamer.end()  # also where it failed: or the page would wait for ever
+
+        worker = threading.Thread(target=generate)
         worker.start()
         text = ""
         for piece in streamer:

@@ -25,7 +25,7 @@ from nanochat.doctor import (
     open_tokenizer,
 )
 from nanochat.huggingface import TOKENIZER, refuse_to_overwrite
-from nanochat.published import Published, read_config, read_weights
+from nanochat.published import Published, read_config, read_weights, recorded
 from nanochat.release import findings, repair
 
 
@@ -103,8 +103,13 @@ def main(config: Config) -> None:
         )
     print(f"the weights know {best.source}, {best.spelling}")
     if config.output_dir:
-        run = {"imported": {"from": "a repaired folder", "tokenizer": best.spelling}}
-        fixed = Published(weights, settings, best.tokenizer, 0, run, dtype)
+        run = recorded(config.folder, dtype)
+        changed = {"tokenizer_fingerprint": best.tokenizer.fingerprint, "repaired": best.spelling}
+        for record in (run, run["imported"].get("run")):
+            if record is not None:
+                record |= changed
+        step = int(run.get("step", 0))
+        fixed = Published(weights, settings, best.tokenizer, step, run, dtype)
         repair(fixed, config.output_dir, overwrite=config.overwrite)
         print(f"written with that tokenizer, and proved: {config.output_dir}")
     elif problems or best.spelling != "as it is" or best.source != str(config.folder / TOKENIZER):

@@ -56,6 +56,8 @@ def main(config: Config) -> None:
         write_space(folder, config.push_to or str(config.output_dir.absolute()))
         print(f"a Space: {folder}; try it with `python {folder / 'app.py'}`, publish it with")
         print(f"  hf upload user/name {folder} --repo-type=space")
+        if not config.push_to:
+            print(f"once the model is on the hub and {folder / 'model_id.txt'} names it there")
 
 
 if __name__ == "__main__":

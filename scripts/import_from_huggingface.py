@@ -11,6 +11,8 @@ import tyro
 
 from nanochat.configurator import cli
 from nanochat.published import import_published
+from nanochat.release import id_findings
+from nanochat.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Config:
 def main(config: Config) -> None:
     path = import_published(config.folder, config.tag, config.stage, config.tokenizer)
     print(f"{config.folder} is now the checkpoint {path}")
+    for problem in id_findings(config.folder, Tokenizer.load(path).special_ids):
+        print(f"  not taken over: {problem}")
     print(f"chat:  python -m scripts.chat_cli --source={config.stage} --model-tag={config.tag}")
 
 

@@ -131,6 +131,11 @@ def test_a_damaged_release_is_mended(trained, tmp_path, capsys, monkeypatch):
     mended, before = (load_file(f / "model.safetensors") for f in (tmp_path / "fixed", good))
     assert all(torch.equal(mended[name], before[name]) for name in before)
     assert json.loads((tmp_path / "fixed" / "parity.json").read_text())["passed"]
+    # What the release said of its run is still said.
+    before, after = (json.loads((f / "run.json").read_text()) for f in (good, tmp_path / "fixed"))
+    changed = {"tokenizer_fingerprint": right.fingerprint}
+    changed["repaired"] = "bytes, merges, special tokens last"
+    assert after == {**before, **changed}
 
 
 def test_where_no_tokenizer_fits_none_is_named(trained, tmp_path, monkeypatch):

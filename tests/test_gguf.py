@@ -189,11 +189,12 @@ def test_llama_cpp_agrees(kind, tmp_path):
 
 
 def test_an_old_proof_does_not_stand_beside_a_new_file(tmp_path):
-    checkpoint = save(stage="sft")
-    (tmp_path / "parity-f16.json").write_text("{}")
+    checkpoint, folder = save(stage="sft"), tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "parity-f16.json").write_text("{}")
     options = {"source": str(checkpoint), "drop_softcap": True, "unproved": True}
-    main(Config(tmp_path, **options))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "model-f16.gguf"]
+    main(Config(folder, **options))
+    assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "model-f16.gguf"]
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="could not be written: .*file"):
         main(Config(tmp_path / "file", **options))

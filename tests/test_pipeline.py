@@ -240,6 +240,31 @@ def test_every_stage_loads_in_transformers_as_it_lies(trained, stage):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from nanochat.checkpoint_manager import load_model
+    from nanochat.conversation import render_for_completion
+    from nanochat.huggingface import export
+
+    folder = last_step(trained, "sft", "tiny")
+    export(folder, tmp_path / "hf_model", "float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf_model")
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf_model")
+    ours, tokenizer, _ = load_model(folder, "cpu", "eval")
+    ours.compute_dtype = torch.float32
+    for question in ("Hi!", "What is 37 * 12?", "Who are you?"):
+        messages = [{"role": "user", "content": question}]
+        prompt = render_for_completion({"messages": messages}, tokenizer)
+        answer = list(ours.generate(prompt, max_tokens=24, temperature=0))
+        ids = their_tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        row = theirs.generate(ids, max_new_tokens=24, do_sample=False)[0].tolist()
+        assert row[: len(prompt)] == prompt
+        assert row[len(prompt) :][: len(answer)] == answer
+        assert set(row[len(prompt) + len(answer) :]) <= set(ours.stop_ids)
+
+
 @pytest.mark.parametrize(
     "module, flags, expected",
     [

@@ -35,7 +35,7 @@ def test_the_folder_of_a_space(tmp_path):
 
 
 def test_the_page_answers(tmp_path, monkeypatch):
-    gradio = pytest.importorskip("gradio", reason="needs gradio, which nanochat does not install")
+    gradio = pytest.importorskip("gradio", reason="needs the [dev] extra")
     pytest.importorskip("transformers", reason="needs the [export] extra")
     from gradio_client import Client
 
@@ -56,7 +56,7 @@ def test_the_page_answers(tmp_path, monkeypatch):
 
 
 def test_old_turns_make_room_and_markup_stays_text(monkeypatch):
-    pytest.importorskip("gradio", reason="needs gradio, which nanochat does not install")
+    pytest.importorskip("gradio", reason="needs the [dev] extra")
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
     from nanochat.space_app import make_prompt
 
