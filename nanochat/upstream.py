@@ -109,7 +109,7 @@ def read_config(meta: dict, tensors: dict, where: Path) -> GPTConfig:
             f"the {rows - shape['vocab_size']} ids of padding be chosen, here nothing forbids them"
         )
         shape["vocab_size"] = rows
-    return GPTConfig(**shape, head_dim=shape["n_embd"] // shape["n_head"])
+    return GPTConfig(**shape, head_dim=shape["n_embd"] // shape["n_head"], logit_softcap=15.0)
 
 
 def rename(tensors: dict, config: GPTConfig, where: Path) -> dict[str, torch.Tensor]:

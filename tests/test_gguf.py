@@ -172,12 +172,12 @@ def test_modelfile_holds_the_chat_markup():
     assert "{{ .Content }}" in text and "{{{" not in text
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
-def test_llama_cpp_agrees(kind, tmp_path):
+@pytest.mark.parametrize("kind, kv_heads", [("f16", 2), ("f16", 1), ("bf16", 2), ("q8_0", 2)])
+def test_llama_cpp_agrees(kind, kv_heads, tmp_path):
     pytest.importorskip("llama_cpp", reason="needs the package llama-cpp-python")
     from nanochat.gguf_parity import prove
 
-    model = tiny_model()
+    model = tiny_model(n_kv_head=kv_heads)
     model.lm_head.weight.data *= 20  # sure of its answers, and beyond the cap
     checkpoint = save(stage="sft", model=model)
     path = tmp_path / "m.gguf"
