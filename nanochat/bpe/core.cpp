@@ -611,6 +611,7 @@ struct Encoder {
         std::vector<u32> spilled, buffer;
     };
     static constexpr size_t KNOWN_WORDS = 1 << 20;  // a worker's words; after that it starts anew
+    static constexpr size_t KEPT_IDS = 1 << 22;  // room that a worker keeps between batches
     static constexpr size_t KNOWN_LENGTH = 64, SHORT = 256, SLACK = 2;
 
     const Ranks ranks;
@@ -629,6 +630,7 @@ struct Encoder {
         return worker;
     }
     void give_back(std::unique_ptr<Worker> worker) {
+        if (worker->buffer.size() > KEPT_IDS) std::vector<u32>().swap(worker->buffer);
         const std::lock_guard<std::mutex> lock(mutex);
         idle.push_back(std::move(worker));
     }
@@ -837,7 +839,8 @@ Encoded* bpe_encoded(int width) { return make<Encoded>(width); }
 // Encodes so many more texts. 0, or -1 for failure.
 int bpe_encode_batch(Encoder* encoder, Encoded* encoded, const u8* const* texts, const i64* lengths,
                      i64 n, int threads, int split) {
-    return guarded(-1, [&] { return encoded->add(*encoder, texts, lengths, n, threads, split), 0; });
+    return guarded(-1,
+                   [&] { return encoded->add(*encoder, texts, lengths, n, threads, split), 0; });
 }
 // The ids of all texts, which are there until bpe_encoded_free; null for failure.
 const u8* bpe_encoded_ids(Encoded* encoded) {

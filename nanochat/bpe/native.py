@@ -19,6 +19,7 @@ from nanochat.bpe.reference import Pair
 from nanochat.common import progress
 
 MERGES_AT_ONCE = 500  # between two steps of the progress bar
+LONG = 1_000_000  # characters of a text that is cut into portions
 WORDS_AT_ONCE = 1_000_000  # different words that Python counts before the core takes them over
 
 # What each function of the core takes and returns.
@@ -188,7 +189,7 @@ class NativeEncoder:
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of one text."""
-        if self._splitter is not None:
+        if self._splitter is not None or len(text) > LONG:
             return self.encode_batch([text], np.uint32, 1)[0].tolist()
         data = as_bytes(text)
         out = np.empty(len(data) + 2, np.uint32)
