@@ -37,14 +37,8 @@ SHARD_BYTES = 5_000_000_000
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 # What transformers reads of a repository: left there by an older upload, it would be mixed in.
 LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
-LOADED += (
-    "adapter_config.json",
-    "tokens.json",
-    "tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)
+LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+LOADED += ("adapter_config.json",)
 
 
 # ---------------------------------------------------------------- export

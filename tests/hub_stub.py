@@ -13,9 +13,9 @@ from nanochat.mirror import git_object_id
 
 
 class Hub(BaseHTTPRequestHandler):
-    """server.files: path -> bytes; created: bodies; private: whether the
-    repository is, None before there is one; tokens: Authorization headers seen; fail: a
-    status to answer commits with; spoil: what happens to a file on its way in.
+    """server.files: path -> bytes; created: bodies; private: whether the repository is, None before
+    there is one; tokens: Authorization headers seen; fail: a status to answer commits with; spoil:
+    what happens to a file on its way in.
 
     Files that are at least server.large bytes come by git's large file storage, those over
     server.part in parts: server.objects has them by SHA-256, server.puts says what was sent, and
@@ -135,9 +135,7 @@ def serve(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HF_HUB_DISABLE_XET", True
-    )  # a storage that cannot be stood in for
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage has no stand-in
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     yield server
     server.shutdown()

@@ -20,6 +20,7 @@ from nanochat.huggingface import export, push, released_run, rounded
 from nanochat.manifest import sha256_of
 from nanochat.published import import_published, read_published
 from scripts import export_to_huggingface as export_script
+from scripts import import_from_huggingface as import_script
 
 transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
 
@@ -436,6 +437,15 @@ def test_a_push_that_fails_can_be_given_again(exported, hub, capsys):
     hub.spoil = lambda content: content.replace(b"nanochat", b"nanoshat")
     with pytest.raises(CheckpointError, match="arrived as"):
         push(folder, "me/model")
+
+
+def test_ids_that_are_not_taken_over_are_said(exported, tmp_path, capsys):
+    folder = tmp_path / "other_end"
+    shutil.copytree(exported[2], folder)
+    rewrite(folder / "generation_config.json", eos_token_id=7)
+    import_script.main(import_script.Config(folder, tag="other"))
+    printed = capsys.readouterr().out
+    assert "not taken over: generation_config.json: eos_token_id is 7" in printed
 
 
 def test_a_public_place_is_not_taken_for_a_private_one(exported, hub):

@@ -27,6 +27,9 @@ def test_the_folder_of_a_space(tmp_path):
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert [line.split("==")[0] for line in lines] == ["transformers", "torch"]
     assert "nanochat" not in (tmp_path / "app.py").read_text()  # it stands alone
+    write_space(tmp_path, "me/123")
+    head = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert head["title"] == "123"  # and no number
     write_space(tmp_path, "me/other")  # again, over itself
     assert (tmp_path / "model_id.txt").read_text() == "me/other\n"
     (tmp_path / "app.py").write_text("print('mine')")
@@ -53,6 +56,23 @@ def test_the_page_answers(tmp_path, monkeypatch):
     finally:
         page.close()
     assert answer and not any(name in json.dumps(answer) for name in SPECIAL_TOKENS)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_answer_that_fails_ends(monkeypatch):
+    pytest.importorskip("gradio", reason="needs the [dev] extra")
+    transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
+    from nanochat.space_app import make_answer
+
+    folder = Path(save(stage="sft"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "generate", fail)
+    answer = make_answer(model, transformers.AutoTokenizer.from_pretrained(folder))
+    assert list(answer("the cat", [])) == ["", "(no answer)"]
 
 
 def test_old_turns_make_room_and_markup_stays_text(monkeypatch):

@@ -152,6 +152,19 @@ def test_other_shapes_and_missing_parts_are_refused(tmp_path):
     assert "NANOCHAT_EVIL" not in os.environ
 
 
+def test_the_newest_step_is_read_and_damaged_settings_are_told(tmp_path, capsys):
+    tensors = write_upstream(tmp_path, tiny_model(n_kv_head=1), tiny_tokenizer())
+    for step in (999_999, 1_000_000):
+        torch.save(tensors, tmp_path / f"model_{step}.pt")
+        meta = {"step": step, "model_config": SHAPE}
+        (tmp_path / f"meta_{step}.json").write_text(json.dumps(meta))
+    assert read_upstream(tmp_path)[3]["step"] == 1_000_000
+    assert "holds 3 steps; model_1000000.pt is read" in capsys.readouterr().out
+    (tmp_path / "meta_1000000.json").write_text("{")
+    with pytest.raises(CheckpointError, match="meta_1000000.json is no JSON"):
+        read_upstream(tmp_path)
+
+
 def test_padding_of_the_vocabulary_is_kept_and_said(tmp_path, capsys):
     write_upstream(tmp_path, tiny_model(n_kv_head=1), tiny_tokenizer(), vocab_size=300)
     assert read_upstream(tmp_path)[1].vocab_size == 320
