@@ -1,5 +1,6 @@
 """What every part stands on: device, dtype and ranks; paths and atomic writes; errors; progress."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -117,6 +118,8 @@ def compute_init(
     if ddp and not dist.is_initialized():
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, device_id=device if device_type == "cuda" else None)
+        if backend == "gloo":  # subtle: its threads abort a process that ends inside the group
+            atexit.register(compute_cleanup)
     torch.manual_seed(seed)
     dtype, reason = choose_dtype(device)
     print0(
