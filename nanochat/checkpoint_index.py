@@ -120,10 +120,15 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
     """The folder that `source` names: a stage's newest complete checkpoint (see find_checkpoint),
-    or a folder, which is not verified here."""
+    or a folder, which is not verified here, and of which there is no other tag or step."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     if Path(source).is_dir():
+        if tag is not None or step is not None:
+            raise ConfigError(
+                f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
+                f"stage's. Leave them out, or name the stage ({', '.join(STAGES)})"
+            )
         return Path(source)
     stages = ", ".join(STAGES)
     raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")

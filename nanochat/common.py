@@ -104,11 +104,7 @@ def compute_init(
         rank, local_rank, world_size = (
             int(os.environ[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         )
-    device = (
-        torch.device(device_type, local_rank)
-        if device_type == "cuda"
-        else torch.device(device_type)
-    )
+    device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
@@ -141,10 +137,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         model = ""
         with contextlib.suppress(OSError):
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            model = next(
-                (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), ""
-            )
+            found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
+            model = found[1].strip() if found else ""
         return f"cpu {model} ({torch.get_num_threads()} threads)".replace("  ", " ")
     return device.type
 

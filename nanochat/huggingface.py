@@ -16,25 +16,31 @@ from safetensors import SafetensorError
 from nanochat import manifest, model_card, parity
 from nanochat.checkpoint_manager import (
     CONFIG,
-    GENERATION,
     RUN,
-    TEMPLATE,
     WEIGHTS,
     load_checkpoint,
     save_tensors,
 )
 from nanochat.common import CheckpointError, ConfigError, print0
+from nanochat.export_files import (
+    CARD,
+    COPIED,
+    INDEX,
+    PARITY,
+    changed_since_proof,
+    hashes,
+    strangers,
+)
 from nanochat.extras import need
 from nanochat.gpt import GPTConfig
 from nanochat.hub import faults
 from nanochat.mirror import check_arrived
 from nanochat.parity import DTYPES
 
-CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-COPIED = (GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)  # byte for byte the checkpoint's
 SHARD_BYTES = 5_000_000_000
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+# A path inside a text, from the root, the home folder or upwards; no part of an address.
+PLACE = re.compile(r"(?:file://|(?<![\w/:.~-]))(?:~[\w.-]*|\.\.?)?/[^\s,;:@\"'|]+")
 # What transformers reads of a repository: left there by an older upload, it would be mixed in.
 LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
 LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
@@ -64,7 +70,7 @@ def export(
     need("transformers")  # at once, not when all is written and is to be proved
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    checkpoint, output = Path(checkpoint), Path(output).absolute()
+    checkpoint, output = Path(checkpoint), resolved(output)
     refuse_to_overwrite(output, overwrite)
     weights, config, _, run = load_checkpoint(checkpoint)
     refuse_what_the_target_cannot_hold(weights, config)
@@ -82,10 +88,11 @@ def export(
             write_json(temporary / name, content)
         print0(f"loading what was written with transformers, and comparing it with {checkpoint}")
         report = parity.prove(temporary, checkpoint, dtype)
-        write_json(temporary / PARITY, report)
         (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")
+        report["files"] = hashes(temporary)
+        write_json(temporary / PARITY, report)
         refuse_to_overwrite(output, overwrite)  # once more: the proof has taken minutes
-        if output.exists():
+        if output.exists() and any(output.iterdir()):
             print0(f"{output} is replaced")
         manifest.publish(temporary, output)
     except (OSError, SafetensorError) as error:  # the second: a full disk, as safetensors tells it
@@ -93,6 +100,21 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
     return report
+
+
+def resolved(output: Path | str) -> Path:
+    """The folder to write, links followed; CheckpointError where it cannot be put in its place."""
+    try:
+        output = Path(output).resolve()
+        if output == Path.cwd() or output in Path.cwd().parents:
+            raise CheckpointError(
+                f"{output} is the folder that this was started in, or above it, and would be moved "
+                f"away. Name a folder below it, as in ./hf_model"
+            )
+        output.exists()  # an OSError for a name that is too long, or a folder that is not readable
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}") from error
+    return output
 
 
 def write_json(path: Path, record: dict) -> None:
@@ -113,10 +135,7 @@ def refuse_to_overwrite(output: Path, overwrite: bool) -> None:
             f"{output} is no exported model (a {CONFIG} and no {manifest.MANIFEST}), so it is not "
             f"replaced, --overwrite or not. Name another folder"
         )
-    ours = {*COPIED, CONFIG, RUN, CARD, PARITY, INDEX}
-    names = sorted(path.name for path in output.iterdir())
-    strange = [n for n in names if n not in ours and not n.endswith(".safetensors")]
-    if strange:
+    if strange := strangers(output):
         raise CheckpointError(
             f"{output} also holds {', '.join(strange[:5])}, which no export wrote; replacing the "
             f"folder would delete it. Move it away, or name another folder"
@@ -191,16 +210,26 @@ def released_run(run: dict) -> dict:
 
 
 def without_places(value):
-    """The record with absolute paths, which name folders of this machine, cut to their ends."""
+    """The record with paths, which name folders of this machine, cut to their ends."""
     if isinstance(value, dict):
         return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_places(item) for item in value]
-    if isinstance(value, str) and Path(value).is_absolute() and "\n" not in value:
-        parts = Path(value).parts
-        checkpoint = len(parts) > 3 and parts[-3].endswith("_checkpoints")
-        return str(Path(*parts[-3 if checkpoint else -1 :]))
-    return value
+    if not isinstance(value, str):
+        return value
+    if Path(value).is_absolute() and "\n" not in value:  # all of it is one, blanks included
+        return end_of_path(value)
+    return PLACE.sub(lambda found: end_of_path(found[0]), value)
+
+
+def end_of_path(path: str) -> str:
+    """The last part of a path; the last three of a checkpoint's.
+
+    Example: end_of_path("/home/me/mid_checkpoints/d4/step_9") == "mid_checkpoints/d4/step_9"
+    """
+    parts = Path(path).parts
+    checkpoint = len(parts) > 3 and parts[-3].endswith("_checkpoints")
+    return "/".join(parts[-3 if checkpoint else -1 :])
 
 
 def card(checkpoint: Path, run: dict, report: dict) -> str:
@@ -249,6 +278,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     proof = folder / PARITY
     if not proof.is_file() or not json.loads(proof.read_text(encoding="utf-8")).get("passed"):
         raise CheckpointError(f"{folder} has no {PARITY} that says it passed; export it first")
+    if changed := changed_since_proof(folder):
+        raise CheckpointError(f"{folder}: {'; '.join(changed[:5])}. Export it again")
     check_place(repo_id)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     api = HfApi()

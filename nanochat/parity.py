@@ -1,7 +1,7 @@
 """The parity gate: is what stands in an exported folder the model that was trained?
 
 The folder is loaded by transformers in a fresh process and compared with the native checkpoint:
-its config, weights' names, tokenizer, rendered chats, logits and greedy continuations.
+its files, config, weights, tokenizer, rendered chats, logits and greedy continuations.
 
     python -m nanochat.parity FOLDER CHECKPOINT DTYPE REPORT.json
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat import parity_texts
+from nanochat import export_files, parity_texts
 from nanochat.checkpoint_manager import (
     generation_config,
     hugging_face_config,
@@ -133,8 +133,9 @@ def compare(folder: Path, checkpoint: Path, dtype: str) -> dict:
     )
     theirs = theirs.to(device).eval()
     checks = {
+        "files": check_files(folder, checkpoint, dtype),
         "config": check_config(theirs, native.config, tokenizer),
-        "weights": check_loading(loading, native),
+        "weights": check_weights(theirs, loading, native),
         **check_tokenizer(their_tokenizer, tokenizer),
         "chats": check_chats(their_tokenizer, tokenizer),
     }
@@ -184,11 +185,22 @@ def check_config(theirs, config, tokenizer) -> Check:
     return check
 
 
-def check_loading(loading: dict, native: GPT) -> Check:
-    """Nothing missing, left over or of another shape when transformers loaded the weights."""
-    check = Check(compared=len(native.state_dict()))
+def check_files(folder: Path, checkpoint: Path, dtype: str) -> Check:
+    """What the texts below could miss: a setting, a rule of the tokenizer, a file too many."""
+    check = Check()
+    for what, found, expected in export_files.compared(folder, checkpoint, dtype):
+        check.same(what, found, expected)
+    return check
+
+
+def check_weights(theirs, loading: dict, native: GPT) -> Check:
+    """Every number as transformers loaded it; nothing missing, left over or of another shape."""
+    check, loaded = Check(), theirs.state_dict()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         check.same(kind.replace("_", " "), sorted(map(str, loading[kind])), [])
+    for name, expected in native.state_dict().items():
+        equal = name in loaded and torch.equal(loaded[name], expected)
+        check.that(equal, name, "other numbers", "the checkpoint's, rounded")
     return check
 
 

@@ -20,9 +20,10 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.export_files import CARD, INDEX, PARITY, TOKENIZER
 from nanochat.foreign_tokenizer import read_tokenizer_json
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.huggingface import CARD, INDEX, PARITY, TOKENIZER, target_names
+from nanochat.huggingface import target_names
 from nanochat.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 

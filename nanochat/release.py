@@ -8,9 +8,10 @@ from safetensors import SafetensorError, safe_open
 from nanochat.checkpoint_manager import CONFIG, GENERATION, TEMPLATE
 from nanochat.common import CheckpointError, DataError
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.export_files import TOKENIZER, TOKENIZER_CONFIG
 from nanochat.foreign_tokenizer import read_parts
 from nanochat.gpt import GPTConfig
-from nanochat.huggingface import TOKENIZER, TOKENIZER_CONFIG, export
+from nanochat.huggingface import export
 from nanochat.published import Published, read_json, write_native
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 

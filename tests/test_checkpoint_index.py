@@ -8,6 +8,7 @@ from nanochat.checkpoint_index import (
     Found,
     available_checkpoints,
     checkpoint_dir,
+    checkpoint_of,
     find_checkpoint,
     prune,
     step_dir,
@@ -118,3 +119,10 @@ def test_prune_spares_the_newest_whose_files_verify():
     prune("base", "d4", keep_last=1)
     assert steps() == [2, 3]
     assert find_checkpoint("base") == step_dir("base", "d4", 2)
+
+
+def test_a_folder_has_no_other_step():
+    folder = make("sft", "d2", 5)
+    assert checkpoint_of(folder) == folder
+    with pytest.raises(ConfigError, match=r"is a folder: a model tag \(None\) and a step \(99\)"):
+        checkpoint_of(folder, step=99)

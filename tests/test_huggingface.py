@@ -231,6 +231,42 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, exported, monkeypatch):
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
 
 
+def test_the_place_is_where_links_lead_and_not_where_one_stands(exported, tmp_path, monkeypatch):
+    disk, link = tmp_path / "big" / "disk", tmp_path / "link"
+    disk.mkdir(parents=True)
+    link.symlink_to(disk)
+    export(exported[1], link)
+    assert link.is_symlink() and contents(disk) == contents(exported[2])
+    assert [path.name for path in disk.parent.iterdir()] == ["disk"]
+    monkeypatch.chdir(disk)
+    for place in (".", ".."):
+        with pytest.raises(CheckpointError, match="the folder that this was started in"):
+            export(exported[1], place, overwrite=True)
+    with pytest.raises(CheckpointError, match="cannot be written: .*too long"):
+        export(exported[1], tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/me/my texts", "my texts"),
+        ("smoltalk:1,jsonl@/home/me/clients/acme.jsonl:2", "smoltalk:1,jsonl@acme.jsonl:2"),
+        ("~/private/x", "x"),
+        ("../me/z", "z"),
+        ("file:///home/me/z", "z"),
+        ("see /home/me/x, /home/me/y", "see x, y"),
+        ("/root/c/sft_checkpoints/d4/step_9", "sft_checkpoints/d4/step_9"),
+        ("hf://me/model", "hf://me/model"),
+        ("https://example.com/a/b", "https://example.com/a/b"),
+        ("HuggingFaceTB/smoltalk", "HuggingFaceTB/smoltalk"),
+        ("facts@local/books:0.5", "facts@local/books:0.5"),
+        ("and/or 3 / 4", "and/or 3 / 4"),
+    ],
+)
+def test_no_place_of_this_machine_is_published(value, expected):
+    assert huggingface.without_places({"a": [value, 1, None]}) == {"a": [expected, 1, None]}
+
+
 def test_only_what_an_export_wrote_is_replaced(exported, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(exported[2], folder)
@@ -498,6 +534,23 @@ def test_large_files_are_not_sent_twice(sharded, hub):
     hub.files = {}
     with pytest.raises(CheckpointError, match=f"{names[0]} arrived as"):
         push(sharded, "me/model")
+
+
+def test_what_was_changed_after_the_proof_is_not_pushed(exported, hub, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(exported[2], folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# My model\n")  # everybody may
+    push(folder, "me/model")
+    assert hub.files == contents(folder)
+    rewrite(folder / "config.json", rms_norm_eps=1e-5)
+    (folder / ".env").write_text("PASSWORD=1234")
+    (folder / "chat_template.jinja").unlink()
+    hub.files = {}
+    with pytest.raises(CheckpointError) as error:
+        push(folder, "me/model")
+    for part in ("config.json is not the file", "jinja is missing", ".env was not there"):
+        assert part in str(error.value)
+    assert hub.files == {}
 
 
 def test_what_was_not_proved_is_not_pushed(exported, hub, tmp_path):

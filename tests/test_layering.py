@@ -22,7 +22,7 @@ IN_ORDER = """
     evals task_evals core_bundle core_prompts core_scores core_eval
     formulas energy run_figures run_records monitor train recipe
     gpt2_core figure_words report_page plots report_training report_results model_card report
-    stage parity_texts parity foreign_tokenizer upstream huggingface space space_app
+    stage export_files parity_texts parity foreign_tokenizer upstream huggingface space space_app
     published release doctor gguf gguf_parity
     turns replies tools markdown_stream terminal
     engine_thread api_schema api_prompts gate api_calls api_docs server

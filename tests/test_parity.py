@@ -105,14 +105,49 @@ def no_bos_first(folder):
     rewrite(folder / "tokenizer.json", lambda t: t.update(post_processor=None))
 
 
+def negate_a_row(folder):
+    """Of a token that none of the gate's texts has: its logits are right."""
+    used = {i for text in parity_texts.texts() for i in tiny_tokenizer().encode(text)}
+    unused = next(i for i in range(256, 300) if i not in used)
+    change_weights(folder, lambda w: w["model.embed_tokens.weight"][unused].neg_())
+
+
+def add_a_token(folder):
+    token = {"id": 3, "content": "quite rare", "single_word": False, "lstrip": False}
+    token |= {"rstrip": False, "normalized": False, "special": False}
+    rewrite(folder / "tokenizer.json", lambda t: t["added_tokens"].append(token))
+
+
+def heat(folder):
+    rewrite(folder / "generation_config.json", lambda c: c.update(temperature=50.0))
+
+
+def shorten(folder):
+    rewrite(folder / "tokenizer_config.json", lambda c: c.update(model_max_length=5))
+
+
+def remote_code(folder):
+    rewrite(folder / "config.json", lambda c: c.update(auto_map={"AutoConfig": "modeling_x.X"}))
+
+
+def stray_code(folder):
+    (folder / "modeling_x.py").write_text("raise SystemExit")
+
+
 TAMPERING = {
-    other_tokenizer: {"encode", "encode_ordinary", "decode", "chats"},
+    other_tokenizer: {"files", "encode", "encode_ordinary", "decode", "chats"},
     drop_a_tensor: {"weights", "logits", "greedy"},
-    permute_two_heads: {"logits", "greedy"},
-    change_theta: {"config", "logits"},
-    change_template: {"chats"},
-    swap_stop_ids: {"config", "greedy"},
-    no_bos_first: {"encode"},
+    permute_two_heads: {"weights", "logits", "greedy"},
+    negate_a_row: {"weights"},
+    change_theta: {"files", "config", "logits"},
+    change_template: {"files", "chats"},
+    swap_stop_ids: {"files", "config", "greedy"},
+    no_bos_first: {"files", "encode"},
+    add_a_token: {"files"},
+    heat: {"files"},
+    shorten: {"files"},
+    remote_code: {"files"},
+    stray_code: {"files"},
 }
 
 

@@ -1,0 +1,61 @@
+"""The files of an export: which there are, and whether they are still those that were proved.
+
+parity.json holds the SHA-256 of every other file but the card, which people write in.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanochat.checkpoint_manager import CONFIG, GENERATION, RUN, TEMPLATE
+from nanochat.manifest import sha256_of_all
+
+CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+COPIED = (GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)  # byte for byte the checkpoint's
+WRITTEN = {*COPIED, CONFIG, RUN, CARD, PARITY, INDEX}
+
+
+def strangers(folder: Path) -> list[str]:
+    """What is in the folder and no export wrote, sorted."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [n for n in names if n not in WRITTEN and not n.endswith(".safetensors")]
+
+
+def compared(folder: Path, checkpoint: Path, dtype: str) -> Iterator[tuple[str, object, object]]:
+    """(what, found, expected) of every file of an export that its checkpoint determines whole.
+
+    Weights are left out: transformers must load them, and then they can be compared.
+    """
+    for name in COPIED:
+        path = folder / name
+        whole = path.is_file() and path.read_bytes() == (checkpoint / name).read_bytes()
+        yield name, "the checkpoint's" if whole else "another file", "the checkpoint's"
+    found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    expected = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8")) | {"dtype": dtype}
+    for key in sorted(found.keys() | expected.keys()):
+        yield f"{CONFIG} {key}", found.get(key, "absent"), expected.get(key, "absent")
+    yield "files that no export writes", strangers(folder), []
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 by name of what parity.json proves: every file but the card and itself."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return sha256_of_all(folder, [name for name in names if name not in (CARD, PARITY)])
+
+
+def changed_since_proof(folder: Path) -> list[str]:
+    """A sentence for each file that is not as parity.json says; [] when it holds no hashes, as in
+    exports of before it did."""
+    path = folder / PARITY
+    proof = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    proved = proof.get("files") if isinstance(proof, dict) else None
+    if not isinstance(proved, dict):
+        return []
+    found = hashes(folder)
+    changed = [
+        f"{name} is missing" if name not in found else f"{name} is not the file that was proved"
+        for name, digest in proved.items()
+        if found.get(name) != digest
+    ]
+    return changed + [f"{n} was not there when the rest was proved" for n in found.keys() - proved]
