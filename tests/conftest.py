@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
+
+# A busy machine is no failure: examples have no time limit.
+settings.register_profile("nanochat", deadline=None)
+settings.load_profile("nanochat")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "nanochat" / "ui.html"
-LONGEST_WAIT = 10.0  # seconds that a script may wait for its gate
+LONGEST_WAIT = 60.0  # seconds that a script may wait for its gate
 
 
 @dataclass

@@ -57,7 +57,7 @@ def started(checkpoint, *flags, **env):
     try:
         lines: list[str] = []
         while not any("chat at http" in line for line in lines):
-            assert select.select([process.stdout], [], [], 120)[0], f"silent after {lines}"
+            assert select.select([process.stdout], [], [], 300)[0], f"silent after {lines}"
             line = process.stdout.readline().decode()
             assert line, f"ended after {lines}"
             lines.append(line)

@@ -48,7 +48,7 @@ def save_until_killed(folder, completed):
 
 def test_killed_at_random_moments_the_last_complete_one_is_there(base_dir):
     rng = random.Random(1)
-    completed = multiprocessing.get_context("forkserver").Value("i", 0)
+    completed = multiprocessing.get_context("forkserver").Value("i", 0, lock=False)
     for _ in range(4):
         already = completed.value
         process = start(save_until_killed, base_dir, completed)

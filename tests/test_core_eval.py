@@ -5,7 +5,6 @@ import json
 import math
 import random
 import re
-import socket
 
 import pytest
 import torch
@@ -248,15 +247,9 @@ def measure(folder):
     return result.record(), [(t.correct, t.total, t.cut, t.merged) for t in result.tasks]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def rank_main(rank: int, port: int, folder) -> None:
+def rank_main(rank: int, folder) -> None:
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
+    address = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.save(measure(folder), folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -266,7 +259,7 @@ def test_two_ranks_measure_what_one_does(tmp_path):
     folder = write_bundle(tmp_path / "bundle")
     alone = measure(folder)
     assert [total for _, total, _, _ in alone[1]] == [7, 7] and alone[1][0][2] > 0
-    mp.spawn(rank_main, (free_port(), folder), nprocs=2)
+    mp.spawn(rank_main, (folder,), nprocs=2)
     for rank in range(2):
         assert torch.load(folder / f"rank{rank}.pt", weights_only=False) == alone
 

@@ -1,11 +1,13 @@
 """Where text comes from: rows, local folders, the packaged text, a hub that fails."""
 
 import gzip
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -305,6 +307,9 @@ def test_what_a_hub_cannot_give(hub, tmp_path, offline, expected):
 def test_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     connect = lambda: socket.create_connection(("127.0.0.1", 9))  # noqa: E731
+    clock = itertools.count(0, 0.06)
+    fake = types.SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    monkeypatch.setattr("nanochat.hub.time", fake)
     with pytest.raises(DataError) as caught:
         with_retries("owner/name/x.parquet", connect, patience=0.1)
     message = str(caught.value)

@@ -374,7 +374,7 @@ def test_a_slow_tool_stalls_nobody_else(tokenizer):
     may_answer = threading.Event()
 
     def slow(text: str) -> str:
-        may_answer.wait(20)
+        may_answer.wait(120)
         return text[::-1]
 
     model, prompt = calling(tokenizer)
@@ -397,7 +397,7 @@ def test_a_slow_tool_stalls_nobody_else(tokenizer):
 def test_who_waits_for_a_tool_can_be_cancelled(tokenizer):
     may_answer = threading.Event()
     model, prompt = calling(tokenizer)
-    engine = Engine(model, tokenizer, lambda text: str(may_answer.wait(20)))
+    engine = Engine(model, tokenizer, lambda text: str(may_answer.wait(120)))
     id = engine.add(Request(prompt, 30, GREEDY))
     for _ in range(6):
         engine.step()

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import socket
 
 import numpy as np
 import pytest
@@ -232,16 +231,10 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(tok
     assert last["prompt"] == "xxxxx<|user_end|><|assistant_start|>"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def rank_main(rank: int, port: int, folder: str) -> None:
+def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     tokenizer = Tokenizer.load(folder)
     torch.manual_seed(0)
@@ -261,7 +254,7 @@ def test_two_ranks_measure_what_one_does(tokenizer, tmp_path):
     alone = evaluate_task(
         "letters", Letters(), Engine(random_model(), tokenizer), answers_path=tmp_path / "one.jsonl"
     )
-    mp.spawn(rank_main, (free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         result, (bpb, num_bytes) = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
         assert result == alone

@@ -64,7 +64,7 @@ def things():
     for server in servers:
         server.listen()
         threading.Thread(target=answer, args=(server,), daemon=True).start()
-    victim = subprocess.Popen(["sleep", "600"])
+    victim = subprocess.Popen(["sleep", "infinity"])
     yield {
         "port": servers[0].getsockname()[1], "abstract": abstract, "unix": folder + "/socket",
         "secret": str(secret), "outside": folder, "home": "~root" if os.getuid() == 0 else "~",

@@ -76,13 +76,13 @@ def interrupt(home: Path, module: str, flags: str, metrics: Path, step: int, num
     process = subprocess.Popen(
         command(module, flags), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
             process.send_signal(number)
             break
         time.sleep(0.002)
-    return process.wait(timeout=60)
+    return process.wait(timeout=300)
 
 
 def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:

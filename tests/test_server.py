@@ -388,7 +388,7 @@ def test_too_many_answers_are_429_until_a_client_leaves():
     may_go = threading.Event()
 
     def slow(_):
-        may_go.wait(20)
+        may_go.wait(120)
         return "3"
 
     with Running(*SAYS_SUM, tool=slow, limits={"in_flight": 2}) as running:
@@ -423,12 +423,12 @@ def test_a_client_that_leaves_before_a_whole_answer_frees_its_place():
 
 
 def test_time_that_is_up_ends_an_answer_with_what_there_is():
-    with Running(ROUND, limits={"seconds": 0.2, "max_tokens": 100_000}, context=8192) as running:
+    with Running(ROUND, limits={"seconds": 1.0, "max_tokens": 100_000}, context=65536) as running:
         answer = running.chat().json()
         [choice] = answer["choices"]
         assert choice["finish_reason"] == "length" and answer["nanochat"]["timed_out"]
         said = choice["message"]["content"]
-        assert said.startswith("ABCDEFGHIJABC") and len(said) < 8000
+        assert said.startswith("ABCDEFGHIJABC") and len(said) < 65000
         chunks = events(running.chat(stream=True))
         assert chunks[-1] == "[DONE]" and chunks[-2]["choices"][0]["finish_reason"] == "length"
 

@@ -202,7 +202,7 @@ def test_rank_0_tokenizes_for_all(tokenizer, tmp_path):
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(60)
+        rank.join(300)
     found = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     assert [reads for reads, _ in found] == [[1, 1, 1], [0, 0, 0]]
     assert found[0][1] == found[1][1]
