@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -169,9 +170,13 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that Inductor would find: $CXX, g++, clang++ or c++; None without one."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+    """The command, for shlex.split, of the C++ compiler that Inductor would find: $CXX (which may
+    have arguments), g++, clang++ or c++; None without one."""
+    for name in filter(None, (os.environ.get("CXX", "").strip(), "g++", "clang++", "c++")):
+        first, *arguments = shlex.split(name)
+        if path := shutil.which(first):
+            return shlex.join([path, *arguments])
+    return None
 
 
 # ---------------------------------------------------------------- speed limits and prices
@@ -240,9 +245,7 @@ def peak_rss() -> int:
 
 def base_dir() -> Path:
     """$NANOCHAT_BASE_DIR, or ~/.cache/nanochat; made if it is not there."""
-    path = Path(
-        os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat"
-    ).expanduser()
+    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import tempfile
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
@@ -147,14 +148,16 @@ def _library(wanted: str) -> ctypes.CDLL | None:
 
 def compiled(compiler: str, folder: Path) -> Path:
     """The library's path below `folder`, compiled if it is not there or damaged."""
-    identity = [SOURCE.read_bytes(), run([compiler, "--version"]).encode(), *map(str.encode, FLAGS)]
+    command = shlex.split(compiler)
+    version = run([*command, "--version"])
+    identity = [SOURCE.read_bytes(), version.encode(), *map(str.encode, FLAGS)]
     place = folder / hashlib.sha256(b"\0".join(identity)).hexdigest()[:20]
     if not is_whole(place):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
             new = Path(temporary) / "new"
             new.mkdir()
-            run([compiler, *FLAGS, str(SOURCE), "-o", str(new / "core.so")])
+            run([*command, *FLAGS, str(SOURCE), "-o", str(new / "core.so")])
             digest = hashlib.sha256((new / "core.so").read_bytes()).hexdigest()
             (new / "sha256").write_text(digest)
             install(new, place)

@@ -16,6 +16,7 @@ import numpy as np
 
 from nanochat import bpe
 from nanochat.bpe import SPLIT_PATTERN
+from nanochat.bpe.fallback import refuse_ambiguous
 from nanochat.common import ConfigError, DataError, print0, write_atomic
 from nanochat.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
 
@@ -102,10 +103,13 @@ class Tokenizer:
         """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
 
         texts: strings or Arrow columns of them. vocab_size counts everything, special and unused
-        ids too. Raises ConfigError for a size that is not possible or a pattern that does not
-        compile. Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
+        ids too. Raises ConfigError for a size that is not possible, a pattern that does not compile
+        or that `tokenizers` understands otherwise.
+        Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
         check_vocab_size(vocab_size)
+        if split_pattern != SPLIT_PATTERN:
+            refuse_ambiguous(split_pattern)
         room = vocab_size - len(SPECIAL_TOKENS)
         pairs = bpe.train(texts, room, split_pattern)
         tokens = bpe.token_bytes(pairs)
@@ -145,9 +149,10 @@ class Tokenizer:
             raise DataError(
                 f"{path} does not exist. Train a tokenizer with `python -m scripts.tok_train`"
             ) from None
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{path} is not a tokenizer that nanochat can read: {error!r}. Restore the file, "
+                f"{path} is not a tokenizer that nanochat can read: {type(error).__name__}: "
+                f"{error!s:.300}. Restore the file, "
                 f"or train a tokenizer with `python -m scripts.tok_train`"
             ) from error
 
@@ -178,7 +183,15 @@ class Tokenizer:
         return self._encoder.encode_batch(texts, num_threads)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for: special tokens give their names, unused ids nothing."""
+        """The bytes that ids stand for: special tokens give their names, unused ids nothing.
+        DataError for what is no id."""
+        ids = list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise DataError(
+                f"{wrong} is no id of this tokenizer, which has 0 to {self.vocab_size - 1}"
+                f"{'; -1 marks a target without loss' if wrong == -1 else ''}"
+            )
         return b"".join([self._bytes[token_id] for token_id in ids])
 
     def decode(self, ids: Iterable[int]) -> str:

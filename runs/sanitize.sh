@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-compiler=${CXX:-c++}
+read -ra compiler <<<"${CXX:-c++}"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
@@ -15,7 +15,7 @@ check() {
   local name=$1
   shift
   echo "==> $name"
-  "$compiler" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer "$@" \
+  "${compiler[@]}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer "$@" \
     tests/bpe_sanitize.cpp -o "$folder/sanitize"
   "$folder/sanitize"
 }

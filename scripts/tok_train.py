@@ -5,6 +5,7 @@ python -m scripts.tok_train --data=fineweb-edu --vocab-size=65536 --max-chars=20
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,11 @@ def main(config: Config) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)}; choose at least 1")
     source = open_source(config.data, num_shards=config.num_shards)
     folder = Path(config.out) if config.out else base_dir() / "tokenizer"
+    try:  # now, not when all is learned
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
     record = json.dumps({**settings, "data_fingerprint": source.fingerprint}, indent=1) + "\n"
     if config.resume and (folder / RECORD).exists() and (folder / RECORD).read_text() == record:

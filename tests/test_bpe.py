@@ -307,11 +307,14 @@ def test_a_size_below_the_bytes_is_refused():
 
 
 MEMORY = """
-import resource, sys
+import gc, resource, sys
 from nanochat import bpe
+change = {"long": str, "short": lambda text: text[:4], "foreign": lambda text: text + "\u00e9"}
 text = open(sys.argv[1]).read()
 bpe.train([text] * 2, 400)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+gc.disable()  # nothing may have to wait for it
+text = change[sys.argv[2]](text)
 bpe.train((text + str(i) for i in range(int(100e6) // len(text))), 400)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
@@ -324,9 +327,25 @@ def run_python(code: str, *arguments: str, **variables: str) -> subprocess.Compl
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss has another unit there")
-def test_memory_does_not_grow_with_the_text():
-    result = run_python(MEMORY, argparse.__file__)
-    assert float(result.stdout.split()[-1]) < 80, result.stderr  # MiB; the text has 100 MB
+@pytest.mark.parametrize("kind", ["long", "short", "foreign"])
+def test_memory_does_not_grow_with_the_text(kind):
+    result = run_python(MEMORY.replace("100e6", "20e6" if kind == "short" else "100e6"),
+                        argparse.__file__, kind)  # fmt: skip
+    # MiB; of 100 MB of text, or 5 million strings that would take 260 MB
+    assert float(result.stdout.split()[-1]) < 80, result.stderr
+
+
+def test_one_text_in_the_place_of_several_and_what_is_no_text():
+    assert bpe.train(pa.array(["ab ab ab abc"]), 257) == [(97, 98)]
+    assert bpe.train(pa.chunked_array([["ab"], [], ["ab"]]), 257) == [(97, 98)]
+    for texts in ("ab ab", b"ab ab"):
+        with pytest.raises(TypeError, match="expected several texts: give a list"):
+            bpe.train(texts, 257)
+    with pytest.raises(TypeError, match="found a list, expected str or bytes"):
+        bpe.train([["ab"]], 257)
+    for number in (2**32, 1.5, "2"):
+        with pytest.raises(ConfigError, match="num_threads is .*give 1 to"):
+            bpe.train(["ab"], 257, num_threads=number)
 
 
 # ---------------------------------------------------------------- encoding
@@ -438,7 +457,7 @@ def test_many_python_threads_share_an_encoder(merges):
 
 
 def test_a_negative_number_of_threads_is_refused():
-    with pytest.raises(ConfigError, match="num_threads is -1; give 1 or more"):
+    with pytest.raises(ConfigError, match="num_threads is -1; give 1 to 4,096"):
         bpe.train(["a"], 300, num_threads=-1)
     with pytest.raises(ConfigError, match="num_threads is -2"):
         bpe.Encoder([]).encode_batch(["a"], -2)
@@ -543,14 +562,16 @@ merges = bpe.train(["low lower lowest"] * 3, 262)
 print(merges, bpe.Encoder(merges).encode("lower!"))
 print(bpe.Encoder(merges).encode_batch(["low", ""])[1].tolist())
 """
-EXPECTED = "[(108, 111), (256, 119), (32, 257), (257, 101), (258, 101), (259, 114)]"
+EXPECTED = (
+    "[(108, 111), (256, 119), (32, 257), (258, 101), (115, 116), (259, 114)] [257, 101, 114, 33]"
+)
 
 
 def check_result(result: subprocess.CompletedProcess) -> list[str]:
     """The lines printed before the right result."""
     *lines, trained, offsets = result.stdout.splitlines()
     assert result.returncode == 0 and not result.stderr, result.stderr
-    assert offsets == "[0, 1, 1]" and trained.endswith("]"), result.stdout
+    assert offsets == "[0, 1, 1]" and trained == EXPECTED, result.stdout
     return [*lines, trained]
 
 
@@ -568,6 +589,20 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
     assert len(lines) == 2
     for part in ("looked for $CXX, g++, clang++, c++", "as long", "apt install g++"):
         assert part in lines[0]
+
+
+def test_a_compiler_with_arguments_and_one_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("CXX", "c++ -DNANOCHAT")
+    assert cpp_compiler() == f"{shutil.which('c++')} -DNANOCHAT"
+    assert len(check_result(run_python(TRAIN))) == 1
+    lines = check_result(run_python(TRAIN, CXX="/nowhere/g++-99 -m64"))
+    assert len(lines) == 2 and "CXX='/nowhere/g++-99 -m64' is not there" in lines[0]
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_anew(tmp_path):
+    (tmp_path / "bpe").write_text("a file")
+    lines = check_result(run_python(TRAIN, NANOCHAT_BASE_DIR=str(tmp_path)))
+    assert len(lines) == 2 and "cannot be kept" in lines[0] and "File exists" in lines[0]
 
 
 WRITES_JUNK = '[ "${@: -1}" = --version ] || echo junk > "${@: -1}"'

@@ -310,3 +310,33 @@ def test_byte_alphabet_is_the_usual_one():
     alphabet = byte_alphabet()
     assert len(set(alphabet)) == 256
     assert [alphabet[byte] for byte in (0, 9, 10, 32, 65, 127, 173, 255)] == list("ĀĉĊĠAġŃÿ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"\p{N}{1,3}+|\P{N}+", "means two things"),  # possessive in one of the two alone
+        (r"\w+|\W+", "means two things"),
+        (r"(?P<word>\S+)|\s+", "does not take it"),
+    ],
+)
+def test_a_pattern_that_others_read_differently_is_refused(pattern, reason):
+    with pytest.raises(ConfigError, match=reason):
+        Tokenizer.train(["text"], 320, split_pattern=pattern)
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def test_a_pattern_that_others_know_is_taken():
+    tokenizer = Tokenizer.train(["it's 12345 words"], 320, split_pattern=GPT2)
+    assert tokenizer.decode(tokenizer.encode("it's 12345 words")) == "it's 12345 words"
+
+
+def test_what_is_no_id_is_not_decoded():
+    tokenizer = Tokenizer.train(["text"], 320)
+    with pytest.raises(DataError, match="-1 is no id .* 0 to 319; -1 marks a target without loss"):
+        tokenizer.decode([104, -1])
+    with pytest.raises(DataError, match="320 is no id"):
+        tokenizer.decode([320])
+    assert tokenizer.decode([]) == ""

@@ -17,6 +17,8 @@ from nanochat.bpe.pieces import SPLIT_PATTERN, as_bytes
 from nanochat.bpe.reference import Pair, token_bytes
 from nanochat.common import ConfigError, print0, progress
 
+MOST_THREADS = 4096
+
 __all__ = ["SPLIT_PATTERN", "Encoder", "as_bytes", "token_bytes", "train"]
 
 
@@ -51,12 +53,16 @@ def train(
 
 
 def checked_threads(num_threads: int | None) -> int:
-    """How many threads are meant; ConfigError for a negative number."""
-    if num_threads and num_threads < 0:
+    """How many threads are meant; ConfigError for what is no number of them."""
+    if num_threads is None or (num_threads == 0 and isinstance(num_threads, int)):
+        usable = getattr(os, "sched_getaffinity", None)  # on Linux
+        return len(usable(0)) if usable else os.cpu_count() or 1
+    if not isinstance(num_threads, int) or not 0 < num_threads <= MOST_THREADS:
         raise ConfigError(
-            f"num_threads is {num_threads}; give 1 or more, or None for all processors"
+            f"num_threads is {num_threads!r}; give 1 to {MOST_THREADS:,}, or None for all "
+            f"processors"
         )
-    return num_threads or os.cpu_count() or 1
+    return num_threads
 
 
 def train_slowly(texts: Texts, max_merges: int, split_pattern: str) -> list[Pair]:

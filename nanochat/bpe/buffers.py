@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from nanochat.bpe.pieces import as_bytes
 
+OBJECT = 64  # bytes that a string takes beside its characters, about
 LONG = 1000  # characters from which a call to find them costs less than copying them
 ASCII_ADDRESS = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(
     ("PyUnicode_AsUTF8", ctypes.pythonapi)
@@ -40,7 +41,8 @@ def of_texts(texts: list[str | bytes]) -> Buffers:
     """
     parts = [t if len(t) >= LONG and t.isascii() else as_bytes(t) for t in texts]
     pointers = (ctypes.c_void_p * len(parts))()
-    byte_strings = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_char_p))
+    # subtle: ctypes.cast would tie both, and the texts with them, into a cycle until the next gc.
+    byte_strings = (ctypes.c_char_p * len(parts)).from_buffer(pointers)
     for i, part in enumerate(parts):
         if isinstance(part, bytes):
             byte_strings[i] = part
@@ -82,9 +84,16 @@ def chunks_of(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
 
 
+def several(texts: Texts) -> Texts:
+    """The texts; one Arrow column becomes a list of it. TypeError for one text in their place."""
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"found one {type(texts).__name__}, expected several texts: give a list")
+    return [texts] if isinstance(texts, (pa.Array, pa.ChunkedArray)) else texts
+
+
 def each_text(texts: Texts) -> Iterator[str | bytes]:
     """The texts one by one, those of Arrow columns as bytes."""
-    for text in texts:
+    for text in several(texts):
         if isinstance(text, (pa.Array, pa.ChunkedArray)):
             for chunk in chunks_of(text):
                 values = with_long_offsets(chunk).cast(pa.large_binary())
@@ -96,11 +105,11 @@ def each_text(texts: Texts) -> Iterator[str | bytes]:
 def batches(texts: Texts, most: int = 1 << 24) -> Iterator[Buffers]:
     """All texts in order, in batches of about `most` bytes; a longer text is a batch of its own."""
     parts, size = [], 0
-    for text in texts:
+    for text in several(texts):
         is_arrow = isinstance(text, (pa.Array, pa.ChunkedArray))
         if not is_arrow:
             parts.append(text)
-            size += len(text)
+            size += len(text) + OBJECT
         if parts and (size >= most or is_arrow):
             yield of_texts(parts)
             parts, size = [], 0

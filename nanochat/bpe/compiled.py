@@ -9,6 +9,8 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -49,8 +51,11 @@ def _library(wanted: str, compiler: str | None) -> ctypes.CDLL | None:
             f"is used: {SLOWER}. To get one: {INSTALL}"
         )
         return None
+    named = os.environ.get("CXX", "")
+    if named and not shutil.which(shlex.split(named)[0]):
+        print0(f"bpe: CXX={named!r} is not there; {compiler} is used")
     try:
-        return ctypes.CDLL(str(compiled(compiler, base_dir() / "bpe")))
+        return loaded(compiler)
     except (CompileError, OSError) as error:
         reason = " ".join(str(error).split())
         print0(
@@ -60,9 +65,23 @@ def _library(wanted: str, compiler: str | None) -> ctypes.CDLL | None:
         return None
 
 
+def loaded(compiler: str) -> ctypes.CDLL:
+    """The library, compiled and kept; where nothing can be kept, for this process alone."""
+    try:
+        path = compiled(compiler, base_dir() / "bpe")
+    except OSError as error:
+        print0(f"bpe: what is compiled cannot be kept, so every process compiles anew: {error}")
+        with tempfile.TemporaryDirectory(prefix="nanochat-bpe-") as folder:
+            return ctypes.CDLL(str(compiled(compiler, Path(folder))))
+    return ctypes.CDLL(str(path))
+
+
 def compiled(compiler: str, folder: Path) -> Path:
-    """The library's path below `folder`, compiled if it is not there or damaged."""
-    version = run([compiler, "--version"])
+    """The library's path below `folder`, compiled if it is not there or damaged.
+
+    compiler: a command, with arguments if need be. Raises CompileError, OSError for the folder.
+    """
+    version = run([*shlex.split(compiler), "--version"])
     identity = [*(source.read_bytes() for source in SOURCES), version.encode()]
     identity += [" ".join(FLAGS).encode(), f"{platform.system()} {platform.machine()}".encode()]
     digest = hashlib.sha256(b"\0".join(identity)).hexdigest()
@@ -93,7 +112,7 @@ def build(compiler: str, folder: Path) -> None:
     """Makes `folder` with the library, and its hash."""
     folder.mkdir()
     target = folder / "core.so"
-    run([compiler, *FLAGS, str(SOURCES[0]), "-o", str(target)])
+    run([*shlex.split(compiler), *FLAGS, str(SOURCES[0]), "-o", str(target)])
     if not target.exists():
         raise CompileError("exit status 0, but it wrote no library")
     (folder / "sha256").write_text(hashlib.sha256(target.read_bytes()).hexdigest())

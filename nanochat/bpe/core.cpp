@@ -85,8 +85,9 @@ class Arena {
     void* take(size_t bytes) {
         bytes = (bytes + 7) & ~size_t(7);
         if (used + bytes > size) {
-            size = std::max(bytes, size_t(1) << 20);
-            blocks.emplace_back(new u8[size]);
+            const size_t room = std::max(bytes, size_t(1) << 20);
+            blocks.emplace_back(new u8[room]);  // may fail: then nothing has changed
+            size = room;
             used = 0;
         }
         used += bytes;
@@ -136,15 +137,16 @@ struct Table {
             grow();
             return (*this)[piece];
         }
-        used++;
-        slots[i].key = piece.key;
-        if (piece.key.is_long()) {
+        Key key = piece.key;
+        if (key.is_long()) {
             u8* copy = (u8*)copies.take(8 + piece.length);
             const u64 length = piece.length;
             memcpy(copy, &length, 8);
             memcpy(copy + 8, piece.start, piece.length);
-            slots[i].key.low = (u64)copy;
+            key.low = (u64)copy;
         }
+        slots[i].key = key;
+        used++;
         return slots[i].value;
     }
 

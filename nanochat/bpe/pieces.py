@@ -61,6 +61,8 @@ def as_bytes(text: str | bytes) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    except AttributeError:
+        raise TypeError(f"found a {type(text).__name__}, expected str or bytes") from None
 
 
 class Splitter:
