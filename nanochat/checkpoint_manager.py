@@ -4,7 +4,9 @@ A checkpoint is a folder that is also a complete Hugging Face model folder. Size
 files stand in manifest.json, the last to be written. Nothing in it is pickled.
 """
 
+import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -135,9 +137,10 @@ def write_folder(
     tokenizer: Tokenizer,
     model_max_length: int,
     place: dict,
+    replace: bool = True,
 ) -> None:
     """Writes the files beside `final`, their manifest last, and renames the folder into place; or
-    leaves nothing behind."""
+    leaves nothing behind. replace: see manifest.publish."""
     temporary = manifest.temporary_beside(final)
     manifest.sweep(final.parent)
     free = shutil.disk_usage(base_dir()).free
@@ -149,16 +152,24 @@ def write_folder(
             (temporary / name).write_text(text, encoding="utf-8")
         tokenizer.save(temporary, model_max_length)
         manifest.write_manifest(temporary, place)
-        manifest.publish(temporary, final)
+        manifest.publish(temporary, final, replace)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
+        hint = f"It needs {manifest.human_bytes(needed)}; {manifest.human_bytes(free)} were free "
+        hint += f"in {base_dir()}. Free some space, keep fewer checkpoints, or leave the optimizer "
+        hint += "out. "
         raise CheckpointError(
-            f"{final} could not be written: {error}. It needs {manifest.human_bytes(needed)}; "
-            f"{manifest.human_bytes(free)} were free in {base_dir()}. Free some space, keep fewer "
-            f"checkpoints, or leave the optimizer out. {good_checkpoint(final.parent)}"
+            f"{final} could not be written: {error}. {hint if no_room(error) else ''}"
+            f"{good_checkpoint(final.parent)}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
+
+
+def no_room(error: Exception) -> bool:
+    """Whether the disk, a quota or the largest size of a file was reached."""
+    number = re.search(r"(?:Errno|os error) (\d+)", str(error))  # the second: safetensors' words
+    return bool(number) and int(number[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:

@@ -4,8 +4,11 @@ Built on tyro. Unknown flags and wrong types fail before anything runs; `--a_b` 
 same; a leading `--`, as torchrun users write it, is accepted; a switch is `--name` or `--no-name`.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import tyro
@@ -26,11 +29,48 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     return tyro.cli(config_class, args=args)
 
 
+class Terminated(SystemExit):
+    """SIGTERM came; raised where the script is, so that its `finally` blocks clean up."""
+
+
+@contextmanager
+def terminated_by_exception() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile. Not where another handler is set already; and not in a
+    rank of torchrun's, which may wait for another rank in C code and would not hear it."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def leave(number, frame):
+        if os.getpid() == owner:
+            raise Terminated(128 + number)
+        signal.signal(number, signal.SIG_DFL)  # a fork of ours, which has nothing to clean up
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def cli(main: Callable[[Config], None], config_class: type[Config]) -> None:
-    """Runs `main` on the parsed flags; what the user can mend is told without a traceback."""
+    """Runs `main` on the parsed flags; what the user can mend is told without a traceback.
+
+    Exits with 1 after such an error, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     config = parse(config_class)
     try:
-        main(config)
+        with terminated_by_exception():
+            main(config)
     except NanochatError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+    except Terminated:
+        print("\nterminated", file=sys.stderr, flush=True)
+        raise

@@ -33,6 +33,7 @@ TYPES = {  # of the matrices; vectors are float32
 }
 ALPHA_P, ALPHA_N = math.log(math.expm1(1)), -60.0  # softplus of them: 1, and 9e-27
 XIELU_EPS = -1e-6
+Q8_BLOCK = 32  # numbers that share a scale
 NAMES = {  # in a layer: transformers' name -> GGUF's
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -43,8 +44,11 @@ NAMES = {  # in a layer: transformers' name -> GGUF's
 }
 
 
-def refuse_what_gguf_cannot_hold(config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Raises CheckpointError for a model that llama.cpp would compute or tokenize differently."""
+def refuse_what_gguf_cannot_hold(
+    config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16"
+) -> None:
+    """Raises CheckpointError for a model that llama.cpp would compute or tokenize differently, or
+    whose matrices cannot be stored as `kind`."""
     if config.logit_softcap is not None:
         raise CheckpointError(
             f"the model caps its logits at {config.logit_softcap:g}, and llama.cpp's "
@@ -55,6 +59,12 @@ def refuse_what_gguf_cannot_hold(config: GPTConfig, tokenizer: Tokenizer) -> Non
         raise CheckpointError(
             f"the tokenizer splits text by {tokenizer.split_pattern!r}; llama.cpp knows patterns "
             f"by name, and only Llama-3's, nanochat's default, is one of them"
+        )
+    rows = (config.n_embd, config.n_head * config.head_dim)
+    if kind == "q8_0" and any(row % Q8_BLOCK for row in rows):
+        raise CheckpointError(
+            f"q8_0 stores rows in blocks of {Q8_BLOCK} numbers, and this model's are of "
+            f"{max(rows, key=lambda row: row % Q8_BLOCK)}; write f16 or bf16 (--type)"
         )
 
 
@@ -98,15 +108,22 @@ def unfold(folded: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torc
     return weights
 
 
-def rounded(tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """(the file's data, its type): vectors are float32, matrices `kind`."""
+def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """(the file's data, its type): vectors are float32, matrices `kind`. CheckpointError when a
+    number is not finite, or not in the type's range."""
     data = np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
     quantization = TYPES[kind][0] if tensor.ndim == 2 else GGMLQuantizationType.F32
-    if kind == "f16" and np.abs(data).max() > np.finfo(np.float16).max:
+    with np.errstate(all="ignore"):  # what overflows is found below
+        stored = quantize(data, quantization)
+        whole = np.isfinite(data).all() and np.isfinite(dequantize(stored, quantization)).all()
+    if not whole:
+        largest = np.abs(data[np.isfinite(data)]).max(initial=0)
         raise CheckpointError(
-            "a weight is beyond the largest float16 number; write bf16 or q8_0 (--type)"
+            f"{name} has numbers that are not finite in {kind}; the largest finite one here is "
+            f"{largest:.3g}. Write bf16 or q8_0 (--type) for large ones, or an earlier checkpoint "
+            f"if this one diverged"
         )
-    return quantize(data, quantization), quantization
+    return stored, quantization
 
 
 def rounded_weights(
@@ -114,7 +131,7 @@ def rounded_weights(
 ) -> dict[str, torch.Tensor]:
     """Native weights as the file holds them: what the gate compares llama.cpp with."""
     folded = {
-        name: torch.from_numpy(dequantize(*rounded(tensor, kind)).copy())
+        name: torch.from_numpy(dequantize(*rounded(name, tensor, kind)).copy())
         for name, tensor in fold(weights, config).items()
     }
     return unfold(folded, config)
@@ -176,13 +193,13 @@ def write_gguf(
     weights, config, tokenizer, run = load_checkpoint(checkpoint)
     if drop_softcap:
         config = replace(config, logit_softcap=None)
-    refuse_what_gguf_cannot_hold(config, tokenizer)
+    refuse_what_gguf_cannot_hold(config, tokenizer, kind)
     writer = GGUFWriter(output, ARCHITECTURE)
     add_config(writer, config, f"nanochat {run['stage']} {run['tag']}", kind)
     document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     add_tokenizer(writer, tokenizer, document)
     for name, tensor in fold(weights, config).items():
-        data, quantization = rounded(tensor, kind)
+        data, quantization = rounded(name, tensor, kind)
         writer.add_tensor(name, data, raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,11 +1,13 @@
 """Folders that are whole or not there: a manifest of sizes and SHA-256, and an atomic rename.
 
 A folder is written under a hidden name beside its place, gets its manifest last, and is renamed.
+The hidden name ends in the number of the process that writes, so that others leave it alone.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -103,17 +105,28 @@ def temporary_beside(final: Path) -> Path:
     return final.with_name(f".{final.name}.tmp-{os.getpid()}")
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Flushes `temporary` to disk and renames it to `final`; what stood there is moved away first.
+def publish(temporary: Path, final: Path, replace: bool = True) -> None:
+    """Flushes `temporary` to disk and renames it to `final`.
 
-    A crash between the renames leaves the old folder whole as `.NAME.old-PID`: standing_in_for.
+    What stood there is moved away first, and a crash between the renames leaves it whole as
+    `.NAME.old-PID`: see standing_in_for. replace=False: CheckpointError when something stands
+    there, even if another process put it there in this moment.
     """
     for path in [*temporary.rglob("*"), temporary]:
         flush(path)
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    if final.exists():
+    if replace and final.exists():
         os.replace(final, old)
-    os.replace(temporary, final)
+    try:
+        os.replace(temporary, final)  # subtle: fails where a folder with something in it stands
+    except OSError as error:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        if final.exists() and not replace:
+            raise CheckpointError(
+                f"{final} exists, and it is not replaced; name another place, or remove it"
+            ) from error
+        raise
     flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)  # what stays is hidden, and the next sweep takes it
 
@@ -134,16 +147,53 @@ def remove(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def sweep(parent: Path) -> None:
-    """Clears up after a crash, with a printed line each: puts moved-away folders back, deletes
-    unfinished ones."""
-    for path in sorted(parent.glob(".*.old-*")) if parent.is_dir() else ():
+def left_over(path: Path) -> bool:
+    """Whether nobody writes under this hidden name any more: the process whose number it ends in
+    is gone, or is this one, which sweeps before it writes. Another machine's is taken for gone."""
+    number = path.name.rpartition("-")[2]
+    if not re.fullmatch(r"[1-9]\d{0,8}", number) or int(number) == os.getpid():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # alive, and another user's
+        return False
+    return False
+
+
+def clear(path: Path) -> None:
+    """Puts a folder back that was moved away, if nothing took its place; deletes any other. With a
+    printed line, which also says when it cannot be done."""
+    try:
         if final := standing_in_for(path):
-            print0(f"{final}: put back as it was before an interrupted save")
             os.replace(path, final)
-    for path in (*parent.glob(".*.old-*"), *parent.glob(".*.tmp-*")):
+            print0(f"{final}: put back as it was before an interrupted save")
+            return
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
         print0(f"{path}: deleted, left over from an interrupted save")
-        shutil.rmtree(path)
+    except FileNotFoundError:
+        print0(f"{path}: another process is clearing it up")
+    except OSError as error:
+        print0(f"{path}: left over from an interrupted save, and it stays: {error}")
+
+
+def sweep(parent: Path) -> None:
+    """Clears up in a folder of our own after a crash, with a printed line each: puts moved-away
+    folders back, deletes unfinished ones. What a living process writes is left alone."""
+    for path in (*sorted(parent.glob(".*.old-*")), *parent.glob(".*.tmp-*")):
+        if left_over(path):
+            clear(path)
+
+
+def sweep_beside(final: Path) -> None:
+    """As sweep, of what was written beside `final` alone: in a user's folder no other hidden name
+    is ours."""
+    ours = re.compile(re.escape(f".{final.name}.") + r"(old|tmp)-\d+")
+    found = sorted(final.parent.iterdir()) if final.parent.is_dir() else ()
+    for path in found:
+        if ours.fullmatch(path.name) and left_over(path):
+            clear(path)
 
 
 def flush(path: Path) -> None:

@@ -31,17 +31,23 @@ def append_metrics(run_folder: Path | str, record: dict) -> None:
 
 
 def read_metrics(run_folder: Path | str) -> list[dict]:
-    """The records in order, [] without a file; lines that a crash cut short are left out and their
-    number is printed."""
+    """The records in order, [] without a file; lines that are none (cut short by a crash, without a
+    step, not UTF-8) are left out and their number is printed."""
     path = Path(run_folder) / METRICS
     records, broken = [], 0
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if not line.strip():
+            continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line.decode())
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
+        else:
             broken += 1
     if broken:
-        print0(f"{path}: left out {broken} lines that are no JSON (cut short by a crash)")
+        print0(f"{path}: left out {broken} lines that are no record of a step (as after a crash)")
     return records
 
 

@@ -3,7 +3,6 @@
 A figure that was not measured of this run is absent.
 """
 
-import re
 from pathlib import Path
 
 from nanochat.common import write_atomic
@@ -31,7 +30,7 @@ BASE_DATA = {
     "climbmix": "karpathy/climbmix-400b-shuffle",
 }
 ENGLISH = {*BASE_DATA, *BASE_DATA.values(), "packaged"}
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+PUBLIC = {*MIXTURE.values(), *BASE_DATA.values()}
 
 
 def render(checkpoint: Path | str, parity: dict | None = None) -> str:
@@ -102,14 +101,14 @@ def base_data(stages: list[Stage]) -> str:
 
 
 def datasets(stages: list[Stage]) -> list[str]:
-    """The hub's data sets among what the stages were trained on. Local folders are not named."""
+    """The hub's data sets among what the stages were trained on, of those that nanochat itself
+    knows: another name may be a folder's, or a private one."""
     found = [BASE_DATA.get(base_data(stages), base_data(stages))]
     for stage in stages:
         for part in str(stage.run.get("config", {}).get("mixture", "")).split(","):
             name, _, source = part.strip().partition(":")[0].partition("@")
             found.append(source or MIXTURE.get(name, ""))
-    here = [text for text in found if HUB_ID.fullmatch(text) and not Path(text).exists()]
-    return list(dict.fromkeys(here))
+    return list(dict.fromkeys(name for name in found if name in PUBLIC))
 
 
 def eval_results(stage: Stage) -> list:

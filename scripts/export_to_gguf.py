@@ -7,11 +7,12 @@ same probabilities, as the native model. A Modelfile for Ollama is written besid
 """
 
 import json
-import tempfile
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nanochat import manifest
 from nanochat.checkpoint_manager import CONFIG, checkpoint_of
 from nanochat.common import CheckpointError, write_atomic
 from nanochat.configurator import cli
@@ -59,8 +60,11 @@ def write(config: Config, checkpoint: Path) -> None:
 
     output = config.output_dir / f"model-{config.type}.gguf"
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".new-") as folder:
-        new = Path(folder) / output.name
+    manifest.sweep_beside(output)
+    folder = manifest.temporary_beside(output)
+    try:
+        folder.mkdir()
+        new = folder / output.name
         write_gguf(checkpoint, new, config.type, config.drop_softcap)
         if config.unproved:
             print("not compared with the native model (--unproved)")
@@ -77,6 +81,8 @@ def write(config: Config, checkpoint: Path) -> None:
         new.replace(output)
         if not config.unproved:
             write_atomic(proof, json.dumps(report, indent=1) + "\n")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     settings = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
     text = modelfile(output.name, GPTConfig.from_hf(settings))
     write_atomic(config.output_dir / "Modelfile", text)

@@ -17,7 +17,14 @@ import torch
 import torch.distributed as dist
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
-from nanochat.checkpoint_manager import find_checkpoint, load_model, load_training_state
+from nanochat.checkpoint_index import step_dir
+from nanochat.checkpoint_manager import (
+    find_checkpoint,
+    folder_texts,
+    load_model,
+    load_training_state,
+    write_folder,
+)
 from nanochat.common import CheckpointError
 from nanochat.run_state import restore_rng
 
@@ -92,6 +99,53 @@ def test_killed_at_any_point_of_replacing_a_checkpoint_one_of_the_two_is_there(b
         assert process.exitcode == -signal.SIGKILL
     assert 20 < point < 199 and values[-1] == point + 1
     assert [p.name for p in find_checkpoint("base").parent.iterdir()] == ["step_000001"]
+
+
+def write_at_once(folder, value, barrier, messages):
+    """Writes step 1 where none is to be replaced; waits for the other before the last rename."""
+    os.environ["NANOCHAT_BASE_DIR"] = str(folder)
+    model, tokenizer = tiny_model(n_layer=1), tiny_tokenizer()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    place = {"stage": "base", "tag": "tiny", "step": 1}
+    final = step_dir(**place)
+    texts = folder_texts(model.config, tokenizer, {}, {}, place, CPU)
+    tensors = {"model.safetensors": model.state_dict()}
+
+    def wait(event, arguments):
+        if event == "os.rename" and str(arguments[1]) == str(final):
+            barrier.wait(60)
+
+    sys.addaudithook(wait)
+    try:
+        write_folder(final, texts, tensors, tokenizer, 64, place, replace=False)
+        messages.put((value, ""))
+    except Exception as error:
+        messages.put((value, f"{type(error).__name__}: {error}"))
+
+
+def test_of_two_that_write_one_place_at_once_one_wins_and_the_other_is_told(base_dir):
+    context = multiprocessing.get_context("forkserver")
+    barrier, messages = context.Barrier(2), context.Queue()
+    processes = [start(write_at_once, base_dir, i, barrier, messages) for i in (1, 2)]
+    said = dict(messages.get(timeout=90) for _ in processes)
+    for process in processes:
+        process.join()
+    winner, loser = sorted(said, key=said.get)
+    assert said[winner] == "" and "CheckpointError" in said[loser]
+    assert "step_000001 exists, and it is not replaced" in said[loser]
+    model, _, _ = load_model("base", CPU, phase="eval")
+    assert all((p == winner).all() for p in model.parameters())
+    assert [p.name for p in find_checkpoint("base").parent.iterdir()] == ["step_000001"]
+
+
+def test_more_space_is_advised_only_where_it_helps(base_dir):
+    good = save(1)
+    (good.parents[1] / "other").write_text("a file where the run's folder would be")
+    with pytest.raises(CheckpointError, match="step_000002 could not be written") as caught:
+        save(2, tag="other")
+    assert "Free some" not in str(caught.value) and "base tiny at step 1" in str(caught.value)
 
 
 def save_with_limit(folder, limit, messages):

@@ -1,6 +1,11 @@
 """configurator.py: what is typed becomes a Config, or fails before anything runs."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +88,68 @@ def test_cli_lets_bugs_through(monkeypatch):
     monkeypatch.setattr("sys.argv", ["script"])
     with pytest.raises(KeyError):
         cli(main, Config)
+
+
+SCRIPT = """
+import os, signal, sys, tempfile, time
+from dataclasses import dataclass
+from nanochat.configurator import cli
+
+@dataclass(frozen=True)
+class Config:
+    folder: str
+
+def main(config):
+    with tempfile.TemporaryDirectory(dir=config.folder):
+        ready, tell = os.pipe()
+        child = os.fork()  # a helper, which a signal ends as it ends any other program
+        if child == 0:
+            os.write(tell, b"!")
+            while True:  # not signal.pause: Python's handler may come just before it
+                time.sleep(0.01)
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        print(os.waitpid(child, 0)[1], flush=True)
+        time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
+cli(main, Config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_script_that_is_stopped_says_so_and_clears_up(tmp_path, number, code, said):
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, f"--folder={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == f"{signal.SIGTERM.value}\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == code and errors.strip() == said
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_handler_of_sigterm_stays(monkeypatch):
+    """As that of the training loop, or of a server; and the default is back after a script."""
+    monkeypatch.setattr("sys.argv", ["script"])
+    seen = []
+    before = signal.signal(signal.SIGTERM, handler := lambda *_: None)
+    try:
+        cli(lambda config: seen.append(signal.getsignal(signal.SIGTERM)), Config)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        cli(lambda config: seen.append(signal.getsignal(signal.SIGTERM)), Config)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        cli(lambda config: seen.append(signal.getsignal(signal.SIGTERM)), Config)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen[0] is handler and callable(seen[1]) and seen[2] is signal.SIG_DFL

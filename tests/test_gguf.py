@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -198,3 +200,43 @@ def test_an_old_proof_does_not_stand_beside_a_new_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="could not be written: .*file"):
         main(Config(tmp_path / "file", **options))
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(kind, value, tmp_path):
+    model = tiny_model(logit_softcap=None)
+    model.lm_head.weight.data[3, 5] = value
+    checkpoint = save(stage="sft", model=model)
+    with pytest.raises(CheckpointError, match=f"output.weight has numbers .* not finite in {kind}"):
+        main(Config(tmp_path / "gguf", source=str(checkpoint), type=kind, unproved=True))
+    assert not list((tmp_path / "gguf").iterdir())
+
+
+@pytest.mark.parametrize("kind, value", [("f16", 1e6), ("bf16", 3.4e38), ("q8_0", 1e9)])
+def test_numbers_beyond_the_type_s_range_are_refused(kind, value):
+    model = make_model(logit_softcap=None)
+    model.lm_head.weight.data[3, 5] = value
+    with pytest.raises(CheckpointError, match="largest finite one here is"):
+        rounded_weights(model.state_dict(), model.config, kind)
+
+
+def test_rows_that_are_no_whole_blocks_are_refused_before_anything_is_written(tmp_path):
+    model = tiny_model(logit_softcap=None, n_embd=144, n_head=3, n_kv_head=3, head_dim=48)
+    checkpoint = save(stage="sft", model=model)
+    with pytest.raises(CheckpointError, match="blocks of 32 numbers, and this model's are of 144"):
+        write_gguf(checkpoint, tmp_path / "m.gguf", "q8_0")
+    assert not (tmp_path / "m.gguf").exists()
+    write_gguf(checkpoint, tmp_path / "m.gguf", "f16")
+
+
+def test_what_a_killed_export_left_is_cleared_up(tmp_path, capsys):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".model-f16.gguf.tmp-{process.pid}").mkdir()
+    (tmp_path / ".new-mine").mkdir()
+    checkpoint = save(stage="sft")
+    main(Config(tmp_path, source=str(checkpoint), drop_softcap=True, unproved=True))
+    names = [".new-mine", "Modelfile", "model-f16.gguf", "nanochat"]  # the last: the base folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert "left over from an interrupted save" in capsys.readouterr().out

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +18,7 @@ from nanochat.manifest import (
     remove,
     standing_in_for,
     sweep,
+    sweep_beside,
     temporary_beside,
     write_manifest,
 )
@@ -94,8 +98,30 @@ def test_publish_replaces_a_folder_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
 
 
+def dead_pid():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_stands_there_is_not_replaced_when_that_is_asked(tmp_path):
+    final = tmp_path / "step_000001"
+    make(final, "old")
+    make(temporary_beside(final), "new")
+    with pytest.raises(CheckpointError, match="step_000001 exists, and it is not replaced"):
+        publish(temporary_beside(final), final, replace=False)
+    assert (final / "a.txt").read_text() == "old"
+    publish(temporary_beside(final), tmp_path / "step_000002", replace=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000001", "step_000002"]
+    with pytest.raises(OSError, match="Invalid"):
+        publish(tmp_path, final)  # no folder goes into itself: the old one is put back
+    assert (final / "a.txt").read_text() == "old"
+
+
 def test_sweep_restores_a_folder_whose_replacement_never_came(tmp_path, capsys):
-    moved, unfinished = tmp_path / ".step_000001.old-99", tmp_path / ".step_000001.tmp-99"
+    pid = dead_pid()
+    moved, unfinished = (tmp_path / f".step_000001.{kind}-{pid}" for kind in ("old", "tmp"))
     make(moved)
     unfinished.mkdir()
     assert standing_in_for(moved) == tmp_path / "step_000001"
@@ -106,12 +132,42 @@ def test_sweep_restores_a_folder_whose_replacement_never_came(tmp_path, capsys):
 
 
 def test_sweep_deletes_a_folder_whose_replacement_came(tmp_path):
-    make(tmp_path / ".step_000001.old-99", "old")
+    moved = tmp_path / f".step_000001.old-{dead_pid()}"
+    make(moved, "old")
     make(tmp_path / "step_000001", "new")
-    assert standing_in_for(tmp_path / ".step_000001.old-99") is None
+    assert standing_in_for(moved) is None
     sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
     assert (tmp_path / "step_000001" / "a.txt").read_text() == "new"
+
+
+def test_what_a_living_process_writes_is_left_alone_until_it_is_gone(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = [f".step_00000{i}.{kind}-{process.pid}" for i, kind in ((1, "old"), (2, "tmp"))]
+    for name in (*names, f".step_000003.tmp-{os.getpid()}", ".step_000004.tmp-host"):
+        make(tmp_path / name)
+    sweep(tmp_path)
+    sweep_beside(tmp_path / "step_000002")
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    process.communicate(b"\n")
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_sweep_beside_looks_at_its_own_names_alone(tmp_path, capsys):
+    pid, final = dead_pid(), tmp_path / "hf[1]"
+    others = [f".hf1.tmp-{pid}", f".hf[1].tmp-{pid}x", f"hf[1].tmp-{pid}", ".hf[1].old-mine"]
+    for name in (*others, f".hf[1].tmp-{pid}", f".hf[1].old-{pid}"):
+        make(tmp_path / name, name)
+    sweep_beside(final)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
+    assert (final / "a.txt").read_text() == f".hf[1].old-{pid}"
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    (tmp_path / f".hf[1].tmp-{pid}").write_text("a file")
+    make(tmp_path / f".hf[1].old-{pid}")
+    sweep_beside(final)  # the old one's place is taken by now
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
+    sweep_beside(tmp_path / "nowhere" / "x")
 
 
 def test_remove_and_sizes(tmp_path):

@@ -35,3 +35,13 @@ def test_a_line_cut_short_costs_only_itself_and_is_counted(tmp_path, capsys):
     append_metrics(tmp_path, {"step": 3})
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3]
     assert "left out 1 lines" in capsys.readouterr().out
+
+
+def test_lines_that_are_no_record_of_a_step_are_left_out_and_counted(tmp_path, capsys):
+    lines = [b'{"step": 1}', b"[1]", b"3", b'{"loss": 1.0}', b'{"step": null}', b"\xff\xfe", b"",
+             b'{"step": 2, "text": "a\xc2\x85b"}']  # fmt: skip
+    (tmp_path / METRICS).write_bytes(b"\r\n".join(lines))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    assert "left out 5 lines" in capsys.readouterr().out
+    assert truncate_metrics(tmp_path, 1) == 1
+    assert (tmp_path / METRICS).read_bytes() == b'{"step": 1}\n'

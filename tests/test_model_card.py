@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nanochat.common import CheckpointError
 from nanochat.model_card import flattened, render, write_card
 from tests.made_run import CHAT, CORE, make_base, make_sft
 from tests.tiny_checkpoint import save
@@ -53,11 +54,67 @@ def test_a_base_model_s_results_are_core_and_bits_per_byte():
 
 def test_data_sets_are_the_hub_s_and_no_path_of_this_machine(sft):
     data = metadata(render(sft))
-    assert data.datasets == [
-        "karpathy/fineweb-edu-100b-shuffle", "HuggingFaceTB/smol-smoltalk", "someone/chats"
-    ]  # fmt: skip
+    known = ["karpathy/fineweb-edu-100b-shuffle", "HuggingFaceTB/smol-smoltalk"]
+    assert data.datasets == known  # and not someone/chats, which may be a folder or private
     assert data.language == "en"
     assert "./me.jsonl" not in render(sft) and str(sft.parents[3]) not in render(sft)
+
+
+@pytest.mark.parametrize(
+    ("config", "known"),
+    [
+        ({"data": "corpus/acme"}, None),
+        ({"mixture": "smoltalk@private/chats:1"}, None),
+        ({"mixture": "smoltalk@HuggingFaceTB/smol-smoltalk:1"}, ["HuggingFaceTB/smol-smoltalk"]),
+        ({"data": "karpathy/climbmix-400b-shuffle"}, ["karpathy/climbmix-400b-shuffle"]),
+        (None, None),
+    ],
+)
+def test_only_data_sets_that_nanochat_knows_are_named(config, known):
+    assert metadata(render(save(1, run={"config": config}))).datasets == known
+
+
+BROKEN = {
+    "NaN": b'{"step": 1, "time": 1, "accuracy/gsm8k": NaN, "chatcore": Infinity, "bpb/val": 2}',
+    "a word": b'{"step": 1, "time": 1, "accuracy/gsm8k": "high", "bpb/val": 2.0}',
+    "null": b'{"step": 1, "accuracy/gsm8k": null, "bpb/val": 2.0}',
+    "no step": b'{"accuracy/gsm8k": 0.5}\n{"step": 1, "bpb/val": 2.0}',
+    "no UTF-8": b'\xff\xfe\n{"step": 1, "bpb/val": 2.0}',
+    "no object": b'[1]\n"x"\n{"step": 1, "bpb/val": 2.0}',
+    "half a session": b'{"step": 0, "session": {}}\n{"step": 1, "bpb/val": 2.0}',
+    "half a step": b'{"step": 1, "dt": "x"}\n{"step": 1, "bpb/val": 2.0}',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_finite_number_is_left_out_with_a_line(name, capsys):
+    folder = save(1, "sft")
+    (folder.parent / "metrics.jsonl").write_bytes(BROKEN[name])
+    text = render(folder)
+    assert {r.metric_type: r.metric_value for r in metadata(text).eval_results} == {
+        "bits per byte": 2.0
+    }
+    assert "nan" not in text.replace("nanochat", "") and "inf" not in text.split("---")[1]
+    assert "metrics.jsonl: left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [("run.json", b"\xff\xfe", "no JSON in UTF-8"), ("run.json", b"[1]", "holds a list"),
+     ("run.json", b'{"stage": "base"}', "does not say its stage, tag and step"),
+     ("config.json", b"{", "no JSON in UTF-8"), ("state.json", b"null", "holds a NoneType")],
+)  # fmt: skip
+def test_records_that_are_damaged_are_told(file, content, said):
+    folder = save(1)
+    (folder / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{file} {said}|{file} is {said}"):
+        render(folder)
+
+
+def test_records_that_say_nothing_are_left_out():
+    run = {"config": None, "versions": None, "val_bpb": float("nan"), "parent": 3}
+    text = render(save(1, run=run))
+    assert metadata(text).eval_results is None and "| nan |" not in text
 
 
 def test_every_part_is_there_with_the_run_s_figures(sft):

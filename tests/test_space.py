@@ -8,7 +8,7 @@ import yaml
 from tiny_checkpoint import save
 
 from nanochat.common import CheckpointError
-from nanochat.space import write_space
+from nanochat.space import check_space, write_space
 from nanochat.tokenizer import SPECIAL_TOKENS
 
 
@@ -32,9 +32,31 @@ def test_the_folder_of_a_space(tmp_path):
     assert head["title"] == "123"  # and no number
     write_space(tmp_path, "me/other")  # again, over itself
     assert (tmp_path / "model_id.txt").read_text() == "me/other\n"
-    (tmp_path / "app.py").write_text("print('mine')")
-    with pytest.raises(CheckpointError, match="app.py is another one"):
-        write_space(tmp_path, "me/model")
+    write_space(tmp_path, str(tmp_path))  # a local folder, whose README names no model
+    write_space(tmp_path, "me/model")
+
+
+@pytest.mark.parametrize("name", ["app.py", "README.md", "requirements.txt", "model_id.txt"])
+@pytest.mark.parametrize("mine", [b"mine", b"a\nb\n", b"\xff\xfe", b"", None])
+def test_what_the_user_wrote_is_not_replaced(tmp_path, name, mine):
+    write_space(tmp_path, "me/model")
+    check_space(tmp_path)
+    path = tmp_path / name
+    path.unlink()
+    path.mkdir() if mine is None else path.write_bytes(mine)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    for write in (check_space, lambda folder: write_space(folder, "me/other")):
+        with pytest.raises(CheckpointError, match=f"{name} is another one"):
+            write(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_a_file_in_the_folder_s_place_is_told(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(CheckpointError, match="x is a file"):
+        check_space(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="y could not be written"):
+        write_space(tmp_path / "x" / "y", "me/model")
 
 
 def test_the_page_answers(tmp_path, monkeypatch):
