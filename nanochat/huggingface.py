@@ -71,6 +71,7 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     checkpoint, output = Path(checkpoint), resolved(output)
+    manifest.sweep_beside(output)
     refuse_to_overwrite(output, overwrite)
     weights, config, _, run = load_checkpoint(checkpoint)
     refuse_what_the_target_cannot_hold(weights, config)

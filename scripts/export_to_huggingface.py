@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.checkpoint_manager import checkpoint_of
+from nanochat.common import ConfigError
 from nanochat.configurator import cli
 from nanochat.huggingface import check_place, export, push
 from nanochat.parity import summary
-from nanochat.space import write_space
+from nanochat.space import check_space, write_space
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Config:
 def main(config: Config) -> None:
     if config.push_to:
         check_place(config.push_to)
+    elif config.private:
+        raise ConfigError("--private says what --push-to makes; give both, or neither")
+    output = config.output_dir.resolve()
+    space = output.with_name(output.name + "-space")
+    if config.space:
+        check_space(space)
     checkpoint = checkpoint_of(config.source, config.model_tag, config.step)
     options = {"shard_bytes": config.shard_bytes, "overwrite": config.overwrite}
     report = export(checkpoint, config.output_dir, config.dtype, **options)
@@ -52,12 +59,11 @@ def main(config: Config) -> None:
         url = push(config.output_dir, config.push_to, private=config.private)
         print(f"pushed and compared: {url}")
     if config.space:
-        folder = config.output_dir.with_name(config.output_dir.name + "-space")
-        write_space(folder, config.push_to or str(config.output_dir.absolute()))
-        print(f"a Space: {folder}; try it with `python {folder / 'app.py'}`, publish it with")
-        print(f"  hf upload user/name {folder} --repo-type=space")
+        write_space(space, config.push_to or str(output))
+        print(f"a Space: {space}; try it with `python {space / 'app.py'}`, publish it with")
+        print(f"  hf upload user/name {space} --repo-type=space")
         if not config.push_to:
-            print(f"once the model is on the hub and {folder / 'model_id.txt'} names it there")
+            print(f"once the model is on the hub and {space / 'model_id.txt'} names it there")
 
 
 if __name__ == "__main__":
