@@ -147,8 +147,9 @@ class Tokenizer:
             ) from None
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path} is not a tokenizer that nanochat can read: {error!r}. Restore the file, "
-                f"or train a tokenizer with `python -m scripts.tok_train`"
+                f"{path} is not a tokenizer that nanochat can read: {type(error).__name__}: "
+                f"{str(error):.200}. Restore the file, or train a tokenizer with "
+                f"`python -m scripts.tok_train`"
             ) from error
 
     # ------------------------------------------------------------ encode, decode
