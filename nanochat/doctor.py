@@ -17,7 +17,14 @@ import torch.nn.functional as F
 
 from nanochat import upstream
 from nanochat.bpe import SPLIT_PATTERN
-from nanochat.common import DataError, NanochatError, choose_dtype, pick_device_type, print0
+from nanochat.common import (
+    CheckpointError,
+    DataError,
+    NanochatError,
+    choose_dtype,
+    pick_device_type,
+    print0,
+)
 from nanochat.conversation import render
 from nanochat.foreign_tokenizer import GPT2_PATTERN, from_ranks, read_parts
 from nanochat.gpt import GPT, GPTConfig
@@ -285,3 +292,29 @@ def diagnose(model: GPT, sources: dict[str, Tokenizer], text: str) -> tuple[list
     if not scored:
         raise NanochatError("there is no tokenizer to try; name one with --tokenizer")
     return scored, score_text(model, scrambled(scored[0].tokenizer), text)
+
+
+def choose(scored: list[Candidate], text: str, wanted: set[str], accept: bool) -> Candidate:
+    """The candidate to take: one with a fingerprint that the release records (wanted), else the
+    best. CheckpointError where that does not fit; where none has it, too, unless `accept`."""
+    recorded = [c for c in scored if c.tokenizer.fingerprint in wanted]
+    best = (recorded or scored)[0]
+    poor = f"needs {best.text:.2f} bits per byte, its letters alone {byte_entropy(text):.2f}"
+    if recorded:
+        print0(f"{best.source} has the fingerprint that the release records: it is the right one")
+        if not fits(best, text):
+            print0(f"yet it {poor}: text of another kind, or the weights or config.json damaged")
+    elif not fits(best, text):
+        raise CheckpointError(
+            f"no tokenizer here fits these weights: the best {poor}. Name others with --tokenizer, "
+            f"or text of the kind that the model knows with --text"
+        )
+    elif wanted:
+        named, found = (", ".join(sorted(f[:12] for f in wanted)), best.tokenizer.fingerprint[:12])
+        missing = f"the right tokenizer is not among these: the release records {named}, the best "
+        missing += f"here, {best.source} ({best.spelling}), is {found}"
+        if not accept:
+            raise CheckpointError(f"{missing}. Name it, or take this one with --accept-tokenizer")
+        print0(missing)
+    print0(f"the weights know {best.source}, {best.spelling}")
+    return best

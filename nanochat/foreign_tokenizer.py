@@ -88,8 +88,11 @@ def read_parts(path: Path) -> tuple[dict[bytes, int], dict[str, int], str]:
         return parts_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {error!r}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error):.200}"
+        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {reason}") from error
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error.strerror}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -113,6 +116,9 @@ def parts_of(document: dict) -> tuple[dict[bytes, int], dict[str, int], str]:
     # only the merge that was learned.
     ranks |= {as_bytes(left + right): vocab[left + right] for left, right in pairs}
     special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
+    for token, number in [*ranks.items(), *special_ids.items()]:
+        if type(number) is not int:
+            raise DataError(f"the id of {token!r:.40} is {number!r:.40}, expected a whole number")
     return ranks, special_ids, split_pattern(document["pre_tokenizer"])
 
 
@@ -134,9 +140,10 @@ def compare_with_library(path: Path, tokenizer: Tokenizer) -> None:
     import tokenizers
 
     theirs = tokenizers.Tokenizer.from_file(str(path))
+    added = [f"a {name}  b a{name}b" for name in tokenizer.special_ids]
     for as_text, ours in ((False, tokenizer.encode), (True, tokenizer.encode_ordinary)):
         theirs.encode_special_tokens = as_text
-        for text in texts():
+        for text in (*texts(), *added):
             found, expected = ours(text), theirs.encode(text, add_special_tokens=False).ids
             if found != expected:
                 raise DataError(

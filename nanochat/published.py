@@ -1,7 +1,6 @@
 """Read models that were published, and make native checkpoints of them: folders of transformers'
 nanochat class, ours or others', and upstream's own files (see upstream.py)."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from nanochat import upstream
 from nanochat.checkpoint_index import step_dir
 from nanochat.checkpoint_manager import (
     CONFIG,
+    GENERATION,
     RUN,
     TEMPLATE,
     WEIGHTS,
@@ -23,9 +23,11 @@ from nanochat.conversation import CHAT_TEMPLATE
 from nanochat.export_files import CARD, INDEX, PARITY, TOKENIZER
 from nanochat.foreign_tokenizer import read_tokenizer_json
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt_config import rope_theta
 from nanochat.huggingface import target_names
 from nanochat.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
+from nanochat.upstream import read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What transformers' class takes where config.json says nothing.
@@ -41,6 +43,13 @@ DEFAULTS = {
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 OLD_NAMES = {"qkv_bias": "attention_bias", "logits_soft_cap": "final_logit_softcapping"}
 REFUSED = ("quantization_config", "auto_map", "sliding_window", "layer_types")
+IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
+WRITTEN_BY = {"transformers_version", "_from_model_config", "_name_or_path"}
+# Fields of every config of transformers that change nothing that is computed here.
+GENERAL = {
+    *("torch_dtype", "output_hidden_states", "output_attentions", "return_dict", "id2label"),
+    *("label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward"),
+}
 
 
 @dataclass
@@ -66,9 +75,10 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         raise CheckpointError(f"{folder} is no folder; name one with a published model")
     if upstream.is_upstream(folder):
         weights, config, found, meta = upstream.read_upstream(folder, tokenizer)
-        run = {"config": meta.get("user_config", {})}
+        run = {"config": meta.get("user_config") or {}}
         run["imported"] = {"from": "karpathy/nanochat .pt", "meta": meta}
-        return Published(weights, config, found, int(meta.get("step", 0)), run)
+        refuse_what_is_not_finite(weights, folder)
+        return Published(weights, config, found, step_of(meta, folder), run)
     if tokenizer:
         raise ConfigError(
             f"--tokenizer is for upstream's files, and {folder} has its own {TOKENIZER}. To try "
@@ -80,36 +90,68 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         )
     config, settings = read_config(folder)
     weights, dtype, files = read_weights(folder, config, settings["tie_word_embeddings"])
+    refuse_what_is_not_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
-    if not template.is_file() or template.read_text(encoding="utf-8") != CHAT_TEMPLATE:
+    if not template.is_file() or template.read_bytes() != CHAT_TEMPLATE.encode():
         print0(f"{folder}: its chat template is another or none; nanochat's takes its place")
+    generation = read_json(folder / GENERATION) or {}
+    name_the_unknown(folder / GENERATION, generation, IDS)
     run = recorded(folder, dtype)
-    return Published(weights, config, found, int(run.get("step", 0)), run, dtype, files)
+    return Published(weights, config, found, run["step"], run, dtype, files)
+
+
+def refuse_what_is_not_finite(weights: dict, folder: Path) -> None:
+    """CheckpointError naming a tensor with a NaN or an infinity: no model that can be used."""
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{folder}: {name} has numbers that are not finite: the model was damaged, or "
+                f"diverged. Take an earlier release of it"
+            )
+
+
+def name_the_unknown(where: Path, record: dict, known: set) -> None:
+    """Prints a line that names the settings of a file which are not taken over."""
+    unknown = [
+        f"{name} = {value!r:.40}"
+        for name, value in record.items()
+        if name not in known | WRITTEN_BY and value is not None
+    ]
+    if unknown:
+        print0(f"{where}: not taken over: {', '.join(unknown)}")
+
+
+def step_of(record: dict, where: Path) -> int:
+    """The step that a run's record names, 0 where it names none; CheckpointError for a strange."""
+    step = record.get("step", 0)
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{where}: step is {step!r:.60}, expected a whole number from 0 on")
+    return step
 
 
 def recorded(folder: Path, dtype: str) -> dict:
-    """run.json of a checkpoint made of the folder: what that says of its run, and the place."""
+    """run.json of a checkpoint made of the folder: what that says of its run, and the place.
+
+    CheckpointError for records that are damaged.
+    """
     records = {name: read_json(folder / name) for name in (RUN, PARITY)}
     imported = {"from": "a Hugging Face folder", "dtype": dtype}
     if records[PARITY]:  # an export of ours: what it needs to be exported again as it was
         imported |= {"run": records[RUN], "parity": records[PARITY], "card": read_text(folder)}
-    return {**(records[RUN] or {}), "imported": imported}
-
-
-def read_json(path: Path) -> dict | None:
-    """The file's contents; None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    run = records[RUN] or {}
+    return {**run, "step": step_of(run, folder / RUN), "imported": imported}
 
 
 def read_text(folder: Path) -> str | None:
+    """The model card; None where there is none."""
     path = folder / CARD
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is no UTF-8: {str(error):.200}. Mend or remove it"
+        ) from error
 
 
 # ---------------------------------------------------------------- config and weights
@@ -118,20 +160,21 @@ def read_text(folder: Path) -> str | None:
 def read_config(folder: Path) -> tuple[GPTConfig, dict]:
     """(GPTConfig, config.json with the class's defaults where it says nothing), a line for each.
 
-    Raises ConfigError for a setting that this model cannot compute.
+    Raises ConfigError for a setting that this model cannot compute, CheckpointError for a damaged
+    one.
     """
     where = folder / CONFIG
     settings = read_json(where)
-    if not isinstance(settings, dict):
-        found = "is missing" if settings is None else f"holds a {type(settings).__name__}"
-        raise CheckpointError(f"{where} {found}; expected the settings of a published model")
+    if settings is None:
+        raise CheckpointError(f"{where} is missing; expected the settings of a published model")
     for name in REFUSED:
         if settings.get(name):
             raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
     classes = settings.get("architectures") or ["NanoChatForCausalLM"]
     if classes != ["NanoChatForCausalLM"]:
+        found = ", ".join(map(str, classes)) if isinstance(classes, list) else classes
         raise ConfigError(
-            f"{where}: found the class {', '.join(classes)}, expected transformers' own "
+            f"{where}: found the class {found!s:.80}, expected a list of transformers' own "
             f"NanoChatForCausalLM"
         )
     if missing := [name for name in SHAPE if not isinstance(settings.get(name), int)]:
@@ -139,26 +182,20 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
             f"{where} does not say {', '.join(missing)}, which the model's shape needs"
         )
     for old, new in OLD_NAMES.items():
-        if old in settings:
-            settings.setdefault(new, settings[old])
+        if old in settings and settings.setdefault(new, settings[old]) != settings[old]:
+            raise ConfigError(f"{where}: {old} and {new} contradict each other")
     for name, value in DEFAULTS.items():
         if name not in settings:
             print0(f"{where} does not say {name}; transformers' class takes {value!r}")
             settings[name] = value
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise ConfigError(f"{where}: rotary embedding of type {kind!r}; this model has the default")
-    if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ConfigError(f"{where}: only {share} of each head is rotated; here it is all of it")
-    theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
-    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": float(theta)}
+    theta = rope_theta(settings, where)
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     heads = settings.get("num_key_value_heads")
     settings["num_key_value_heads"] = settings["num_attention_heads"] if heads is None else heads
-    tied = settings["tie_word_embeddings"]
-    return GPTConfig.from_hf({**settings, "tie_word_embeddings": False}), {
-        **settings,
-        "tie_word_embeddings": tied,
-    }
+    config = GPTConfig.from_hf({**settings, "tie_word_embeddings": False})
+    known = config.to_hf().keys() | OLD_NAMES.keys() | {"rope_scaling", "partial_rotary_factor"}
+    name_the_unknown(where, settings, known | IDS | GENERAL)
+    return config, settings
 
 
 def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str, list[str]]:
@@ -166,11 +203,7 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
 
     Raises CheckpointError for a tensor that is missing, left over or of another shape.
     """
-    index = read_json(folder / INDEX)
-    if index and (folder / WEIGHTS).is_file():
-        print0(f"{folder} has {WEIGHTS} and {INDEX}; transformers reads the first, and so is done")
-        index = None
-    files = sorted(set(index["weight_map"].values())) if index else [WEIGHTS]
+    files = weight_files(folder)
     weights, dtypes = {}, set()
     for name in files:
         path = folder / name
@@ -191,7 +224,7 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
                     weights[key] = tensor.float()
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-    if tied:
+    if tied and EMBEDDING in weights:  # without: check_shapes names it
         if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
             raise CheckpointError(
                 f"{folder}: {HEAD} and {EMBEDDING} are said to be tied but differ"
@@ -204,16 +237,42 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
     return weights, dtypes.pop() if len(dtypes) == 1 else "float32", files
 
 
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files of weights; CheckpointError for an index that names none."""
+    if (folder / WEIGHTS).is_file():
+        if (folder / INDEX).is_file():
+            print0(f"{folder} has {WEIGHTS} and {INDEX}; transformers reads the first; so is done")
+        return [WEIGHTS]
+    index = read_json(folder / INDEX)
+    if index is None:
+        return [WEIGHTS]
+    places = index.get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{folder / INDEX}: weight_map is {places!r:.60}, expected the file of each tensor"
+        )
+    return sorted(set(names))
+
+
 def check_shapes(weights: dict, config: GPTConfig, where: Path) -> None:
     """CheckpointError unless these are the tensors that the model has."""
+    if config.n_layer > len(weights):  # before anything of that size is made
+        raise CheckpointError(
+            f"{where} has {len(weights)} tensors, {CONFIG} says {config.n_layer} layers"
+        )
     if strange := sorted(weights.keys() - target_names(config)):
         raise CheckpointError(f"{where} has {upstream.later(strange)}: not this architecture")
     with torch.device("meta"):
         wanted = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
+    problems = []
     for name, shape in wanted.items():
         found = tuple(weights[name].shape) if name in weights else None
         if found != shape:
-            raise CheckpointError(f"{where}: {name} has shape {found}, {CONFIG} needs {shape}")
+            problems.append(f"{name} has shape {found}, {CONFIG} needs {shape}")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{where}: {'; '.join(problems[:5])}{more}")
 
 
 # ---------------------------------------------------------------- a native checkpoint of it
@@ -229,7 +288,11 @@ def import_published(
 
     Example: import_published(Path("hf_model"), "rescued", "sft")
     """
-    published = read_published(Path(folder), tokenizer)
+    return make_checkpoint(read_published(Path(folder), tokenizer), tag, stage)
+
+
+def make_checkpoint(published: Published, tag: str, stage: str) -> Path:
+    """Writes the native checkpoint of a model that was read, and returns its folder."""
     final = step_dir(stage, tag, published.step)
     if final.exists():
         raise CheckpointError(f"{final} exists; name another --tag, it is not replaced")
@@ -243,4 +306,4 @@ def write_native(final: Path, published: Published, place: dict) -> None:
     run = {**published.run, **place}
     texts = folder_texts(config, tokenizer, run, {}, place, torch.device("cpu"))
     tensors = {WEIGHTS: published.weights}
-    write_folder(final, texts, tensors, tokenizer, config.sequence_len, place)
+    write_folder(final, texts, tensors, tokenizer, config.sequence_len, place, replace=False)

@@ -1,23 +1,35 @@
 """A published folder looked through for what breaks it, and written anew with another tokenizer."""
 
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from nanochat.checkpoint_manager import CONFIG, GENERATION, TEMPLATE
-from nanochat.common import CheckpointError, DataError
+from nanochat.checkpoint_manager import CONFIG, GENERATION, RUN, TEMPLATE
+from nanochat.common import CheckpointError, DataError, NanochatError
 from nanochat.conversation import CHAT_TEMPLATE
 from nanochat.export_files import TOKENIZER, TOKENIZER_CONFIG
 from nanochat.foreign_tokenizer import read_parts
 from nanochat.gpt import GPTConfig
-from nanochat.huggingface import export
-from nanochat.published import Published, read_json, write_native
+from nanochat.huggingface import export, refuse_to_overwrite
+from nanochat.published import Published, write_native
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.upstream import read_json
 
 FILES = (CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)
 STRAY = (".py", ".bin", ".pt", ".pkl", ".model")
 STRAY_NAMES = {"added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+
+
+def noted(found: list[str], read: Callable, *arguments):
+    """What read(*arguments) returns; or None, and its error is one more finding."""
+    try:
+        return read(*arguments)
+    except NanochatError as error:
+        found.append(str(error))
+        return None
 
 
 def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
@@ -32,7 +44,7 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
         if not bool(tensor.isfinite().all())
     ]
     template = folder / TEMPLATE
-    if template.is_file() and template.read_text(encoding="utf-8") != CHAT_TEMPLATE:
+    if template.is_file() and template.read_bytes() != CHAT_TEMPLATE.encode():
         found.append(f"{TEMPLATE} is not nanochat's: chats are rendered in another way")
     if not (folder / TOKENIZER).is_file():
         return found
@@ -41,7 +53,8 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
     except DataError as error:
         return [*found, str(error)]
     found += tokenizer_findings(ranks, special_ids, config.vocab_size)
-    return found + id_findings(folder, special_ids) + fingerprint_findings(folder)
+    found += id_findings(folder, special_ids)
+    return found + (noted(found, fingerprint_findings, folder) or [])
 
 
 def tokenizer_findings(ranks: dict, special_ids: dict, vocab_size: int) -> list[str]:
@@ -61,10 +74,12 @@ def tokenizer_findings(ranks: dict, special_ids: dict, vocab_size: int) -> list[
 
 def id_findings(folder: Path, special_ids: dict[str, int]) -> list[str]:
     """Special ids that the other files give in another way than tokenizer.json."""
-    found = []
+    found: list[str] = []
     bos, end = special_ids.get("<|bos|>"), special_ids.get("<|assistant_end|>")
-    config = read_json(folder / CONFIG) or {}
-    generation = read_json(folder / GENERATION) or {}
+    config, generation, settings = (
+        noted(found, read_json, folder / name) or {}
+        for name in (CONFIG, GENERATION, TOKENIZER_CONFIG)
+    )
     for where, record in ((CONFIG, config), (GENERATION, generation)):
         if record.get("bos_token_id", bos) != bos:
             ids = f"{record['bos_token_id']}, {TOKENIZER} has {bos}"
@@ -75,15 +90,18 @@ def id_findings(folder: Path, special_ids: dict[str, int]) -> list[str]:
                 f"{where}: eos_token_id is {stops}, {TOKENIZER} has {end} for <|assistant_end|>: "
                 f"an answer would not end"
             )
-    settings = read_json(folder / TOKENIZER_CONFIG) or {}
     for name, expected in (("bos_token", "<|bos|>"), ("eos_token", "<|assistant_end|>")):
         token = settings.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if token != expected:
             found.append(f"{TOKENIZER_CONFIG}: {name} is {token!r}, expected {expected!r}")
-    for number, token in settings.get("added_tokens_decoder", {}).items():
-        content = token.get("content")
-        if special_ids.get(content, int(number)) != int(number):
+    decoder = settings.get("added_tokens_decoder", {})
+    for number, token in decoder.items() if isinstance(decoder, dict) else [("", decoder)]:
+        content = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(content, str) or not number.isdecimal():
+            what = f"{number!r:.20}: {token!r:.60}"
+            found.append(f"{TOKENIZER_CONFIG}: added_tokens_decoder has {what}, no token of an id")
+        elif special_ids.get(content, int(number)) != int(number):
             where = f"{TOKENIZER_CONFIG} has {content} at id {number}"
             found.append(f"{where}, {TOKENIZER} at {special_ids[content]}")
     if "auto_map" in config or "auto_map" in settings:
@@ -91,31 +109,63 @@ def id_findings(folder: Path, special_ids: dict[str, int]) -> list[str]:
     return found
 
 
-def fingerprint_findings(folder: Path) -> list[str]:
-    """Whether the weights' own metadata names another tokenizer than the one beside them."""
-    try:
-        present = Tokenizer.load(folder).fingerprint
-    except DataError:
-        return []  # said already, or written by another program: nothing to compare
-    found = []
+def recorded_fingerprints(folder: Path) -> dict[str, str]:
+    """{file: fingerprint of the tokenizer that the weights were trained with}: what the weights say
+    in their metadata; what run.json says only where they say nothing."""
+    named = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                named = (file.metadata() or {}).get("tokenizer_fingerprint")
-        except SafetensorError as error:
+                named[path.name] = (file.metadata() or {}).get("tokenizer_fingerprint")
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-        if named not in (None, present):
-            found.append(
-                f"{path.name} was trained with tokenizer {named[:12]}, {TOKENIZER} is "
-                f"{present[:12]}: it is the tokenizer of another run"
-            )
-    return found
+    if not any(named.values()):
+        named = {RUN: (read_json(folder / RUN) or {}).get("tokenizer_fingerprint")}
+    return {name: found for name, found in named.items() if found and isinstance(found, str)}
 
 
-def repair(published: Published, output: Path, *, overwrite: bool = False) -> dict:
+def fingerprint_findings(folder: Path) -> list[str]:
+    """Whether the weights were trained with another tokenizer than the one beside them."""
+    try:
+        present = Tokenizer.load(folder).fingerprint
+    except NanochatError:
+        return []  # said already, or written by another program: nothing to compare
+    return [
+        f"{name} was trained with tokenizer {named[:12]}, {TOKENIZER} is {present[:12]}: it is the "
+        f"tokenizer of another run, or damaged"
+        for name, named in recorded_fingerprints(folder).items()
+        if named != present
+    ]
+
+
+def check_place(output: Path, overwrite: bool) -> None:
+    """CheckpointError unless a repaired folder could be written there."""
+    refuse_to_overwrite(output, overwrite)
+    parent = next(p for p in output.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "cannot be written to" if parent.is_dir() else "is a file"
+        raise CheckpointError(f"{output}: {parent} {what}; name another --output-dir")
+
+
+def repair(
+    published: Published, output: Path, spelling: str, wanted: set[str], *, overwrite: bool = False
+) -> dict:
     """Writes `output`, a folder of the weights with published.tokenizer, proved like any export;
-    returns the parity report. What the release says of its run stays."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    returns the parity report. What the release says of its run stays.
+
+    wanted: the fingerprints that the folder records; another one stays, as "repaired_from".
+    """
+    fingerprint = published.tokenizer.fingerprint
+    changed = {"tokenizer_fingerprint": fingerprint, "repaired": spelling}
+    if wanted and fingerprint not in wanted:
+        changed["repaired_from"] = ", ".join(sorted(wanted))
+    for record in (published.run, published.run["imported"].get("run")):
+        if record is not None:
+            record |= changed
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{output} could not be written: {error}") from error
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".repair-") as scratch:
         stage = published.run.get("stage", "sft")
         place = {"stage": stage, "tag": "repaired", "step": published.step}

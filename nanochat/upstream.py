@@ -62,14 +62,16 @@ def read_upstream(folder: Path, tokenizer: Path | None = None):
     meta_path = folder / path.name.replace("model_", "meta_").replace(".pt", ".json")
     if not meta_path.is_file():
         raise CheckpointError(f"{meta_path} is missing; it says the model's shape")
-    try:
-        meta = json.loads(meta_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{meta_path} is no JSON: {error}") from error
+    meta = read_json(meta_path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no file of tensors alone: {error}") from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in loaded.items()
+    ):
+        raise CheckpointError(f"{path} is not a dictionary of tensors alone, as upstream saves it")
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in loaded.items()}
     config = read_config(meta, tensors, meta_path)
     weights = rename(tensors, config, path)
@@ -77,6 +79,21 @@ def read_upstream(folder: Path, tokenizer: Path | None = None):
     state = read_pickled_encoding(found)
     ranks, specials = state["mergeable_ranks"], state["special_tokens"]
     return weights, config, from_ranks(ranks, specials, state["pat_str"], config.vocab_size), meta
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's dictionary; None where there is no file. CheckpointError for anything else."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {str(error):.200}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read: {error.strerror}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a dictionary")
+    return record
 
 
 def first_there(folder: Path) -> Path:
@@ -91,7 +108,10 @@ def first_there(folder: Path) -> Path:
 
 def read_config(meta: dict, tensors: dict, where: Path) -> GPTConfig:
     """The shape, and what upstream's first architecture fixes: theta 10,000, soft-cap 15."""
-    shape = dict(meta.get("model_config", meta))
+    shape = meta.get("model_config", meta)
+    if not isinstance(shape, dict):
+        raise CheckpointError(f"{where}: model_config is {shape!r:.60}, expected a dictionary")
+    shape = dict(shape)
     window = str(shape.pop("window_pattern", "L"))
     if set(window) != {"L"}:
         raise CheckpointError(f"{where}: window_pattern {window!r}: attention over short windows")
@@ -102,6 +122,11 @@ def read_config(meta: dict, tensors: dict, where: Path) -> GPTConfig:
             f"{where}: model_config has {', '.join(strange)}: a later architecture than the one "
             f"that can be imported, whose settings are {', '.join(sorted(SHAPE))}"
         )
+    for name, value in shape.items():
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where}: {name} is {value!r:.60}, expected a number above 0")
+    if shape["n_layer"] > len(tensors):
+        raise CheckpointError(f"{where}: n_layer is {shape['n_layer']}, of {len(tensors)} tensors")
     rows = -(-shape["vocab_size"] // 64) * 64
     if rows != shape["vocab_size"]:
         print0(

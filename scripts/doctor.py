@@ -2,7 +2,9 @@
 
     python -m scripts.doctor ./hf_model --tokenizer ./other_run ./tokenizer.pkl --output-dir ./fixed
 
-Every candidate tokenizer is scored by the bits per byte that the weights need with it on text.
+Every candidate tokenizer is scored by the bits per byte that the weights need with it on text. One
+that has the fingerprint which the release records wins outright. Where none has it, nothing is
+written: --accept-tokenizer takes the one of the best score (run.json then says "repaired_from").
 """
 
 from dataclasses import dataclass
@@ -17,16 +19,15 @@ from nanochat.configurator import cli
 from nanochat.doctor import (
     TEXT_CHARACTERS,
     Candidate,
-    byte_entropy,
+    choose,
     default_text,
     diagnose,
-    fits,
     load,
     open_tokenizer,
 )
-from nanochat.huggingface import TOKENIZER, refuse_to_overwrite
+from nanochat.huggingface import TOKENIZER
 from nanochat.published import Published, read_config, read_weights, recorded
-from nanochat.release import findings, repair
+from nanochat.release import check_place, findings, noted, recorded_fingerprints, repair
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Config:
     """Write the folder here with the tokenizer that fits, proved like an export."""
     overwrite: bool = False
     """Replace an earlier folder there."""
+    accept_tokenizer: bool = False
+    """Take the best scoring tokenizer though the release was trained with another."""
 
 
 def candidates(config: Config, vocab_size: int) -> dict:
@@ -81,38 +84,43 @@ def read_text(path: Path) -> str:
     return text
 
 
-def main(config: Config) -> None:
-    if config.output_dir:  # at once, not when all is scored
-        refuse_to_overwrite(config.output_dir.absolute(), config.overwrite)
-    text = read_text(config.text) if config.text else default_text()
-    settings, raw = read_config(config.folder)
-    weights, dtype, _ = read_weights(config.folder, settings, raw["tie_word_embeddings"])
-    problems = findings(config.folder, settings, weights)
-    print(f"{config.folder}: {len(problems) or 'no'} finding(s) in its files")
+def examine(config: Config) -> tuple[Published, set[str]]:
+    """(the model, without the tokenizer that fits; fingerprints that its files record), and prints
+    what is wrong with the folder. CheckpointError where there is nothing to score or repair."""
+    folder, problems = config.folder, []
+    settings, raw = read_config(folder)
+    read = noted(problems, read_weights, folder, settings, raw["tie_word_embeddings"])
+    weights, dtype, _ = read or ({}, "", [])
+    run = noted(problems, recorded, folder, dtype)
+    problems += findings(folder, settings, weights)
+    problems = list(dict.fromkeys(problems))
+    print(f"{folder}: {len(problems) or 'no'} finding(s) in its files")
     for problem in problems:
         print(f"  - {problem}")
-    sources = candidates(config, settings.vocab_size)
-    scored, control = diagnose(load(weights, settings), sources, text)
+    if not weights:
+        raise CheckpointError(f"{folder}: its weights make no model, so no tokenizer is scored")
+    if config.output_dir and run is None:
+        raise CheckpointError(f"{folder}: its records are damaged (see above); mend or remove them")
+    if run is None:
+        run = {"step": 0}
+    named = noted([], recorded_fingerprints, folder) or {}
+    return Published(weights, settings, None, run["step"], run, dtype), set(named.values())
+
+
+def main(config: Config) -> None:
+    if config.output_dir:  # at once, not when all is scored
+        check_place(config.output_dir.absolute(), config.overwrite)
+    text = read_text(config.text) if config.text else default_text()
+    published, wanted = examine(config)
+    sources = candidates(config, published.config.vocab_size)
+    scored, control = diagnose(load(published.weights, published.config), sources, text)
     print_table(scored, control)
-    best = scored[0]
-    if not fits(best, text):
-        raise CheckpointError(
-            f"no tokenizer here fits these weights: the best needs {best.text:.2f} bits per byte, "
-            f"its letters alone {byte_entropy(text):.2f}. Name others with --tokenizer, or text "
-            f"of the kind that the model knows with --text"
-        )
-    print(f"the weights know {best.source}, {best.spelling}")
+    best = choose(scored, text, wanted, config.accept_tokenizer)
     if config.output_dir:
-        run = recorded(config.folder, dtype)
-        changed = {"tokenizer_fingerprint": best.tokenizer.fingerprint, "repaired": best.spelling}
-        for record in (run, run["imported"].get("run")):
-            if record is not None:
-                record |= changed
-        step = int(run.get("step", 0))
-        fixed = Published(weights, settings, best.tokenizer, step, run, dtype)
-        repair(fixed, config.output_dir, overwrite=config.overwrite)
+        published.tokenizer = best.tokenizer
+        repair(published, config.output_dir, best.spelling, wanted, overwrite=config.overwrite)
         print(f"written with that tokenizer, and proved: {config.output_dir}")
-    elif problems or best.spelling != "as it is" or best.source != str(config.folder / TOKENIZER):
+    elif best.spelling != "as it is" or best.source != str(config.folder / TOKENIZER):
         print("--output-dir=FOLDER writes the folder anew with it")
 
 

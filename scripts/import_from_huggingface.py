@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from nanochat.configurator import cli
-from nanochat.published import import_published
+from nanochat.published import make_checkpoint, read_published
 from nanochat.release import id_findings
-from nanochat.tokenizer import Tokenizer
+from nanochat.upstream import is_upstream
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    path = import_published(config.folder, config.tag, config.stage, config.tokenizer)
+    published = read_published(config.folder, config.tokenizer)
+    special_ids, problems = published.tokenizer.special_ids, []
+    if not is_upstream(config.folder):
+        problems = id_findings(config.folder, special_ids)
+    path = make_checkpoint(published, config.tag, config.stage)
     print(f"{config.folder} is now the checkpoint {path}")
-    for problem in id_findings(config.folder, Tokenizer.load(path).special_ids):
+    for problem in problems:
         print(f"  not taken over: {problem}")
     print(f"chat:  python -m scripts.chat_cli --source={config.stage} --model-tag={config.tag}")
 

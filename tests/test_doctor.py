@@ -1,18 +1,21 @@
 """The doctor: on a release that was damaged as releases are."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_trained import save_small, small_text, small_tokenizer
 
 from nanochat.checkpoint_manager import load_checkpoint
-from nanochat.common import CheckpointError, DataError
+from nanochat.common import CheckpointError, DataError, NanochatError
 from nanochat.doctor import (
     TEXT_CHARACTERS,
+    Candidate,
     byte_entropy,
+    choose,
     default_text,
     diagnose,
     ids_of,
@@ -27,7 +30,8 @@ from nanochat.huggingface import export
 from nanochat.parity_texts import texts
 from nanochat.release import findings
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
-from scripts.doctor import Config, main, read_text
+from scripts import import_from_huggingface as importer
+from scripts.doctor import Config, examine, main, read_text
 
 pytest.importorskip("transformers", reason="needs the [export] extra")
 
@@ -203,3 +207,165 @@ def test_what_a_user_can_mistype_is_said_before_any_work(trained, tmp_path, caps
     assert read_text(tmp_path / "long.txt") == "a" * TEXT_CHARACTERS
     with pytest.raises(DataError, match="none.pkl could not be read"):
         open_tokenizer(tmp_path / "none.pkl", 512)
+
+
+# ---------------------------------------------------------------- the recorded tokenizer
+
+
+def test_a_tokenizer_that_lost_merges_is_taken_only_when_that_is_asked(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    folder, fixed = tmp_path / "cut", tmp_path / "fixed"
+    shutil.copytree(trained[1], folder)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    del document["model"]["merges"][-40:]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    right = trained[2].fingerprint
+    with pytest.raises(CheckpointError, match=f"not among these: the release records {right[:12]}"):
+        main(Config(folder, output_dir=fixed))
+    assert not fixed.exists()
+    main(Config(folder, output_dir=fixed, accept_tokenizer=True))
+    run = json.loads((fixed / "run.json").read_text())
+    assert run["repaired_from"] == right != run["tokenizer_fingerprint"]
+    main(Config(folder, tokenizer=(trained[1],), output_dir=tmp_path / "right"))
+    run = json.loads((tmp_path / "right" / "run.json").read_text())
+    assert run["tokenizer_fingerprint"] == right and "repaired_from" not in run
+
+
+def test_the_recorded_fingerprint_wins_over_a_better_score(trained, capsys):
+    right, text = trained[2], "abcd" * 100
+    parts = right.split_pattern, right.merges[:-40], ids_of(right), right.special_ids, 512
+    better = Candidate("cut", "as it is", Tokenizer(*parts), 0.5, 0.5)
+    worse = Candidate("lost", "as it is", right, 1.0, 1.0)
+    assert choose([better, worse], text, {right.fingerprint}, accept=False) is worse
+    assert "lost has the fingerprint that the release records" in capsys.readouterr().out
+    assert choose([better, worse], text, set(), accept=False) is better
+    with pytest.raises(CheckpointError, match="the release records 0000"):
+        choose([better, worse], text, {"0" * 64}, accept=False)
+    assert choose([better, worse], text, {"0" * 64}, accept=True) is better
+
+
+# ---------------------------------------------------------------- damages
+
+
+def changed(name, change):
+    """A damage: the JSON file with `change` made to it in place."""
+
+    def damage(folder):
+        record = json.loads((folder / name).read_text())
+        change(record)
+        (folder / name).write_text(json.dumps(record))
+
+    return damage
+
+
+def config(**settings):
+    return changed("config.json", lambda record: record.update(settings))
+
+
+def bytes_of(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def index_of(data):
+    def damage(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_bytes(data)
+
+    return damage
+
+
+def tied_to_nothing(folder):
+    config(tie_word_embeddings=True)(folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def added_id(folder):
+    changed("tokenizer.json", lambda t: t["added_tokens"][0].update(id="311"))(folder)
+
+
+# (the damage, what import and the doctor say of it)
+DAMAGES = {
+    "run.json a list": (bytes_of("run.json", b"[1]"), "run.json holds a list"),
+    "run.json a string": (bytes_of("run.json", b'"x"'), "run.json holds a str"),
+    "step null": (bytes_of("run.json", b'{"step": null}'), "step is None"),
+    "step abc": (bytes_of("run.json", b'{"step": "abc"}'), "step is 'abc'"),
+    "step negative": (bytes_of("run.json", b'{"step": -5}'), "step is -5"),
+    "parity.json a list": (bytes_of("parity.json", b"[1]"), "parity.json holds a list"),
+    "generation a list": (bytes_of("generation_config.json", b"[1]"), "config.json holds a list"),
+    "card no UTF-8": (bytes_of("README.md", b"\xff\xfe"), "README.md is no UTF-8"),
+    "template no UTF-8": (bytes_of("chat_template.jinja", b"\xff\xfe"), "chat.template"),
+    "config a list": (bytes_of("config.json", b"[]"), "config.json holds a list"),
+    "config too deep": (bytes_of("config.json", b"[" * 100_000), "config.json is no JSON"),
+    "index empty": (index_of(b"{}"), "weight_map is None"),
+    "index a list": (index_of(b"[1]"), "index.json holds a list"),
+    "index of numbers": (index_of(b'{"weight_map": {"a": 1}}'), "weight_map is {'a': 1}"),
+    "rope a list": (config(rope_parameters=[1]), r"rope_parameters is \[1\]"),
+    "theta a string": (config(rope_parameters={"rope_theta": "x"}), "rope_theta = 'x'"),
+    "class a number": (config(architectures=[1]), "found the class 1,"),
+    "class a string": (config(architectures="Nano"), "found the class Nano,"),
+    "tied to nothing": (tied_to_nothing, "model.embed_tokens.weight has shape None"),
+    "a million layers": (config(num_hidden_layers=10**6), "1000000 layers"),
+    "added id a string": (added_id, r"the id of '<\|bos\|>' is '\d+', expected a whole number"),
+    "tokenizer binary": (bytes_of("tokenizer.json", b"\xff" * 10**6), "UnicodeDecodeError"),
+    "settings a list": (bytes_of("tokenizer_config.json", b"[]"), "r_config.json holds a list"),
+    "decoder a list": (
+        changed("tokenizer_config.json", lambda t: t.update(added_tokens_decoder=[1])),
+        "added_tokens_decoder has ",
+    ),
+    "decoder of x": (
+        changed("tokenizer_config.json", lambda t: t.update(added_tokens_decoder={"x": {}})),
+        "added_tokens_decoder has 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize("program", ["doctor", "import"])
+def test_damages_end_in_a_message(trained, tmp_path, base_dir, capsys, program, case):
+    folder = tmp_path / "case"
+    shutil.copytree(trained[1], folder)
+    damage, message = DAMAGES[case]
+    damage(folder)
+    said = ""
+    try:
+        if program == "doctor":
+            examine(Config(folder))
+        else:
+            importer.main(importer.Config(folder, tag="case"))
+    except NanochatError as error:
+        said = str(error)
+        assert not list(base_dir.rglob("step_*"))
+    said += capsys.readouterr().out
+    assert re.search(message, said) and len(said) < 5000, said[:1000]
+
+
+def test_a_missing_tensor_is_one_finding_among_others(trained, tmp_path, capsys):
+    folder = tmp_path / "torn"
+    shutil.copytree(trained[1], folder)
+    tied_to_nothing(folder)
+    config(tie_word_embeddings=False)(folder)
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match="its weights make no model"):
+        main(Config(folder))
+    printed = capsys.readouterr().out
+    assert "2 finding(s)" in printed and "generation_config.json is missing" in printed
+    assert "model.embed_tokens.weight has shape None" in printed
+
+
+def test_a_place_below_a_file_is_refused_before_any_work(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="file is a file; name another"):
+        main(Config(trained[1], output_dir=tmp_path / "file" / "x"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_binary_file_is_not_printed(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff" * 10**6)
+    for read in (Tokenizer.load, lambda folder: open_tokenizer(folder, 512)):
+        with pytest.raises(DataError, match="UnicodeDecodeError: 'utf-8' codec") as error:
+            read(tmp_path)
+        assert len(str(error.value)) < 1000

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nanochat.common import ConfigError
+from nanochat.common import CheckpointError, ConfigError
 from nanochat.gpt import GPT, GPTConfig, draw, soft_cap
 
 TINY = GPTConfig(
@@ -203,6 +203,26 @@ def test_a_config_of_another_function_is_refused_by_name():
         GPTConfig.from_hf({**TINY.to_hf(), "hidden_act": "gelu"})
     with pytest.raises(ConfigError, match="model_type = 'llama'"):
         GPTConfig.from_hf({**TINY.to_hf(), "model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rms_norm_eps", "x"),
+        ("rms_norm_eps", float("nan")),
+        ("final_logit_softcapping", "15"),
+        ("final_logit_softcapping", 0),
+        ("max_position_embeddings", "64"),
+        ("max_position_embeddings", 0),
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", "2"),
+        ("num_hidden_layers", True),
+        ("head_dim", 16.0),
+    ],
+)
+def test_a_config_with_numbers_that_are_none_is_refused(name, value):
+    with pytest.raises(CheckpointError, match=f"config.json has {name} = "):
+        GPTConfig.from_hf({**TINY.to_hf(), name: value})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
 from nanochat import huggingface
 from nanochat.checkpoint_manager import load_checkpoint, load_model, save_tensors
-from nanochat.common import CheckpointError, ConfigError
+from nanochat.common import CheckpointError, ConfigError, DataError
 from nanochat.gpt import GPTConfig
 from nanochat.huggingface import export, push, released_run, rounded
 from nanochat.manifest import sha256_of
@@ -582,3 +582,57 @@ def test_lora_trains_a_step_on_the_export(exported):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
+
+
+# ---------------------------------------------------------------- what import refuses or says
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """A copy of the export to change."""
+    shutil.copytree(exported[2], tmp_path / "changed")
+    return tmp_path / "changed"
+
+
+def test_rope_scaling_beside_rope_parameters_is_refused(copied):
+    rewrite(copied / "config.json", rope_scaling={"rope_type": "linear", "factor": 4.0})
+    with pytest.raises(ConfigError, match="rotary embedding of type 'linear'"):
+        read_published(copied)
+    rewrite(copied / "config.json", rope_scaling={"rope_type": "default", "rope_theta": 500.0})
+    theirs = transformers.AutoConfig.from_pretrained(copied).rope_parameters["rope_theta"]
+    assert read_published(copied).config.rope_theta == theirs == 500.0
+
+
+def test_what_is_not_taken_over_is_said(copied, capsys):
+    read_published(copied)
+    assert capsys.readouterr().out == ""
+    rewrite(copied / "config.json", use_qk_norm=False, num_experts=8)
+    rewrite(copied / "generation_config.json", temperature=0.3, repetition_penalty=1.3)
+    read_published(copied)
+    printed = capsys.readouterr().out
+    assert "/config.json: not taken over: use_qk_norm = False, num_experts = 8\n" in printed
+    assert "not taken over: temperature = 0.3, repetition_penalty = 1.3\n" in printed
+
+
+def test_a_whole_soft_cap_becomes_a_float(copied):
+    rewrite(copied / "config.json", final_logit_softcapping=15, rms_norm_eps=1)
+    config = read_published(copied).config
+    assert [type(x) for x in (config.logit_softcap, config.rms_norm_eps)] == [float, float]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(copied):
+    weights = load_file(copied / "model.safetensors")
+    weights["model.layers.1.mlp.fc1.weight"][3, 4] = torch.nan
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.fc1.weight has numbers .* not finite"):
+        import_published(copied, "nan")
+
+
+@pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}, {"special": False}])
+def test_added_tokens_that_ours_cannot_hold_are_refused(copied, flags):
+    document = json.loads((copied / "tokenizer.json").read_text())
+    token = {**document["added_tokens"][0], "id": 300, "content": "<|unused 300|>", **flags}
+    document["added_tokens"].append(token)
+    rewrite(copied / "tokenizer.json", **document)
+    with pytest.raises(DataError, match="would encode 'a <.unused 300.>  b"):
+        read_published(copied)

@@ -165,6 +165,34 @@ def test_the_newest_step_is_read_and_damaged_settings_are_told(tmp_path, capsys)
         read_upstream(tmp_path)
 
 
+def test_damaged_files_end_in_a_message(tmp_path):
+    tensors = write_upstream(tmp_path, tiny_model(n_kv_head=1), tiny_tokenizer())
+    path, meta = tmp_path / "model_000650.pt", tmp_path / "meta_000650.json"
+    good = json.loads(meta.read_text())
+    for record, message in (
+        ([], "holds a list, expected a dictionary"),
+        ({**good, "model_config": None}, "model_config is None"),
+        ({**good, "model_config": {**SHAPE, "vocab_size": "320"}}, "vocab_size is '320'"),
+        ({**good, "model_config": {**SHAPE, "n_head": 0}}, "n_head is 0"),
+        ({**good, "model_config": {**SHAPE, "n_layer": 10**6}}, "n_layer is 1000000"),
+        ({**good, "step": None}, "step is None"),
+        ({**good, "step": "x"}, "step is 'x'"),
+    ):
+        meta.write_text(json.dumps(record))
+        with pytest.raises(CheckpointError, match=message):
+            import_published(tmp_path, "damaged", "base")
+    meta.write_text(json.dumps({**good, "user_config": None}))
+    for loaded in ([torch.zeros(2)], torch.zeros(2), {"model": tensors}, {**tensors, "x": 3}):
+        torch.save(loaded, path)
+        with pytest.raises(CheckpointError, match="not a dictionary of tensors alone"):
+            read_upstream(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is no file of tensors alone"):
+        read_upstream(tmp_path)
+    torch.save(tensors, path)
+    assert import_published(tmp_path, "damaged", "base").is_dir()  # a null user_config is none
+
+
 def test_padding_of_the_vocabulary_is_kept_and_said(tmp_path, capsys):
     write_upstream(tmp_path, tiny_model(n_kv_head=1), tiny_tokenizer(), vocab_size=300)
     assert read_upstream(tmp_path)[1].vocab_size == 320
