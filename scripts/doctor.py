@@ -25,7 +25,7 @@ from nanochat.doctor import (
     load,
     open_tokenizer,
 )
-from nanochat.huggingface import TOKENIZER
+from nanochat.export_files import TOKENIZER
 from nanochat.published import Published, read_config, read_weights, recorded
 from nanochat.release import check_place, findings, noted, recorded_fingerprints, repair
 
