@@ -150,7 +150,7 @@ def compiled(compiler: str, folder: Path) -> Path:
     """The library's path below `folder`, compiled if it is not there or damaged."""
     command = shlex.split(compiler)
     version = run([*command, "--version"])
-    identity = [SOURCE.read_bytes(), version.encode(), *map(str.encode, FLAGS)]
+    identity = [SOURCE.read_bytes(), version.encode(), *map(str.encode, [*command[1:], *FLAGS])]
     place = folder / hashlib.sha256(b"\0".join(identity)).hexdigest()[:20]
     if not is_whole(place):
         folder.mkdir(parents=True, exist_ok=True)

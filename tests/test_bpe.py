@@ -556,6 +556,16 @@ def test_fallback_gives_equal_ids(merges):
     assert encoder.encode(KINDS["code"]) == bpe.Encoder(merges).encode(KINDS["code"])
 
 
+def test_without_the_core_a_long_piece_is_encoded_alike(merges, monkeypatch):
+    ids = list(range(1, 257 + len(merges)))  # not the merges' own numbers
+    fallback = FallbackEncoder(merges, ids, SPLIT_PATTERN)
+    called = []
+    monkeypatch.setattr("nanochat.bpe.fallback.encode_piece", lambda *_: called.append(1) or [0])
+    long = "the" * 60_000
+    assert fallback.encode(long) == bpe.Encoder(merges, ids=ids).encode(long)
+    assert not called  # reference.py's time grows with the square of the length
+
+
 TRAIN = """
 from nanochat import bpe
 merges = bpe.train(["low lower lowest"] * 3, 262)
@@ -591,9 +601,16 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
         assert part in lines[0]
 
 
-def test_a_compiler_with_arguments_and_one_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("CXX", "c++ -DNANOCHAT")
-    assert cpp_compiler() == f"{shutil.which('c++')} -DNANOCHAT"
+def test_a_compiler_with_arguments_and_one_that_is_not_there(monkeypatch, tmp_path):
+    plain = cpp_compiler()
+    monkeypatch.setattr(compiled, "build", lambda compiler, folder: folder.mkdir())
+    monkeypatch.setenv("CXX", f"{plain} -DNANOCHAT")
+    assert cpp_compiler() == f"{plain} -DNANOCHAT"
+    places = {compiled.compiled(command, tmp_path) for command in (plain, cpp_compiler())}
+    assert len(places) == 2  # what was compiled with other arguments is another library
+    monkeypatch.setenv("CXX", " ")
+    assert cpp_compiler() == plain and len(check_result(run_python(TRAIN))) == 1
+    monkeypatch.setenv("CXX", f"{plain} -DNANOCHAT")
     assert len(check_result(run_python(TRAIN))) == 1
     lines = check_result(run_python(TRAIN, CXX="/nowhere/g++-99 -m64"))
     assert len(lines) == 2 and "CXX='/nowhere/g++-99 -m64' is not there" in lines[0]

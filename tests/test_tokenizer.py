@@ -340,3 +340,14 @@ def test_what_is_no_id_is_not_decoded():
     with pytest.raises(DataError, match="320 is no id"):
         tokenizer.decode([320])
     assert tokenizer.decode([]) == ""
+
+
+def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):
+    from scripts import tok_train
+
+    (tmp_path / "texts.txt").write_text("some text to learn from")
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_: pytest.fail("it began to learn"))
+    config = tok_train.Config(data=str(tmp_path / "texts.txt"), out=str(tmp_path / "a file" / "x"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        tok_train.main(config)

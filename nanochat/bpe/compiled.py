@@ -51,7 +51,7 @@ def _library(wanted: str, compiler: str | None) -> ctypes.CDLL | None:
             f"is used: {SLOWER}. To get one: {INSTALL}"
         )
         return None
-    named = os.environ.get("CXX", "")
+    named = os.environ.get("CXX", "").strip()
     if named and not shutil.which(shlex.split(named)[0]):
         print0(f"bpe: CXX={named!r} is not there; {compiler} is used")
     try:
@@ -81,9 +81,13 @@ def compiled(compiler: str, folder: Path) -> Path:
 
     compiler: a command, with arguments if need be. Raises CompileError, OSError for the folder.
     """
-    version = run([*shlex.split(compiler), "--version"])
+    command = shlex.split(compiler)
+    version = run([*command, "--version"])
     identity = [*(source.read_bytes() for source in SOURCES), version.encode()]
-    identity += [" ".join(FLAGS).encode(), f"{platform.system()} {platform.machine()}".encode()]
+    identity += [
+        shlex.join([*command[1:], *FLAGS]).encode(),
+        f"{platform.system()} {platform.machine()}".encode(),
+    ]
     digest = hashlib.sha256(b"\0".join(identity)).hexdigest()
     place = folder / digest[:20]
     if not is_whole(place):
