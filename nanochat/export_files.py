@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat.checkpoint_manager import CONFIG, GENERATION, RUN, TEMPLATE
+from nanochat.common import CheckpointError
 from nanochat.manifest import sha256_of_all
 
 CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
@@ -44,12 +45,22 @@ def hashes(folder: Path) -> dict[str, str]:
     return sha256_of_all(folder, [name for name in names if name not in (CARD, PARITY)])
 
 
+def proof_of(folder: Path) -> dict:
+    """What parity.json says, {} where there is none; CheckpointError for one that is damaged."""
+    path = folder / PARITY
+    try:
+        proof = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {str(error):.200}. Export it again") from error
+    if not isinstance(proof, dict):
+        raise CheckpointError(f"{path} holds a {type(proof).__name__}, expected a dictionary")
+    return proof
+
+
 def changed_since_proof(folder: Path) -> list[str]:
     """A sentence for each file that is not as parity.json says; [] when it holds no hashes, as in
     exports of before it did."""
-    path = folder / PARITY
-    proof = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    proved = proof.get("files") if isinstance(proof, dict) else None
+    proved = proof_of(folder).get("files")
     if not isinstance(proved, dict):
         return []
     found = hashes(folder)
@@ -58,4 +69,5 @@ def changed_since_proof(folder: Path) -> list[str]:
         for name, digest in proved.items()
         if found.get(name) != digest
     ]
-    return changed + [f"{n} was not there when the rest was proved" for n in found.keys() - proved]
+    added = sorted(found.keys() - proved.keys())
+    return changed + [f"{name} was not there when the rest was proved" for name in added]

@@ -29,6 +29,7 @@ from nanochat.export_files import (
     PARITY,
     changed_since_proof,
     hashes,
+    proof_of,
     strangers,
 )
 from nanochat.extras import need
@@ -276,8 +277,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    proof = folder / PARITY
-    if not proof.is_file() or not json.loads(proof.read_text(encoding="utf-8")).get("passed"):
+    if not proof_of(folder).get("passed"):
         raise CheckpointError(f"{folder} has no {PARITY} that says it passed; export it first")
     if changed := changed_since_proof(folder):
         raise CheckpointError(f"{folder}: {'; '.join(changed[:5])}. Export it again")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from nanochat.checkpoint_manager import CONFIG, GENERATION, RUN, TEMPLATE
 from nanochat.common import CheckpointError, DataError, NanochatError
 from nanochat.conversation import CHAT_TEMPLATE
-from nanochat.export_files import TOKENIZER, TOKENIZER_CONFIG
+from nanochat.export_files import TOKENIZER, TOKENIZER_CONFIG, changed_since_proof
 from nanochat.foreign_tokenizer import read_parts
 from nanochat.gpt import GPTConfig
 from nanochat.huggingface import export, refuse_to_overwrite
@@ -43,6 +43,8 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
         for name, tensor in weights.items()
         if not bool(tensor.isfinite().all())
     ]
+    changed = noted(found, changed_since_proof, folder) or []
+    found += [sentence for sentence in changed if sentence not in found]
     template = folder / TEMPLATE
     if template.is_file() and template.read_bytes() != CHAT_TEMPLATE.encode():
         found.append(f"{TEMPLATE} is not nanochat's: chats are rendered in another way")

@@ -166,10 +166,23 @@ def test_a_good_release_has_no_findings(trained, tmp_path):
         "generation_config.json is missing",
         "modeling_x.py does not belong to a nanochat release; loaders may read it",
         "lm_head.weight has numbers that are not finite",
+        "tokenizer_config.json is not the file that was proved",
+        "modeling_x.py was not there when the rest was proved",
         "tokenizer_config.json: bos_token is '<s>', expected '<|bos|>'",
         f"tokenizer_config.json has <|bos|> at id 1, tokenizer.json at {trained[2].bos}",
         "auto_map asks for code from the repository",
     ]
+
+
+def test_what_no_score_shows_is_found_by_its_hash(trained, tmp_path):
+    weights, shape, _, _ = load_checkpoint(trained[0])
+    folder = tmp_path / "turned"
+    shutil.copytree(trained[1], folder)
+    config(rope_parameters={"rope_type": "default", "rope_theta": 500_000.0})(folder)
+    assert findings(folder, shape, weights) == ["config.json is not the file that was proved"]
+    (folder / "parity.json").write_text("{")
+    (found,) = findings(folder, shape, weights)
+    assert "parity.json is no JSON" in found
 
 
 def test_special_tokens_that_collide_are_replaced_and_it_is_said(trained, tmp_path):
@@ -352,7 +365,9 @@ def test_a_missing_tensor_is_one_finding_among_others(trained, tmp_path, capsys)
     with pytest.raises(CheckpointError, match="its weights make no model"):
         main(Config(folder))
     printed = capsys.readouterr().out
-    assert "2 finding(s)" in printed and "generation_config.json is missing" in printed
+    assert "4 finding(s)" in printed and "generation_config.json is missing" in printed
+    for name in ("config.json", "model.safetensors"):
+        assert f"{name} is not the file that was proved" in printed
     assert "model.embed_tokens.weight has shape None" in printed
 
 
