@@ -20,7 +20,7 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import CHAT_TEMPLATE
-from nanochat.export_files import CARD, INDEX, PARITY, TOKENIZER
+from nanochat.export_files import CARD, INDEX, PARITY, TOKENIZER, changed_since_proof
 from nanochat.foreign_tokenizer import read_tokenizer_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpt_config import rope_theta
@@ -88,6 +88,8 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         raise CheckpointError(
             f"{folder} has neither a {CONFIG} (a Hugging Face folder) nor a model_<step>.pt"
         )
+    for sentence in changed_since_proof(folder):
+        print0(f"{folder}: {sentence}")
     config, settings = read_config(folder)
     weights, dtype, files = read_weights(folder, config, settings["tie_word_embeddings"])
     refuse_what_is_not_finite(weights, folder)

@@ -482,6 +482,7 @@ def test_ids_that_are_not_taken_over_are_said(exported, tmp_path, capsys):
     import_script.main(import_script.Config(folder, tag="other"))
     printed = capsys.readouterr().out
     assert "not taken over: generation_config.json: eos_token_id is 7" in printed
+    assert "other_end: generation_config.json is not the file that was proved" in printed
 
 
 def test_a_public_place_is_not_taken_for_a_private_one(exported, hub):
