@@ -23,6 +23,15 @@ def adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_deca
     torch._foreach_addcdiv_(p, exp_avg, denominator, -lr / (1 - b1**step))
 
 
+def fused_adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_decay) -> None:
+    """adamw_update in one kernel, PyTorch's own; every tensor is read and written once."""
+    steps = [torch.full((), step, dtype=torch.float32, device=x.device) for x in p]
+    torch._fused_adamw_(
+        p, grad, exp_avg, exp_avg_sq, [], steps, lr=lr, beta1=betas[0], beta2=betas[1],
+        weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
 class NamedOptimizer(torch.optim.Optimizer):
     """An optimizer whose state is full tensors by parameter name, as checkpoints keep it.
 
@@ -81,7 +90,8 @@ class AdamW(NamedOptimizer):
         self.num_steps += 1
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            adamw_update(
+            update = fused_adamw_update if params and params[0].is_cuda else adamw_update
+            update(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["exp_avg"] for p in params],

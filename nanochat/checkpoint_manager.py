@@ -240,9 +240,8 @@ def load_model(
         verify(path)
     weights, config, tokenizer, run = read_folder(path)
     device = torch.device(device)
-    with torch.device("meta"):  # the weights are not drawn only to be overwritten
-        model = GPT(config)
-    model.to_empty(device=device).load_state_dict(weights)
+    weights = {name: weights.pop(name).to(device, copy=True) for name in list(weights)}
+    model = GPT.from_weights(config, weights)
     model.compute_dtype = choose_dtype(device)[0]
     model.stop_ids = stop_ids(tokenizer)
     return model.train(phase == "train"), tokenizer, {**run, "path": str(path)}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class NanochatError(Exception):
@@ -129,6 +130,19 @@ def compute_cleanup() -> None:
     """Leaves the group of ranks, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def attention_backends(device: torch.device, fixed_shapes: bool = True):
+    """A context in which scaled_dot_product_attention prefers this device's fastest kernels.
+
+    fixed_shapes: whether shapes repeat, as in training; cuDNN plans anew for each one.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    names = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if fixed_shapes and torch.cuda.get_device_capability(device) >= (9, 0):
+        names = [SDPBackend.CUDNN_ATTENTION, *names]
+    return sdpa_kernel(names, set_priority=True)
 
 
 def device_name(device: torch.device) -> str:

@@ -7,6 +7,7 @@ one conversation a row.
 """
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class Batch:
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    counted: int | None = None  # targets that have one, counted before the batch went to a GPU
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.targets >= 0).sum()) if self.counted is None else self.counted
 
 
 class _Window(NamedTuple):
@@ -274,7 +280,7 @@ def batches(
 
     device = torch.device(device)
     if device.type == "cuda":
-        return _ahead(prepare(), device)
+        return _ahead(prepare(), device, rows_per_step // at_once)
     return (_move(batch, device) for batch in prepare())
 
 
@@ -294,23 +300,21 @@ def _collate(
 
 
 def _move(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        batch.inputs.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
-    )
+    inputs, targets = (t.to(device, non_blocking=True) for t in (batch.inputs, batch.targets))
+    return Batch(inputs, targets, batch.num_targets)
 
 
-def _ahead(prepared: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on a CUDA device, copied from pinned memory; a thread makes the next one."""
+def _ahead(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
+    """Batches on a CUDA device, copied from pinned memory; a thread makes the next `depth`."""
     # subtle: a thread starts out on device 0, where pinning would open a context from every rank.
     index = torch.cuda.current_device() if device.index is None else device.index
 
     def next_pinned() -> Batch:
         batch = next(prepared)
-        return Batch(batch.inputs.pin_memory(), batch.targets.pin_memory())
+        return Batch(batch.inputs.pin_memory(), batch.targets.pin_memory(), batch.num_targets)
 
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(index,)) as pool:
-        future = pool.submit(next_pinned)
+        pending = deque(pool.submit(next_pinned) for _ in range(depth))
         while True:
-            batch = future.result()
-            future = pool.submit(next_pinned)
-            yield _move(batch, device)
+            pending.append(pool.submit(next_pinned))
+            yield _move(pending.popleft().result(), device)

@@ -252,9 +252,7 @@ def equal(a: Tokenizer, b: Tokenizer) -> bool:
 def load(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
     """The published model, on the best device here."""
     device = torch.device(pick_device_type())
-    with torch.device("meta"):
-        model = GPT(config)
-    model.to_empty(device=device).load_state_dict(weights)
+    model = GPT.from_weights(config, {name: t.to(device) for name, t in weights.items()})
     model.compute_dtype = choose_dtype(device)[0]
     return model.eval()
 

@@ -37,9 +37,7 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
     dropped = config.logit_softcap if drop_softcap else None
     if drop_softcap:
         config = replace(config, logit_softcap=None)
-    with torch.device("meta"):  # the weights are not drawn only to be overwritten
-        native = GPT(config)
-    native.load_state_dict(rounded_weights(weights, config, kind), assign=True)
+    native = GPT.from_weights(config, rounded_weights(weights, config, kind))
     del weights
     native.compute_dtype = torch.float32
     context = min(MOST_TOKENS, config.sequence_len)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanochat import fp8
 from nanochat.gpt_config import GPTConfig
 
 __all__ = ["GPT", "GPTConfig"]
@@ -42,13 +43,35 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Linear(nn.Linear):
-    """A bias-free linear map whose float32 master weight is cast to the input's dtype."""
+    """A bias-free linear map whose float32 master weight is cast to the input's dtype.
+
+    fp8: products in 8 bits wherever gradients are taken; evaluation stays as it is.
+    """
+
+    fp8 = False
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fp8 and torch.is_grad_enabled():
+            return fp8.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class ReluSquared(torch.autograd.Function):
+    """relu(x)^2; the gradient 2 relu(x) is found again as 2 sqrt(y), so that y alone is kept."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.relu(x).square()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return (2 * y.float().sqrt() * grad.float()).to(grad.dtype)
 
 
 class Attention(nn.Module):
@@ -95,7 +118,11 @@ class MLP(nn.Module):
         self.fc2 = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.relu(self.fc1(x)).square())
+        x = self.fc1(x)
+        if x.dtype != torch.float16:
+            return self.fc2(ReluSquared.apply(x))
+        # subtle: float16 ends at 65,504 = 255.9^2; a 16th squared reaches 16 times as far.
+        return self.fc2(ReluSquared.apply(x / 16)) * 256
 
 
 class Block(nn.Module):
@@ -128,14 +155,38 @@ class GPT(nn.Module):
     Example: GPT(GPTConfig.from_depth(4, vocab_size=8192))(ids).shape == (B, T, 8192), ids (B, T).
     """
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, seed: int | None = 42):
+        """Weights are drawn from `seed`; None leaves them to whoever loads them."""
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
         self.stop_ids: tuple[int, ...] = ()
         self.model = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
-        self.init_weights()
+        if seed is not None:
+            self.init_weights(seed)
+        self.init_rotary()
+
+    @classmethod
+    def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
+        """A model that takes over `weights` by name, on their device, without drawing any first.
+
+        Raises RuntimeError, as load_state_dict does, when names or shapes differ.
+        """
+        with torch.device("meta"):
+            model = cls(config, seed=None)
+        model.load_state_dict(weights, assign=True)
+        model.init_rotary()
+        return model
+
+    def init_rotary(self) -> None:
+        """Tables of every position, cos and sin (1, T, 1, K/2): made once, not in each layer."""
+        c = self.config
+        positions = torch.arange(c.sequence_len, device=self.device)[None]
+        for name, table in zip(
+            ("cos", "sin"), rotary_tables(positions, c.head_dim, c.rope_theta), strict=True
+        ):
+            self.register_buffer(name, table[:, :, None], persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:
@@ -153,6 +204,12 @@ class GPT(nn.Module):
             else:
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
+    def use_fp8(self) -> None:
+        """From now on the blocks train with products in 8 bits: see fp8.py."""
+        for layer in self.model.layers.modules():
+            if isinstance(layer, Linear):
+                layer.fp8 = True
+
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
@@ -165,13 +222,15 @@ class GPT(nn.Module):
         values (B, Hkv, S, K), then advance(T). Generation has its own model: inference_model.py.
         """
         config = self.config
-        if cache is None:
-            positions = torch.arange(inputs.shape[1], device=inputs.device)[None]  # (1, T)
+        T = inputs.shape[1]
+        if cache is None and config.sequence_len >= T:
+            cos, sin = self.cos[:, :T], self.sin[:, :T]  # (1, T, 1, K/2)
         else:
-            positions = cache.positions(inputs.shape[1])  # (B, T)
-        cos, sin = (
-            t[:, :, None] for t in rotary_tables(positions, config.head_dim, config.rope_theta)
-        )
+            positions = torch.arange(T, device=inputs.device)[None]  # (1, T)
+            if cache is not None:
+                positions = cache.positions(T)  # (B, T)
+            tables = rotary_tables(positions, config.head_dim, config.rope_theta)
+            cos, sin = (t[:, :, None] for t in tables)
         x = F.embedding(inputs, self.model.embed_tokens.weight).to(self.compute_dtype)
         x = norm(x, config.rms_norm_eps)
         for block in self.model.layers:

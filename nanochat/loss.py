@@ -9,6 +9,7 @@ import torch.nn.functional as F
 # Logits made at a time: on a CPU 16 MiB in float32, so that its cache helps; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
+SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
 
 
 def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
@@ -27,7 +28,10 @@ def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor,
     valid = targets >= 0
     x = logits.float()
     y = x if softcap is None else softcap * torch.tanh(x / softcap)
-    lse = torch.logsumexp(y, dim=-1, keepdim=True)
+    if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
+        lse = y.exp().sum(dim=-1, keepdim=True).log()
+    else:
+        lse = torch.logsumexp(y, dim=-1, keepdim=True)
     index = targets.clamp(min=0)[:, None]
     losses = (lse - y.gather(1, index))[:, 0]
     hit = torch.arange(y.shape[1], device=y.device)[None] == index
@@ -36,6 +40,17 @@ def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor,
         grad = grad * (1 - (y / softcap).square())
     grad = grad * valid[:, None]
     return (losses * valid).sum(), grad.to(logits.dtype)
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, in place; total float32, a and b in compute dtype.
+
+    subtle: CUDA's product of 16-bit matrices adds into float32 itself, one pass over `total`.
+    """
+    if total.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -55,7 +70,7 @@ class ChunkedLoss(torch.autograd.Function):
             total += loss
             if need_grad:
                 torch.mm(grad, cast, out=grad_features[start : start + rows])
-                grad_weight += grad.t() @ chunk
+                add_product(grad_weight, grad.t(), chunk)
         ctx.save_for_backward(grad_features, grad_weight)
         return total
 

@@ -22,13 +22,15 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
     return x.mT if tall else x
 
 
-def muon_update(grads, momenta, momentum: float, dtype: torch.dtype) -> torch.Tensor:
+def muon_update(grads, momenta, momentum, dtype: torch.dtype) -> torch.Tensor:
     """Stacked gradients and momenta (G, R, C) -> the direction to subtract at lr 1; momenta change
     in place. Nesterov: the orthogonalised matrix is lerp(grad, new momentum, momentum). Tall
     matrices step sqrt(R / C) further, so that outputs change alike for every shape."""
@@ -43,25 +45,37 @@ class Muon(NamedOptimizer):
 
     STATE = ("momentum_buffer",)
 
-    def __init__(self, groups, lr=0.02, momentum=0.95, weight_decay=0.0, dtype=torch.bfloat16):
+    def __init__(
+        self,
+        groups,
+        lr=0.02,
+        momentum=0.95,
+        weight_decay=0.0,
+        dtype=torch.bfloat16,
+        compiled=False,
+    ):
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         self.dtype = dtype
+        self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
+        self.stacks: list[tuple[dict, list, torch.Tensor]] = []  # group, params, momenta (G, R, C)
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list] = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                momenta = params[0].new_zeros(len(params), *shape)
+                for p, momentum_buffer in zip(params, momenta, strict=True):
+                    self.state[p]["momentum_buffer"] = momentum_buffer  # a view
+                self.stacks.append((group, params, momenta))
 
     @torch.no_grad()
     def step(self) -> None:
         self.num_steps += 1
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for params in by_shape.values():
-                momenta = torch.stack([self.state[p]["momentum_buffer"] for p in params])
-                grads = torch.stack([p.grad for p in params])
-                update = muon_update(grads, momenta, group["momentum"], self.dtype)
-                torch._foreach_copy_(
-                    [self.state[p]["momentum_buffer"] for p in params], list(momenta)
-                )
-                if group["weight_decay"]:
-                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(update), alpha=-group["lr"])
+        for group, params, momenta in self.stacks:
+            grads = torch.stack([p.grad for p in params])
+            # a tensor, because a compiled function is compiled anew for every number
+            momentum = torch.full((), group["momentum"], device=grads.device)
+            update = self.update(grads, momenta, momentum, self.dtype)
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, list(update), alpha=-group["lr"])

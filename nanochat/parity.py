@@ -158,11 +158,9 @@ def compare(folder: Path, checkpoint: Path, dtype: str) -> dict:
 def native_model(checkpoint: Path, dtype: str, device: torch.device):
     """(model, tokenizer) of the native folder, its weights rounded to `dtype`, held in float32."""
     weights, config, tokenizer, _ = load_checkpoint(checkpoint)
-    with torch.device("meta"):
-        model = GPT(config)
     for name in weights:  # in place, and not copied into the model: one copy in memory
         weights[name] = weights[name].to(DTYPES[dtype]).to(device, torch.float32)
-    model.load_state_dict(weights, assign=True)
+    model = GPT.from_weights(config, weights)
     model.compute_dtype = torch.float32
     return model.eval(), tokenizer
 

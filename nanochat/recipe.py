@@ -67,6 +67,8 @@ class StageConfig:
     """Move an existing run of this tag aside and start anew."""
     compile: bool = True
     """Compile the model with Inductor (on a CPU that needs a C++ compiler)."""
+    fp8: bool = False
+    """Train the blocks with 8-bit products (CUDA sm89 and newer); faster from depth 20 or so."""
     deterministic: bool = False
     """On CUDA: bit-exact kernels, slower."""
     seed: int = 42
@@ -87,6 +89,7 @@ def build_optimizers(model, config: StageConfig) -> dict[str, torch.optim.Optimi
         [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],
         weight_decay=config.weight_decay,
         dtype=torch.float32 if model.compute_dtype == torch.float32 else half,
+        compiled=config.compile and model.device.type == "cuda",
     )
     return {"adamw": adamw, "muon": muon}
 

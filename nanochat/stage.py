@@ -12,6 +12,7 @@ import torch
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.common import (
     ConfigError,
+    attention_backends,
     barrier,
     peak_flops,
     peak_rss,
@@ -35,7 +36,7 @@ from nanochat.recipe import (
 )
 from nanochat.report import remake
 from nanochat.run_state import print_differences, restore_rng
-from nanochat.train import DivergedError, Event, LoopState, stop_on_signals, train
+from nanochat.train import DivergedError, Event, LoopState, LossScaler, stop_on_signals, train
 
 # Settings that a resumed run may change without a word, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
@@ -107,7 +108,8 @@ def resume(path: Path, optimizers: dict, scaler, device) -> tuple[LoopState, int
     state = LoopState(**saved["loop"])
     print0(f"resumed {path} at step {state.step}")
     if scaler and saved["scaler"]:
-        scaler.load_state_dict(saved["scaler"])
+        scaler.scale = saved["scaler"]["scale"]
+        scaler.good_steps = saved["scaler"].get("good_steps", 0)
     return state, saved["cursor"]
 
 
@@ -176,7 +178,7 @@ class Parts:
     """What a running stage holds beside its model and data."""
 
     optimizers: dict
-    scaler: torch.amp.GradScaler | None
+    scaler: LossScaler | None
     rows_per_step: int
     device_batch: int
     first_step: int
@@ -210,7 +212,7 @@ def run_stage(
     device, (rank, world) = model.device, rank_and_world()
     optimizers = build_optimizers(model, config)
     scaled = model.compute_dtype == torch.float16
-    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14) if scaled else None
+    scaler = LossScaler() if scaled else None
     state, cursor = LoopState(num_steps=num_steps), 0
     if resume_from:
         compare_settings(resume_from, config, meta, data)
@@ -273,7 +275,8 @@ def loop(config, model, tokenizer, data: StageData, parts: Parts, state, events)
         device=model.device,
         pad_id=tokenizer.bos,
     )
-    with closing(source), stop_on_signals() as asked_to_stop:
+    attention = attention_backends(model.device)
+    with closing(source), attention, stop_on_signals() as asked_to_stop:
         try:
             return train(
                 model,

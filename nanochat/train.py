@@ -96,13 +96,10 @@ def reduce_gradients(model) -> None:
             work.wait()
 
 
-def horizon_from_clock(marks: list[float], seconds: float, spent: float, step: int) -> int:
-    """The number of steps that fits: done so far plus what remains at the median timed step.
-
-    marks are the times at which the timed steps began and ended. Rank 0's figure is everybody's.
-    """
-    durations = sorted(b - a for a, b in zip(marks, marks[1:], strict=False))
-    typical = durations[len(durations) // 2]
+def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
+    """The number of steps that fits: done so far plus what remains at the median of `durations`,
+    the timed steps' seconds. Rank 0's figure is everybody's."""
+    typical = sorted(durations)[len(durations) // 2]
     steps = step + max(1, round((seconds - spent) / typical))
     if rank_and_world()[1] > 1:
         boxed = [steps]
@@ -111,32 +108,92 @@ def horizon_from_clock(marks: list[float], seconds: float, spent: float, step: i
     return steps
 
 
-def optimizer_step(model, optimizers, grad_clip: float, scaler) -> torch.Tensor:
+class LossScaler:
+    """float16 loses gradients below 6e-8: the loss is multiplied by a power of two that is doubled
+    after 2,000 good steps and halved at an overflow (Micikevicius et al. 2018)."""
+
+    def __init__(self, scale: float = 2.0**14, good_steps: int = 0):
+        self.scale, self.good_steps = scale, good_steps
+
+    def accept(self, norm: torch.Tensor) -> bool:
+        """Whether a step with this gradient norm counts; no parameter may move if it does not."""
+        finite = bool(norm.isfinite())  # waits for the device
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.good_steps % 2000 == 0:
+            self.scale *= 2
+        return finite
+
+    def state_dict(self) -> dict:
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+
+def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | None) -> torch.Tensor:
     """Clips the gradient norm (0: does not), steps, clears; returns the norm before clipping."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
     if scaler:
+        torch._foreach_mul_(grads, 1 / scaler.scale)
+    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if not scaler or scaler.accept(norm):
+        if grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm, foreach=True)
         for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-    limit = grad_clip if grad_clip > 0 else float("inf")
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
-    for optimizer in optimizers:
-        scaler.step(optimizer) if scaler else optimizer.step()
-    if scaler:
-        scaler.update()
+            optimizer.step()
     model.zero_grad(set_to_none=True)
     return norm
 
 
+# ---------------------------------------------------------------- numbers of a step
+
+
+def mark(device: torch.device):
+    """A moment of the device's queue on CUDA, of the clock elsewhere; see seconds_between."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start, end) -> float:
+    """Waits for `end`, not for what was queued after it."""
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in main memory; from CUDA it is there once the queue has passed this point."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
+    """(n,) int64: each number's sum over all ranks; on the device where there are several ranks."""
+    totals = torch.tensor(numbers)
+    if rank_and_world()[1] == 1:
+        return totals
+    if device.type == "cuda":
+        totals = totals.pin_memory()  # else the copy would wait for the device
+    return all_reduce_sum(totals.to(device, non_blocking=True))
+
+
 def read_step(pending: dict, state: LoopState, log) -> bool:
-    """Takes a finished step's numbers off the device, checks and logs them; True when a rank was
-    asked to stop."""
-    loss, norm = float(pending["loss"]), float(pending["grad_norm"])
-    count, stops, computed = (int(x) for x in pending["totals"])
+    """Waits for a step's numbers, checks and logs them; True when a rank was asked to stop."""
+    dt = seconds_between(pending["start"], pending["end"])
+    loss, norm = pending["loss_and_norm"].tolist()
+    count, stops, computed = pending["totals"].tolist()
     step = pending["step"]
+    state.seconds += dt
     overflow = pending["scaled"] and not math.isfinite(norm)
     state.skipped += overflow
-    state.average_loss += (loss - state.average_loss) * max(0.1, 1 / step)
-    state.best_loss = min(state.best_loss, state.average_loss)
-    if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
+    if not overflow:
+        state.average_loss += (loss - state.average_loss) * max(0.1, 1 / step)
+        state.best_loss = min(state.best_loss, state.average_loss)
+    if not (math.isfinite(loss) and math.isfinite(norm)) and not overflow:
         raise DivergedError(f"step {step}: loss is {loss}, gradient norm {norm}. {WHAT_TO_TRY}")
     if state.average_loss > state.best_loss + 2:
         raise DivergedError(
@@ -145,7 +202,9 @@ def read_step(pending: dict, state: LoopState, log) -> bool:
         )
     state.tokens += count
     log(state, {**pending["values"], "step": step, "loss": loss, "grad_norm": norm,
-                "tokens": count, "tokens_computed": computed, "dt": pending["dt"]})  # fmt: skip
+                "tokens": count, "tokens_computed": computed, "dt": dt})  # fmt: skip
+    if step > WARM_STEPS:
+        pending["durations"].append(dt)
     return stops > 0
 
 
@@ -173,7 +232,7 @@ def train(
     one step late, so that nothing waits for the device. Raises DivergedError.
     """
     device = next(model.parameters()).device
-    pending, marks = None, []
+    pending, durations = None, []
     while True:
         due = [event for event in events if event.due(state)]
         finished = state.step == state.num_steps
@@ -184,37 +243,36 @@ def train(
             event.run(state)
         if finished:
             return True
-        start = time.perf_counter()
-        if state.num_steps is None:
-            marks = [*marks, start] if state.step >= WARM_STEPS else []
-            if len(marks) > TIMED_STEPS:
-                state.num_steps = horizon_from_clock(marks, seconds, state.seconds, state.step)
-                print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
+        if state.num_steps is None and len(durations) >= TIMED_STEPS:
+            state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
+            print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
+        start = mark(device)
         values = schedule(state)
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             for name in values.keys() & group.keys():
                 group[name] = values[name] * (group["initial_lr"] if name == "lr" else 1)
 
         micro = [next(batches) for _ in range(accum_steps)]
-        count = sum((b.targets >= 0).sum() for b in micro).to(device)
-        stop_and_size = [int(asked_to_stop()), sum(b.inputs.numel() for b in micro)]
-        totals = torch.cat([count[None], torch.tensor(stop_and_size, device=device)])
-        count = all_reduce_sum(totals)[0].clamp(min=1)
+        count = sum(b.num_targets for b in micro)
+        computed = sum(b.inputs.numel() for b in micro)
+        totals = sum_of_ranks([count, int(asked_to_stop()), computed], device)
+        count = totals[0].clamp(min=1)
         loss = torch.zeros((), device=device)
         for batch in micro:
             part = loss_fn(model, batch)[0] / count
-            (scaler.scale(part) if scaler else part).backward()
+            (part * scaler.scale if scaler else part).backward()
             loss += part.detach()
         reduce_gradients(model)
         norm = optimizer_step(model, optimizers, grad_clip, scaler)
         all_reduce_sum(loss)
+        numbers = {"loss_and_norm": to_host(torch.stack([loss, norm])), "totals": to_host(totals)}
+        numbers |= {"start": start, "end": mark(device)}
 
         state.step += 1
         stop = pending is not None and read_step(pending, state, log)
-        dt = time.perf_counter() - start
-        state.seconds += dt
-        pending = {"step": state.step, "loss": loss, "grad_norm": norm, "totals": totals}
-        pending |= {"values": values, "dt": dt, "scaled": scaler is not None}
+        pending = {"step": state.step, "values": values, "scaled": scaler is not None}
+        pending |= numbers
+        pending |= {"durations": durations}
         if stop:
             read_step(pending, state, log)
             return False

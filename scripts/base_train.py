@@ -85,8 +85,7 @@ def main(config: Config) -> None:
             overrides["n_kv_head"] = config.num_kv_heads
         vocab_size = tokenizer.vocab_size
         shape = GPTConfig.from_depth(config.depth, vocab_size, config.head_dim, **overrides)
-        model = GPT(shape).to(device)
-        model.init_weights(config.seed)
+        model = GPT(shape, config.seed).to(device)
         model.compute_dtype, model.stop_ids = choose_dtype(device)[0], stop_ids(tokenizer)
     T = model.config.sequence_len
     print0(

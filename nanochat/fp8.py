@@ -1,0 +1,59 @@
+"""Matrix products in 8-bit floats, for training wide models on cards that multiply them (sm89 on).
+
+Each tensor is scaled by one number so that its largest entry is the format's largest (Micikevicius
+et al. 2022): e4m3 for inputs and weights, e5m2 for gradients. The results are bfloat16, of weights
+float32. The slow twin is gpt.Linear without it.
+"""
+
+import torch
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+def quantize(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x / scale in `dtype`, scale), the scale a float32 scalar.
+
+    Example: quantize([1.0, -448.0], E4M3) gives [1.0, -448.0] and 1.0.
+    """
+    scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
+    return (x.float() / scale).to(dtype), scale
+
+
+def product(a: tuple, b: tuple, dtype: torch.dtype, fast: bool) -> torch.Tensor:
+    """a @ b of quantized matrices in `dtype`; a row-major, b column-major, as the hardware wants.
+
+    fast: partial sums of 8-bit accuracy, good enough forwards and not for gradients.
+    """
+    (x, scale_x), (y, scale_y) = a, b
+    return torch._scaled_mm(
+        x, y, scale_a=scale_x, scale_b=scale_y, out_dtype=dtype, use_fast_accum=fast
+    )
+
+
+def column_major(x: torch.Tensor) -> torch.Tensor:
+    return x.t().contiguous().t()
+
+
+class Product(torch.autograd.Function):
+    """x (N, C) @ weight (R, C)^T -> (N, R), and both gradients, each in 8 bits."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        x8, weight8 = quantize(x, E4M3), quantize(weight, E4M3)
+        ctx.save_for_backward(*x8, *weight8)
+        return product(x8, (weight8[0].t(), weight8[1]), x.dtype, fast=True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x8, scale_x, weight8, scale_w = ctx.saved_tensors
+        grad8, scale = quantize(grad, E5M2)
+        grad_x = product((grad8, scale), (column_major(weight8), scale_w), grad.dtype, fast=False)
+        by_row = grad8.t().contiguous(), scale
+        grad_w = product(by_row, (column_major(x8), scale_x), torch.float32, fast=False)
+        return grad_x, grad_w
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """F.linear for x (..., C) bfloat16 and a float32 master weight (R, C), in 8 bits; R, C and the
+    number of rows must be multiples of 16."""
+    return Product.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
