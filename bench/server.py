@@ -23,14 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.api_calls import Served
-from nanochat.api_schema import Limits
-from nanochat.common import choose_dtype, compute_init, device_name
+from nanochat.chat.async_engine import EngineThread
+from nanochat.chat.completions import Served
+from nanochat.chat.schema import Limits
+from nanochat.chat.server import create_app
+from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
-from nanochat.engine_thread import EngineThread
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.server import create_app
+from nanochat.hardware import device_name
 from nanochat.tokenizer import Tokenizer
 
 

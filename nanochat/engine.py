@@ -13,16 +13,16 @@ from itertools import count
 
 import torch
 
-from nanochat.calculator import evaluate
 from nanochat.common import ConfigError
-from nanochat.decode_graph import DecodeGraphs
 from nanochat.gpt import GPT
-from nanochat.inference_model import InferenceModel
-from nanochat.kv_cache import KVCache, Pass, Piece, padded_size
-from nanochat.request import STOP_TOKENS, Answer, Event, Request
-from nanochat.sampling import SamplingParams, choose, logprobs, uniform
-from nanochat.scheduler import Plan, Scheduler
-from nanochat.tool_calls import AnswerReader, Tool, ToolRunner
+from nanochat.inference.calculator import evaluate
+from nanochat.inference.cuda_graphs import DecodeGraphs
+from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.kv_cache import KVCache, Pass, Piece, padded_size
+from nanochat.inference.request import STOP_TOKENS, Answer, Event, Request
+from nanochat.inference.sampling import SamplingParams, choose, logprobs, uniform
+from nanochat.inference.scheduler import Plan, Scheduler
+from nanochat.inference.tool_calls import AnswerReader, Tool, ToolRunner
 
 __all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "Event", "Request", "SamplingParams"]
 

@@ -15,16 +15,16 @@ from typing import Annotated
 import tyro
 import uvicorn
 
-from nanochat.api_calls import Served
-from nanochat.api_schema import Limits
+from nanochat.chat.access import LOOPBACK, who_can_reach
+from nanochat.chat.async_engine import EngineThread
+from nanochat.chat.completions import Served
+from nanochat.chat.schema import Limits
+from nanochat.chat.server import create_app
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.engine_thread import EngineThread
-from nanochat.gate import LOOPBACK, who_can_reach
-from nanochat.server import create_app
-from nanochat.tools import open_tool
+from nanochat.tools.sandbox import open_tool
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from nanochat.common import CheckpointError, DataError
 from nanochat.configurator import cli
-from nanochat.doctor import (
+from nanochat.publishing.doctor import (
     TEXT_CHARACTERS,
     Candidate,
     choose,
@@ -25,9 +25,9 @@ from nanochat.doctor import (
     load,
     open_tokenizer,
 )
-from nanochat.export_files import TOKENIZER
-from nanochat.published import Published, read_config, read_weights, recorded
-from nanochat.release import check_place, findings, noted, recorded_fingerprints, repair
+from nanochat.publishing.export_files import TOKENIZER
+from nanochat.publishing.import_model import Published, read_config, read_weights, recorded
+from nanochat.publishing.repair import check_place, findings, noted, recorded_fingerprints, repair
 
 
 @dataclass(frozen=True)

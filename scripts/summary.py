@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat.configurator import cli
-from nanochat.figure_words import memory
-from nanochat.formulas import cost
-from nanochat.report import print_tables
-from nanochat.run_figures import Stage
-from nanochat.run_records import lineage, newest_checkpoint
+from nanochat.report.figures import memory
+from nanochat.report.formulas import cost
+from nanochat.report.report import print_tables
+from nanochat.report.run import Stage
+from nanochat.report.run_records import lineage, newest_checkpoint
 
 
 @dataclass(frozen=True)

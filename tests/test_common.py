@@ -8,22 +8,20 @@ import stat
 import pytest
 import torch
 
-from nanochat import common
+from nanochat import common, hardware
 from nanochat.common import (
     CheckpointError,
     ConfigError,
     DataError,
     NanochatError,
-    base_dir,
     choose_dtype,
-    measure_peak_flops,
-    peak_flops,
     pick_device_type,
     print0,
     progress,
     rank_and_world,
-    write_atomic,
 )
+from nanochat.files import base_dir, write_atomic
+from nanochat.hardware import measure_peak_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -102,7 +100,7 @@ def test_measured_speed_is_a_plausible_number():
 
 
 def test_peak_of_a_cpu_is_measured_and_says_so(monkeypatch):
-    monkeypatch.setattr(common, "measure_peak_flops", lambda device, dtype: 123.0)
+    monkeypatch.setattr(hardware, "measure_peak_flops", lambda device, dtype: 123.0)
     flops, source = peak_flops(CPU, torch.bfloat16)
     assert flops == 123.0
     assert "measured" in source

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
-from nanochat.decode_graph import DecodeGraphs
 from nanochat.engine import Engine, Event, Request, SamplingParams
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0)

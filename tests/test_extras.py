@@ -2,13 +2,12 @@
 
 import pytest
 
-from nanochat.common import ConfigError
-from nanochat.extras import need
+from nanochat.common import ConfigError, require_package
 
 
 def test_a_missing_package_is_told_with_the_remedy():
-    need("json")
+    require_package("json")
     with pytest.raises(ConfigError, match=r"no_such_module.*pip install .*\[export\]"):
-        need("no_such_module")
+        require_package("no_such_module")
     with pytest.raises(ConfigError, match="build it yourself"):
-        need("no_such_module", "build it yourself")
+        require_package("no_such_module", "build it yourself")

@@ -13,8 +13,8 @@ import torch
 
 from nanochat.dataloader import Batch
 from nanochat.loss import make_loss_fn
-from nanochat.recipe import StageConfig, build_optimizers, make_schedule
 from nanochat.train import DivergedError, Event, LoopState, horizon_from_clock, train, trapezoid
+from nanochat.training.config import StageConfig, build_optimizers, make_schedule
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
