@@ -1,4 +1,4 @@
-"""What the machine is, and what it can do: names, peak speeds, board power, memory."""
+"""What the machine is and what it can do: its name, peak speed, board power and memory."""
 
 import contextlib
 import re
@@ -6,29 +6,65 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-# Dense bfloat16 FLOP/s from the makers' data sheets (float16 for cards without bfloat16).
-DATASHEET_FLOPS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "4090": 165.2e12,
-    "3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
+
+class Card(NamedTuple):
+    """What the maker's data sheet says of one card."""
+
+    flops: float  # dense bfloat16 FLOP/s with float32 sums (float16 where there is no bfloat16)
+    watts: float | None  # the most that the board takes; None: not known for sure
+
+
+# By product, as it stands in the device's name. Consumer cards: NVIDIA's architecture white papers.
+CARDS = {
+    "GB300": Card(2.5e15, None),
+    "GB200": Card(2.5e15, None),
+    "B300": Card(2.25e15, None),
+    "B200": Card(2.25e15, 1000),
+    "GH200": Card(989e12, 1000),  # watts of the whole module, its processor included
+    "H200 NVL": Card(835.5e12, 600),
+    "H200": Card(989e12, 700),
+    "H100 NVL": Card(835.5e12, 400),
+    "H100 PCIe": Card(756e12, 350),
+    "H100": Card(989e12, 700),
+    "A100-PCIE": Card(312e12, 250),
+    "A100 80GB PCIe": Card(312e12, 300),
+    "A100": Card(312e12, 400),
+    "A40": Card(149.7e12, 300),
+    "A30": Card(165e12, 165),
+    "A10": Card(125e12, 150),
+    "L40S": Card(362e12, 350),
+    "L40": Card(181e12, 300),
+    "L4": Card(121e12, 72),
+    "RTX 6000 Ada": Card(364.2e12, 300),
+    "RTX A6000": Card(154.8e12, 300),
+    "RTX 5090": Card(209.5e12, 575),
+    "RTX 4090": Card(165.2e12, 450),
+    "RTX 4080": Card(97.5e12, 320),
+    "RTX 3090": Card(71e12, 350),
+    "V100S-PCIE": Card(130e12, 250),
+    "V100-PCIE": Card(112e12, 250),
+    "V100": Card(125e12, 300),
+    "T4": Card(65e12, 70),
 }
-# Board power in watts from the makers' data sheets; the first name found in the device's counts.
-BOARD_WATTS = {
-    "B200": 1000, "H200 NVL": 600, "H200": 700, "H100 PCIe": 350, "H100": 700, "A100-PCIE": 250,
-    "A100 80GB PCIe": 300, "A100": 400, "L40S": 350, "L4": 72, "4090": 450, "3090": 350,
-    "V100-PCIE": 250, "V100": 300, "T4": 70,
-}  # fmt: skip
+# A name with one of these words is another card than the product that it begins with.
+OTHER_CARDS = {"Laptop", "Max-Q", "Ti", "SUPER", "D", "MIG"}
+
+
+def find_card(name: str) -> tuple[str, Card] | None:
+    """(product, its card) for a device's name: the longest product that stands there as whole words.
+
+    Example: find_card("NVIDIA H100 NVL")[0] == "H100 NVL"; find_card("NVIDIA L40")[0] == "L40".
+    """
+    if OTHER_CARDS & set(name.split()):
+        return None
+    for product in sorted(CARDS, key=len, reverse=True):
+        if re.search(rf"(?<!\w){re.escape(product)}(?!\w)", name):
+            return product, CARDS[product]
+    return None
 
 
 def device_name(device: torch.device) -> str:
@@ -46,11 +82,13 @@ def device_name(device: torch.device) -> str:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Peak matrix FLOP/s in `dtype`, and where the figure is from."""
-    name = device_name(device)
-    if dtype != torch.float32:
-        for product, flops in DATASHEET_FLOPS.items():
-            if device.type == "cuda" and product in name:
-                return flops, f"data sheet, {product}"
+    if (
+        dtype != torch.float32
+        and device.type == "cuda"
+        and (found := find_card(device_name(device)))
+    ):
+        product, card = found
+        return card.flops, f"data sheet, {product}"
     return measure_peak_flops(device, dtype), "measured: the best of repeated 2048 x 2048 products"
 
 

@@ -1,14 +1,13 @@
 """common.py: atomic writes, dtype and device choice, speed measurement, progress lines."""
 
 import itertools
-import math
 import os
 import stat
 
 import pytest
 import torch
 
-from nanochat import common, hardware
+from nanochat import common
 from nanochat.common import (
     CheckpointError,
     ConfigError,
@@ -21,7 +20,6 @@ from nanochat.common import (
     rank_and_world,
 )
 from nanochat.files import base_dir, write_atomic
-from nanochat.hardware import measure_peak_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -92,18 +90,6 @@ def test_device_type_is_checked():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="finds none here"):
             pick_device_type("cuda")
-
-
-def test_measured_speed_is_a_plausible_number():
-    flops = measure_peak_flops(CPU, torch.float32, size=128, repeats=2)
-    assert math.isfinite(flops) and 1e6 < flops < 1e16
-
-
-def test_peak_of_a_cpu_is_measured_and_says_so(monkeypatch):
-    monkeypatch.setattr(hardware, "measure_peak_flops", lambda device, dtype: 123.0)
-    flops, source = peak_flops(CPU, torch.bfloat16)
-    assert flops == 123.0
-    assert "measured" in source
 
 
 def test_one_process_is_rank_0_of_1(capsys):

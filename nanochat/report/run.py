@@ -8,7 +8,7 @@ import torch
 
 from nanochat.checkpoint.hf_config import from_hf
 from nanochat.gpt import GPT
-from nanochat.hardware import BOARD_WATTS
+from nanochat.hardware import find_card
 from nanochat.report.formulas import (
     Assumptions,
     centred_stderr,
@@ -141,8 +141,8 @@ class Stage:
         watts, how = assumed.watts, "{:,.0f} W given for the whole machine"
         if watts is None and self.sessions:
             last = self.sessions[-1]
-            boards = (w for name, w in BOARD_WATTS.items() if name in last["device"])
-            if board := next(boards, None):
+            found = find_card(last["device"])
+            if found and (board := found[1].watts):
                 watts = board * last["ranks"]
                 how = f"{{:,.0f}} W = {last['ranks']} × {board} W by the card's data sheet"
         if watts is None:
