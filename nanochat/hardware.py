@@ -55,7 +55,7 @@ OTHER_CARDS = {"Laptop", "Max-Q", "Ti", "SUPER", "D", "MIG"}
 
 
 def find_card(name: str) -> tuple[str, Card] | None:
-    """(product, its card) for a device's name: the longest product that stands there as whole words.
+    """(product, its card) for a device's name: the longest product in it, as whole words.
 
     Example: find_card("NVIDIA H100 NVL")[0] == "H100 NVL"; find_card("NVIDIA L40")[0] == "L40".
     """
@@ -82,11 +82,8 @@ def device_name(device: torch.device) -> str:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Peak matrix FLOP/s in `dtype`, and where the figure is from."""
-    if (
-        dtype != torch.float32
-        and device.type == "cuda"
-        and (found := find_card(device_name(device)))
-    ):
+    found = find_card(device_name(device)) if device.type == "cuda" else None
+    if found and dtype != torch.float32:
         product, card = found
         return card.flops, f"data sheet, {product}"
     return measure_peak_flops(device, dtype), "measured: the best of repeated 2048 x 2048 products"

@@ -40,7 +40,6 @@ def stages():
 
 
 def test_formulas():
-    assert formulas.mfu(1000, 3e9, 6e12) == 0.5
     assert formulas.kilowatt_hours(7.2e6) == 2
     assert formulas.co2_grams(2, 481) == 962
     assert formulas.cost(1.5, 24) == 36
