@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.chat.async_engine import EngineThread
-from nanochat.chat.completions import Served
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.completions import AppState
 from nanochat.chat.schema import Limits
 from nanochat.chat.server import create_app
 from nanochat.common import choose_dtype, compute_init
@@ -135,8 +135,8 @@ def measure(config: Config, device) -> list[dict]:
     model, tokenizer = random_model(config, device)
     alone = Engine(model, tokenizer)
     limits = Limits(in_flight=max(config.streams))
-    thread = EngineThread(Engine(model, tokenizer), limits.in_flight)
-    app = create_app(Served(thread, "bench", limits, log=lambda line: None))
+    thread = AsyncEngine(Engine(model, tokenizer), limits.in_flight)
+    app = create_app(AppState(thread, "bench", limits, log=lambda line: None))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
     runner = threading.Thread(target=server.run)
     runner.start()

@@ -18,7 +18,7 @@ from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.report.report import remake
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Event
+from nanochat.train import Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, find_resume, run_stage
 
@@ -115,7 +115,7 @@ def main(config: Config) -> None:
         num_steps=num_steps,
         resume_from=resume_from,
         meta=meta,
-        events=(Event(sample, config.sample_every),),
+        events=(Periodic(sample, config.sample_every),),
     )
     remake(tag)
     compute_cleanup()

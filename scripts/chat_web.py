@@ -15,9 +15,9 @@ from typing import Annotated
 import tyro
 import uvicorn
 
-from nanochat.chat.access import LOOPBACK, who_can_reach
-from nanochat.chat.async_engine import EngineThread
-from nanochat.chat.completions import Served
+from nanochat.chat.access import LOOPBACK, startup_banner
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.completions import AppState
 from nanochat.chat.schema import Limits
 from nanochat.chat.server import create_app
 from nanochat.checkpoint_manager import load_model
@@ -99,12 +99,14 @@ def main(config: Config) -> None:
     api_key = config.api_key or os.environ.get("NANOCHAT_API_KEY") or None
     hosts = LOOPBACK if config.host in LOOPBACK else None
     with open_tool(config.tool) as tool:
-        thread = EngineThread(Engine(model, tokenizer, tool), config.limits.in_flight)
-        served = Served(thread, name, config.limits, config.tool, log_messages=config.log_messages)
+        thread = AsyncEngine(Engine(model, tokenizer, tool), config.limits.in_flight)
+        served = AppState(
+            thread, name, config.limits, config.tool, log_messages=config.log_messages
+        )
         doors = {"api_key": api_key, "origins": config.allow_origin, "hosts": hosts}
         app = create_app(served, **doors)
         port = listening.getsockname()[1]
-        for line in who_can_reach(config.host, port, os.environ, api_key):
+        for line in startup_banner(config.host, port, os.environ, api_key):
             print0(line)
         serve(app, config, listening)
 

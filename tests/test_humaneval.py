@@ -45,7 +45,7 @@ ROW = {
 
 
 @dataclass
-class Verdict:
+class ExecutionResult:
     passed: bool
     status: str
     error: str
@@ -61,7 +61,7 @@ class Interpreter:
             for text in programs
         ]
         return [
-            Verdict(d.returncode == 0, "failed" if d.returncode else "passed", d.stderr)
+            ExecutionResult(d.returncode == 0, "failed" if d.returncode else "passed", d.stderr)
             for d in done
         ]
 

@@ -51,7 +51,7 @@ class Refusal(Exception):
         self.status, self.code, self.headers = status, code, list(headers)
 
 
-class Gate:
+class AccessMiddleware:
     """Lets a request in, or says why not.
 
     body_bytes: the longest body; api_key: wanted under /v1/; origins: pages of other sites that may
@@ -197,10 +197,10 @@ async def respond(send, status: int, body: dict, headers=()) -> None:
     await send({"type": "http.response.body", "body": data})
 
 
-def who_can_reach(host: str, port: int, env: Mapping[str, str], api_key: str | None) -> list[str]:
+def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | None) -> list[str]:
     """What to print at the start: the address, how to reach it over SSH, what an open host shows.
 
-    Example: who_can_reach("127.0.0.1", 8000, {}, None) == ["chat at http://127.0.0.1:8000"]
+    Example: startup_banner("127.0.0.1", 8000, {}, None) == ["chat at http://127.0.0.1:8000"]
     """
     local = host in LOOPBACK
     everywhere = host in ("0.0.0.0", "::", "")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from nanochat.common import ConfigError, NanochatError
-from nanochat.engine import Engine, Event, Request
+from nanochat.engine import Engine, Request, TokenOutput
 
 
 class QueueFull(NanochatError):
@@ -34,11 +34,11 @@ class EngineStopped(NanochatError):
 class EventStream:
     """The events of one call's samples as they come: `async for sample, event in stream`.
 
-    Made by EngineThread.submit. It ends when every sample has had its last event. `close` may be
+    Made by AsyncEngine.submit. It ends when every sample has had its last event. `close` may be
     called at any time, and must be when the client has left: what is unfinished is cancelled.
     """
 
-    def __init__(self, thread: "EngineThread", requests: Sequence[Request]):
+    def __init__(self, thread: "AsyncEngine", requests: Sequence[Request]):
         self.requests = list(requests)
         self.ids: list[int] = []  # the engine's names for the samples; the engine's thread only
         self.open = set(range(len(self.requests)))  # samples whose last event has not come
@@ -51,7 +51,7 @@ class EventStream:
     def __aiter__(self):
         return self
 
-    async def __anext__(self) -> tuple[int, Event]:
+    async def __anext__(self) -> tuple[int, TokenOutput]:
         if not self._unread:
             raise StopAsyncIteration
         item = await self._queue.get()
@@ -61,7 +61,7 @@ class EventStream:
         self._unread -= item[1].finish is not None
         return item
 
-    def put(self, item: tuple[int, Event] | Exception) -> None:
+    def put(self, item: tuple[int, TokenOutput] | Exception) -> None:
         self._queue.put_nowait(item)
 
     def interrupt(self, error: Exception) -> None:
@@ -76,7 +76,7 @@ class EventStream:
             self._thread.forget(self)
 
 
-class EngineThread:
+class AsyncEngine:
     """Runs `engine` in a thread of its own, for an event loop.
 
     in_flight: answers that run or wait, at most `max_in_flight`; stats: what the engine last said
@@ -144,7 +144,9 @@ class EngineThread:
         """Seconds from submit to the first token: the median of the last 100 answers."""
         return median(self._first_tokens) if self._first_tokens else None
 
-    def _deliver(self, items: list[tuple[EventStream, int, Event]], stats: dict | None) -> None:
+    def _deliver(
+        self, items: list[tuple[EventStream, int, TokenOutput]], stats: dict | None
+    ) -> None:
         self.stats = stats or self.stats
         now = time.monotonic()
         for stream, sample, event in items:
@@ -227,7 +229,7 @@ class EngineThread:
             if self._streams.pop(request_id, None) is not None:
                 self.engine.cancel(request_id)
 
-    def _publish(self, events: list[Event]) -> None:
+    def _publish(self, events: list[TokenOutput]) -> None:
         items = []
         for event in events:
             if event.id in self._streams:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nanochat.conversation import PART_MARKS
-from nanochat.engine import Event
+from nanochat.engine import TokenOutput
 from nanochat.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0  # JSON has no -Infinity
 
 
 @dataclass
-class Reply:
+class Choice:
     """One sample as it comes. `push` takes an event and returns the deltas that it completes:
     {"content": ...}, {"tool_calls": [...]} or {"nanochat": {"type": "python_output", ...}}.
 
@@ -38,7 +38,7 @@ class Reply:
         self._num_calls = 0
         self._logprobs: list[dict] = []
 
-    def push(self, event: Event) -> list[dict]:
+    def push(self, event: TokenOutput) -> list[dict]:
         """The deltas that an event completes; after the end, none."""
         if self.finish is not None:
             return []
@@ -87,7 +87,7 @@ class Reply:
         function = {"name": self.tool_name, "arguments": code}
         return {"id": f"call_{index}", "type": "function", "function": function}
 
-    def _note_logprobs(self, event: Event) -> None:
+    def _note_logprobs(self, event: TokenOutput) -> None:
         if event.token is None or event.logprob is None or event.token in self._specials:
             return
         entry = self._entry(event.token, event.logprob)
@@ -127,12 +127,12 @@ class Reply:
         return message
 
 
-def usage(prompt_tokens: int, replies: Sequence[Reply]) -> dict:
+def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict:
     """Tokens read and written: prompts once, however many answers they got.
 
     Example: usage(5, [a reply of 3 tokens])["total_tokens"] == 8
     """
-    written = sum(reply.num_tokens for reply in replies)
+    written = sum(reply.num_tokens for reply in choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": written,

@@ -16,8 +16,8 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nanochat.chat.access import Refusal, error_body
-from nanochat.chat.async_engine import EngineThread
-from nanochat.chat.choices import Reply, usage
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.choices import Choice, usage
 from nanochat.chat.schema import Limits, Sampling
 from nanochat.common import print0
 from nanochat.engine import Request
@@ -32,10 +32,10 @@ class TimeUp(Exception):
 
 
 @dataclass(frozen=True)
-class Served:
+class AppState:
     """What every call needs: the engine's thread, the model's name, limits, what to log."""
 
-    thread: EngineThread
+    thread: AsyncEngine
     name: str
     limits: Limits
     tool_name: str = "calculator"
@@ -43,15 +43,15 @@ class Served:
     log_messages: bool = False
 
 
-class Call:
-    """One call: `await Call.start(...)`, then `await call.response()`."""
+class Completion:
+    """One call: `await Completion.start(...)`, then `await call.response()`."""
 
-    def __init__(self, served: Served, asked: Sampling, requests: list[Request], chat: bool):
+    def __init__(self, served: AppState, asked: Sampling, requests: list[Request], chat: bool):
         self.served, self.asked, self.chat = served, asked, chat
         self.requests, self.forgotten, self.timed_out = requests, 0, False
         tokenizer, thread = served.thread.engine.tokenizer, served.thread
         self.stream = thread.submit(requests)
-        self.replies = [Reply(tokenizer, served.tool_name, plain=not chat) for _ in requests]
+        self.choices = [Choice(tokenizer, served.tool_name, plain=not chat) for _ in requests]
         distinct = {id(request.prompt): len(request.prompt) for request in requests}
         self.prompt_tokens = sum(distinct.values())
         self.head = {
@@ -105,11 +105,11 @@ class Call:
         finally:
             self.close()
         object_name = "chat.completion" if self.chat else "text_completion"
-        choices = [self._whole(i, reply) for i, reply in enumerate(self.replies)]
+        choices = [self._whole(i, reply) for i, reply in enumerate(self.choices)]
         body = {**self.head, "object": object_name, "choices": choices}
-        body["usage"] = usage(self.prompt_tokens, self.replies)
+        body["usage"] = usage(self.prompt_tokens, self.choices)
         if self.chat:
-            body["nanochat"] = self._extension(self.replies[0])
+            body["nanochat"] = self._extension(self.choices[0])
         return JSONResponse(body)
 
     # ------------------------------------------------------------ reading the engine's events
@@ -119,44 +119,44 @@ class Call:
         end."""
         try:
             async for sample, event in self.stream:
-                reply = self.replies[sample]
+                reply = self.choices[sample]
                 running, fresh = reply.finish is None, reply.first is None
                 deltas = reply.push(event)
                 if fresh and reply.first is not None:
                     self.served.thread.note_first_token(reply.first - reply.submitted)
                 yield sample, deltas, running and reply.finish is not None
         except TimeUp:
-            if all(reply.num_tokens == 0 for reply in self.replies):
+            if all(reply.num_tokens == 0 for reply in self.choices):
                 seconds = self.served.limits.seconds
                 retry = [(b"retry-after", str(self.served.thread.retry_after).encode())]
                 raise Refusal(
                     503, f"no place was free for {seconds:.0f} s", "overloaded", retry
                 ) from None
             self.timed_out = True
-            for sample, reply in enumerate(self.replies):
+            for sample, reply in enumerate(self.choices):
                 if reply.finish is None:
                     yield sample, reply.end("length"), True
         finally:
             self._log()
 
     def _log(self) -> None:
-        timing = self.replies[0].timing()
+        timing = self.choices[0].timing()
         first, speed = timing["time_to_first_token"], timing["tokens_per_second"]
-        written = sum(reply.num_tokens for reply in self.replies)
-        ends = ",".join(reply.finish or "cut off" for reply in self.replies)
+        written = sum(reply.num_tokens for reply in self.choices)
+        ends = ",".join(reply.finish or "cut off" for reply in self.choices)
         line = f"{self.prompt_tokens} tokens read, {written} written ({ends})"
         line += f", first after {first:.2f} s" if first is not None else ""
         line += f", {speed:.1f} tokens/s" if speed is not None else ""
         line += ", time was up" if self.timed_out else ""
         if self.served.log_messages:
             asked = self.asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
-            said = {**asked, "answers": [reply.parts for reply in self.replies]}
+            said = {**asked, "answers": [reply.parts for reply in self.choices]}
             line += "\n" + json.dumps(said, ensure_ascii=True)
         self.served.log(line)
 
     # ------------------------------------------------------------ the forms of a response
 
-    def _extension(self, reply: Reply) -> dict:
+    def _extension(self, reply: Choice) -> dict:
         extension = reply.timing()
         if self.forgotten:
             extension["forgotten_turns"] = self.forgotten
@@ -164,7 +164,7 @@ class Call:
             extension["timed_out"] = True
         return extension
 
-    def _whole(self, index: int, reply: Reply) -> dict:
+    def _whole(self, index: int, reply: Choice) -> dict:
         entries = reply.take_logprobs()
         choice = {"index": index, "finish_reason": reply.finish, "logprobs": None}
         if self.requests[index].logprobs is not None:
@@ -195,7 +195,7 @@ class Call:
     def _piece(self, sample: int, delta: dict, finish=None, entries: list[dict] = ()) -> str:
         choice = {"index": sample, "finish_reason": finish, "logprobs": None}
         if entries:
-            before = len(self.replies[sample].text) - len(delta.get("content", ""))
+            before = len(self.choices[sample].text) - len(delta.get("content", ""))
             choice["logprobs"] = self._logprobs(list(entries), before)
         said = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         return self._chunk([{**choice, **said}])
@@ -204,14 +204,14 @@ class Call:
         """The response as server-sent events."""
         try:
             if self.chat:
-                for sample in range(len(self.replies)):
+                for sample in range(len(self.choices)):
                     yield self._piece(sample, {"role": "assistant", "content": ""})
             async with contextlib.aclosing(self._read()) as pieces:
                 async for sample, deltas, ended in pieces:
                     for line in self._told(sample, deltas, ended):
                         yield line
             if self.asked.stream_options and self.asked.stream_options.include_usage:
-                yield self._chunk([], usage(self.prompt_tokens, self.replies))
+                yield self._chunk([], usage(self.prompt_tokens, self.choices))
             yield "data: [DONE]\n\n"
         except ClientGone:
             return
@@ -223,7 +223,7 @@ class Call:
 
     def _told(self, sample: int, deltas: list[dict], ended: bool) -> list[str]:
         """The events of what is new of one sample."""
-        reply = self.replies[sample]
+        reply = self.choices[sample]
         entries = reply.take_logprobs()
         lines = []
         for delta in deltas or ([{}] if entries else []):

@@ -93,7 +93,7 @@ class Sampling(BaseModel):
     repetition_penalty: FiniteFloat | None = Field(None, gt=0, le=10, description="Extension.")
 
     @model_validator(mode="after")
-    def refuse_what_cannot_be_obeyed(self):
+    def check_supported(self):
         """Raises ValueError for a field that asks for what is not there."""
         asked: dict[str, Any] = self.model_extra or {}
         for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):

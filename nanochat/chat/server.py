@@ -21,9 +21,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat.access import Gate, Refusal, error_body
+from nanochat.chat.access import AccessMiddleware, Refusal, error_body
 from nanochat.chat.async_engine import EngineStopped, QueueFull
-from nanochat.chat.completions import Call, Served
+from nanochat.chat.completions import AppState, Completion
 from nanochat.chat.docs import docs_page
 from nanochat.chat.prompts import chat_requests, completion_requests
 from nanochat.chat.schema import ChatRequest, CompletionRequest, ErrorBody
@@ -43,7 +43,7 @@ ERRORS = {
 
 
 def create_app(
-    served: Served,
+    served: AppState,
     *,
     api_key: str | None = None,
     origins: Sequence[str] = (),
@@ -69,8 +69,8 @@ def create_app(
     paths = {route.path for route in app.routes}
     limits = served.limits
     app.add_middleware(
-        Gate, body_bytes=limits.body_bytes, api_key=api_key, origins=origins, hosts=hosts,
-        paths=paths, log=served.log,
+        AccessMiddleware, body_bytes=limits.body_bytes, api_key=api_key, origins=origins,
+        hosts=hosts, paths=paths, log=served.log,
     )  # fmt: skip
     if origins:
         app.add_middleware(
@@ -80,7 +80,7 @@ def create_app(
     return app
 
 
-def add_api(app: FastAPI, served: Served) -> None:
+def add_api(app: FastAPI, served: AppState) -> None:
     """The addresses that programs ask."""
     begun, engine = time.time(), served.thread.engine
     context = engine.model.config.sequence_len
@@ -104,7 +104,7 @@ def add_api(app: FastAPI, served: Served) -> None:
         """An answer to a conversation, whole or as server-sent events."""
         check_model(asked.model)
         requests, forgotten = chat_requests(asked, engine.tokenizer, context, served.limits)
-        call = await Call.start(served, asked, requests, http, True, forgotten)
+        call = await Completion.start(served, asked, requests, http, True, forgotten)
         return await call.response()
 
     @app.post("/v1/completions", responses=errors, response_model=None)
@@ -112,7 +112,7 @@ def add_api(app: FastAPI, served: Served) -> None:
         """What follows a text, whole or as server-sent events; no chat markup, no tools."""
         check_model(asked.model)
         requests = completion_requests(asked, engine.tokenizer, context, served.limits)
-        return await (await Call.start(served, asked, requests, http, False)).response()
+        return await (await Completion.start(served, asked, requests, http, False)).response()
 
     @app.get("/v1/models")
     async def models() -> dict:

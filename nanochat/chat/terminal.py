@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanochat.chat.choices import Reply
+from nanochat.chat.choices import Choice
 from nanochat.chat.markdown_stream import MarkdownStream
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import fit_turns, turns_of, validate
@@ -73,7 +73,7 @@ def stop_flag() -> Iterator[list]:
 
 def answer(engine: Engine, request: Request, show) -> list[dict]:
     """Runs one request and shows what comes; returns its parts. Ctrl-C ends it early."""
-    said = Reply(engine.tokenizer)
+    said = Choice(engine.tokenizer)
     with stop_flag() as pressed:
         request_id = engine.add(request)
         while said.finish is None:

@@ -93,7 +93,7 @@ class CoreResult:
 def is_right(task: CoreTask, gold: int, scores: Sequence[Score]) -> bool:
     """Whether the rows' scores make the example's answer right; of equal losses the first wins."""
     if task.kind == "language_modeling":
-        return scores[0].likeliest
+        return scores[0].is_greedy
     losses = [score.loss for score in scores]
     if not all(map(math.isfinite, losses)):
         raise DataError(

@@ -28,7 +28,7 @@ class Score(NamedTuple):
     that the model finds likeliest."""
 
     loss: float
-    likeliest: bool
+    is_greedy: bool
 
 
 class SharedBeginnings:
@@ -184,15 +184,15 @@ def judge(model, features: torch.Tensor, rows: Sequence[Row]) -> list[Score]:
     features = F.pad(features, (0, 0, 0, extra))
     targets = F.pad(torch.from_numpy(targets), (0, extra)).to(features.device)
     step = max(1, LOGITS_AT_ONCE // model.config.vocab_size // ROWS_OF_THE_HEAD) * ROWS_OF_THE_HEAD
-    losses, likeliest = [], []
+    losses, greedy = [], []
     for part, wanted in zip(features.split(step), targets.split(step), strict=True):
         logits = model.logits(part)  # (n, V)
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))
-        likeliest.append(logits.argmax(-1) == wanted)
-    losses, likeliest = torch.cat(losses).tolist(), torch.cat(likeliest).tolist()
+        greedy.append(logits.argmax(-1) == wanted)
+    losses, greedy = torch.cat(losses).tolist(), torch.cat(greedy).tolist()
     ends = np.cumsum([len(row.ids) - row.start for row in rows]).tolist()
     return [
-        Score(sum(losses[first:last]) / (last - first), all(likeliest[first:last]))
+        Score(sum(losses[first:last]) / (last - first), all(greedy[first:last]))
         for first, last in zip([0, *ends], ends, strict=False)
     ]
 
@@ -207,6 +207,6 @@ def score_plainly(model, examples: Sequence[Example], tokens_at_once: int = 0) -
             ids = torch.from_numpy(row.ids.astype(np.int64)).to(model.device)
             logits = model.logits(model.features(ids[None, :-1]))[0, row.start - 1 :]  # (n, V)
             loss = F.cross_entropy(logits, ids[row.start :]).item()
-            likeliest = bool((logits.argmax(-1) == ids[row.start :]).all())
-            scores[-1].append(Score(loss, likeliest))
+            is_greedy = bool((logits.argmax(-1) == ids[row.start :]).all())
+            scores[-1].append(Score(loss, is_greedy))
     return scores

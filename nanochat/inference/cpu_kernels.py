@@ -2,7 +2,7 @@
 
 A decode step reads every weight for a few rows. There, on one core of a Zen 4, PyTorch's own
 products reach a third (matrix times vector) to a half (linear) of the memory bandwidth, these about
-85%; its attention of single queries took half of a step of 32 streams. The source is compiled at
+85%; its attention of single queries took half of a step of 32 sequences. The source is compiled at
 first use, and kept under $NANOCHAT_BASE_DIR/cpu_kernels.
 """
 

@@ -1,7 +1,7 @@
-"""Decode steps as CUDA graphs: one launch computes and samples a token for every stream.
+"""Decode steps as CUDA graphs: one launch computes and samples a token for every sequence.
 
 A graph has fixed shapes and addresses, so it computes the slots [0, rows) whoever is in them, for a
-few numbers of rows and of places read. An idle row writes to a place that no stream reaches.
+few numbers of rows and of places read. An idle row writes to a place that no sequence reaches.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nanochat.inference.fused_model import InferenceModel
-from nanochat.inference.kv_cache import KVCache, Pass
+from nanochat.inference.kv_cache import AttentionBatch, KVCache
 from nanochat.inference.sampling import SamplingParams, sample_table, settings_table
 from nanochat.inference.scheduler import Chunk
 
@@ -23,7 +23,7 @@ def power_of_two(n: int) -> int:
 
 
 class DecodeGraphs:
-    """Runs a step in which every stream computes one token; captures its graph the first time.
+    """Runs a step in which every sequence computes one token; captures its graph the first time.
 
     The cache's tensors must stay where they are: `clear` after they moved. With capture=False the
     same work is done kernel by kernel, on any device: the slow twin.
@@ -36,7 +36,7 @@ class DecodeGraphs:
     def clear(self) -> None:
         """Forgets all graphs, and takes the cache's present size."""
         slots, device = self.cache.slots, self.cache.device
-        self.idle_position = self.model.config.sequence_len  # streams end before it
+        self.idle_position = self.model.config.sequence_len  # sequences end before it
         self.ids = torch.zeros(slots, dtype=torch.int64, device=device)
         self.positions = torch.full((slots,), self.idle_position, device=device)
         self.noise = torch.zeros(slots, dtype=torch.float64, device=device)
@@ -71,7 +71,7 @@ class DecodeGraphs:
         buffer[:rows].copy_(host)
 
     def _compute(self, rows: int, read: int) -> tuple[torch.Tensor, torch.Tensor]:
-        step = Pass.of_slots(self.positions[:rows], read, self.cache)
+        step = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
         logits = self.model.logits(self.model.features(self.ids[:rows], step))
         return logits, sample_table(logits, self.settings[:rows], self.noise[:rows])
 

@@ -1,7 +1,8 @@
 """The model's weights once more, in compute dtype and laid out for generation; gpt.py is its twin.
 
-Query, key and value projections are one matrix. Tokens of several streams form one flat row (N,),
-so that no matrix product is padded; attention alone knows whose token is whose (kv_cache.Pass).
+Query, key and value projections are one matrix. Tokens of several sequences form one flat row
+(N,), so that no matrix product is padded; attention alone knows whose token is whose
+(kv_cache.AttentionBatch).
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from nanochat.gpt import GPT, rotary_tables
 from nanochat.inference.cpu_kernels import product, rms_norm
-from nanochat.inference.kv_cache import Pass
+from nanochat.inference.kv_cache import AttentionBatch
 
 
 class Layer(NamedTuple):
@@ -29,8 +30,8 @@ class InferenceModel:
     Where the compute dtype is float32, all matrices but qkv are the GPT's own; `refresh` brings the
     copies up to date, in place.
 
-    Example: fast = InferenceModel(model); fast.logits(fast.features(ids, Pass([Piece(0, 0, 5)],
-    model.config, "cpu"))) is (5, V), as model(ids[None])[0].
+    Example: fast = InferenceModel(model); batch = AttentionBatch([TokenSpan(0, 0, 5)],
+    model.config, "cpu"); fast.logits(fast.features(ids, batch)) is (5, V), as model(ids[None])[0].
     """
 
     def __init__(self, model: GPT):
@@ -82,7 +83,7 @@ class InferenceModel:
 
     # ------------------------------------------------------------ the function
 
-    def features(self, ids: torch.Tensor, tokens: Pass) -> torch.Tensor:
+    def features(self, ids: torch.Tensor, tokens: AttentionBatch) -> torch.Tensor:
         """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is tokens.size."""
         c = self.config
         turned = c.n_head + c.n_kv_head  # heads that rotate

@@ -1,8 +1,8 @@
 """Keys and values of the tokens that a model has already read, so that each new token costs one
 token's work.
 
-A stream has a slot of the cache, and attention reads it there: nothing is gathered. Dimensions: N
-tokens of one pass, of several streams, one after another; R slots, each with room for S tokens; H
+A sequence has a slot of the cache, and attention reads it there: nothing is gathered. Dimensions: N
+tokens of one pass, of several sequences, one after another; R slots, each with room for S tokens; H
 heads, Hkv key/value heads, K head_dim.
 """
 
@@ -32,8 +32,8 @@ def padded_size(n: int) -> int:
     return n if n <= 8 else round_up(n, 8 if n <= 64 else 64)
 
 
-class Piece(NamedTuple):
-    """Tokens of one stream in a pass: `length` of them, after `start` that slot `slot` holds."""
+class TokenSpan(NamedTuple):
+    """Tokens of one sequence in a pass: `length` of them, after `start` that slot `slot` holds."""
 
     slot: int
     start: int
@@ -44,7 +44,8 @@ class KVCache:
     """Per layer, keys and values (R, Hkv, S, K). It grows when `reserve` asks for more.
 
     Example: cache = KVCache(config, "cpu", torch.float32); cache.reserve(2, 100);
-    model.features(ids, Pass([Piece(0, 0, 7), Piece(1, 0, 5)], config, "cpu", cache))
+    batch = AttentionBatch([TokenSpan(0, 0, 7), TokenSpan(1, 0, 5)], config, "cpu", cache);
+    model.features(ids, batch)
     """
 
     def __init__(self, config: GPTConfig, device, dtype: torch.dtype):
@@ -99,42 +100,42 @@ class Run(NamedTuple):
     mask: torch.Tensor | None
 
 
-class Pass:
+class AttentionBatch:
     """What attention needs to know about one pass: `positions` (N,), and `attend` in each layer.
 
-    `size` is the number of rows that the pass is padded to. Without a cache every piece is a whole
+    `size` is the number of rows that the pass is padded to. Without a cache every span is a whole
     sequence, and nothing is kept.
     """
 
     def __init__(
-        self, pieces: Sequence[Piece], config: GPTConfig, device, cache: KVCache | None = None
+        self, spans: Sequence[TokenSpan], config: GPTConfig, device, cache: KVCache | None = None
     ):
-        assert cache is not None or all(piece.start == 0 for piece in pieces)
+        assert cache is not None or all(span.start == 0 for span in spans)
         self.config, self.cache = config, cache
         self.device = torch.device(device)
-        self.pieces = pieces
-        self.tokens = sum(piece.length for piece in pieces)
+        self.spans = spans
+        self.tokens = sum(span.length for span in spans)
         self.size = padded_size(self.tokens)
-        places = [p.start + i for p in pieces for i in range(p.length)]
+        places = [p.start + i for p in spans for i in range(p.length)]
         self.positions = torch.tensor(
             places + [0] * (self.size - self.tokens), dtype=torch.int64, device=device
         )
         self.runs: list[Run] = []
-        self.chunks: list[tuple[int, Piece, torch.Tensor | None]] = []
+        self.chunks: list[tuple[int, TokenSpan, torch.Tensor | None]] = []
         self.singles = 0  # rows, the first ones, that the CPU's own kernel takes care of
         if cache is not None and can_attend(self.device, cache.dtype, config.head_dim):
-            lengths = [piece.length for piece in pieces]
+            lengths = [span.length for span in spans]
             self.singles = next((i for i, n in enumerate(lengths) if n > 1), len(lengths))
-            self.single_slots = torch.tensor([p.slot for p in pieces[: self.singles]])
+            self.single_slots = torch.tensor([p.slot for p in spans[: self.singles]])
             self.single_lengths = self.positions[: self.singles] + 1
         self._split()
         if cache is not None:
-            assert all(p.slot < cache.slots and p.start + p.length <= cache.room for p in pieces)
-            slots = torch.tensor([p.slot for p in pieces for _ in range(p.length)], device=device)
+            assert all(p.slot < cache.slots and p.start + p.length <= cache.room for p in spans)
+            slots = torch.tensor([p.slot for p in spans for _ in range(p.length)], device=device)
             self.index = flat_index(slots, self.positions[: self.tokens], cache)
 
     @classmethod
-    def of_slots(cls, positions: torch.Tensor, read: int, cache: KVCache) -> "Pass":
+    def of_slots(cls, positions: torch.Tensor, read: int, cache: KVCache) -> "AttentionBatch":
         """One token, at positions[i], for each of the first slots; nothing is read on the host, so
         that a CUDA graph can hold it. `read` places are looked at, visible or not."""
         new = cls.__new__(cls)
@@ -148,15 +149,15 @@ class Pass:
         return new
 
     def last_rows(self) -> list[int]:
-        """The row of every piece's last token."""
+        """The row of every span's last token."""
         ends, row = [], -1
-        for piece in self.pieces:
-            row += piece.length
+        for span in self.spans:
+            row += span.length
             ends.append(row)
         return ends
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Keeps k, v (N, Hkv, K); q (N, H, K) attends to all that its stream has read: (N, H K)."""
+        """Keeps k, v (N, Hkv, K); q (N, H, K) attends to all that its sequence read: (N, H K)."""
         N, H, K = q.shape
         if self.cache is not None:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -174,13 +175,13 @@ class Pass:
         for run in self.runs:
             rows = slice(run.row, run.row + run.count)
             out[rows] = self._attend_run(run, q[rows], keys, values)
-        for row, piece, mask in self.chunks:
-            rows = slice(row, row + piece.length)
-            if piece.start == 0:
+        for row, span, mask in self.chunks:
+            rows = slice(row, row + span.length)
+            if span.start == 0:
                 mine = k[rows].transpose(0, 1), v[rows].transpose(0, 1)  # (Hkv, T, K)
             else:
-                end = piece.start + piece.length
-                mine = keys[piece.slot, :, :end], values[piece.slot, :, :end]
+                end = span.start + span.length
+                mine = keys[span.slot, :, :end], values[span.slot, :, :end]
             y = self._sdpa(q[rows].transpose(0, 1)[None], *(t[None] for t in mine), mask)
             out[rows] = y[0].transpose(0, 1).flatten(1)
         return out
@@ -207,36 +208,36 @@ class Pass:
         )
 
     def _split(self) -> None:
-        """Sorts the pieces into runs of single tokens and longer chunks."""
+        """Sorts the spans into runs of single tokens and longer chunks."""
         row, run = self.singles, []
-        for piece, following in pairwise([*self.pieces[self.singles :], None]):
-            single = self.cache is not None and piece.length == 1
+        for span, following in pairwise([*self.spans[self.singles :], None]):
+            single = self.cache is not None and span.length == 1
             if single:
-                run.append(piece)
+                run.append(span)
                 joins = following is not None and following.length == 1
-                if not (joins and following.slot == piece.slot + 1):
+                if not (joins and following.slot == span.slot + 1):
                     self.runs.append(self._make_run(row + 1 - len(run), run))
                     run = []
             else:
-                self.chunks.append((row, piece, self._chunk_mask(piece)))
-            row += piece.length
+                self.chunks.append((row, span, self._chunk_mask(span)))
+            row += span.length
 
-    def _make_run(self, row: int, run: list[Piece]) -> Run:
-        read = max(piece.start for piece in run) + 1
+    def _make_run(self, row: int, run: list[TokenSpan]) -> Run:
+        read = max(span.start for span in run) + 1
         mask = None
-        if any(piece.start + 1 < read for piece in run):
+        if any(span.start + 1 < read for span in run):
             visible = self.positions[row : row + len(run), None] >= torch.arange(
                 read, device=self.device
             )
             mask = as_bias(visible, self.cache.dtype)[:, None, None]
         return Run(row, len(run), run[0].slot, read, mask)
 
-    def _chunk_mask(self, piece: Piece) -> torch.Tensor | None:
+    def _chunk_mask(self, span: TokenSpan) -> torch.Tensor | None:
         """(T, start + T): each token sees what came before it; None for a sequence's beginning."""
-        if piece.start == 0:
+        if span.start == 0:
             return None
-        shape = (piece.length, piece.start + piece.length)
-        visible = torch.ones(shape, dtype=torch.bool, device=self.device).tril(piece.start)
+        shape = (span.length, span.start + span.length)
+        visible = torch.ones(shape, dtype=torch.bool, device=self.device).tril(span.start)
         return as_bias(visible, self.cache.dtype)
 
 

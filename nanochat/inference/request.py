@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nanochat.common import ConfigError
 from nanochat.inference.sampling import SamplingParams
-from nanochat.inference.scheduler import Stream
+from nanochat.inference.scheduler import Sequence
 from nanochat.inference.tool_calls import AnswerReader, ToolCalls
 
 STOP_TOKENS = ("<|assistant_end|>", "<|bos|>")
@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Event:
+class TokenOutput:
     """One token of request `id`; the last event has `finish`, and its token may be None.
 
     forced: an id of a tool's result. text: what the token releases, whole characters only, which
@@ -71,14 +71,14 @@ class Event:
     finish: str | None = None  # "stop", "length" or "cancelled"
 
 
-class Answer:
+class RequestState:
     """One request in the making: turns tokens into events, and knows when to stop.
 
     `room` is the most tokens that the answer may have, `position` how many came.
     """
 
     def __init__(self, id: int, request: Request, tokenizer, context: int):
-        self.request, self.stream = request, Stream(id, list(request.prompt))
+        self.request, self.sequence = request, Sequence(id, list(request.prompt))
         self.room = min(request.max_tokens, context - len(request.prompt))
         self.position = 0
         self.calls = ToolCalls(tokenizer) if request.tools else None
@@ -92,7 +92,7 @@ class Answer:
         forced: bool = False,
         logprob: float | None = None,
         top_logprobs: tuple[tuple[int, float], ...] = (),
-    ) -> Event:
+    ) -> TokenOutput:
         """The event of the next token; it has `finish` if the answer ends here."""
         if token in self._stops and not forced:
             return self.end("stop")
@@ -103,10 +103,10 @@ class Answer:
             finish = "stop"
         elif self.position == self.room:
             finish, text = "length", text + self._reader.flush()
-        id = self.stream.id
-        return Event(id, token, forced, logprob, top_logprobs, text, kind, finish)
+        id = self.sequence.id
+        return TokenOutput(id, token, forced, logprob, top_logprobs, text, kind, finish)
 
-    def end(self, finish: str) -> Event:
+    def end(self, finish: str) -> TokenOutput:
         """The last event of an answer that ends without a token: the text that was held back."""
         kind, text = self._reader.kind, self._reader.flush()
-        return Event(self.stream.id, None, text=text, kind=kind, finish=finish)
+        return TokenOutput(self.sequence.id, None, text=text, kind=kind, finish=finish)

@@ -135,9 +135,9 @@ class ToolRunner:
         if patient and self._calls:
             wait(self._calls.values(), PATIENCE, FIRST_COMPLETED)
         ended = [id for id, call in self._calls.items() if call.done()]
-        return [(id, said(self._calls.pop(id))) for id in ended]
+        return [(id, tool_result(self._calls.pop(id))) for id in ended]
 
 
-def said(call: Future[str]) -> str:
+def tool_result(call: Future[str]) -> str:
     error = call.exception()
     return call.result() if error is None else f"error: {error}"

@@ -71,7 +71,7 @@ def export(
     manifest.sweep_beside(output)
     refuse_to_overwrite(output, overwrite)
     weights, config, _, run = load_checkpoint(checkpoint)
-    refuse_what_the_target_cannot_hold(weights, config)
+    check_exportable(weights, config)
     weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}
     record = {**json.loads((checkpoint / CONFIG).read_text(encoding="utf-8")), "dtype": dtype}
     temporary = manifest.temporary_beside(output)
@@ -140,7 +140,7 @@ def refuse_to_overwrite(output: Path, overwrite: bool) -> None:
         )
 
 
-def refuse_what_the_target_cannot_hold(weights: dict, config: GPTConfig) -> None:
+def check_exportable(weights: dict, config: GPTConfig) -> None:
     """CheckpointError for a weight or a setting that transformers' class has no place for."""
     names = target_names(config)
     strange = sorted(weights.keys() ^ names)

@@ -44,9 +44,7 @@ NAMES = {  # in a layer: transformers' name -> GGUF's
 }
 
 
-def refuse_what_gguf_cannot_hold(
-    config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16"
-) -> None:
+def check_gguf_can_hold(config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16") -> None:
     """Raises CheckpointError for a model that llama.cpp would compute or tokenize differently, or
     whose matrices cannot be stored as `kind`."""
     if config.logit_softcap is not None:
@@ -193,7 +191,7 @@ def write_gguf(
     weights, config, tokenizer, run = load_checkpoint(checkpoint)
     if drop_softcap:
         config = replace(config, logit_softcap=None)
-    refuse_what_gguf_cannot_hold(config, tokenizer, kind)
+    check_gguf_can_hold(config, tokenizer, kind)
     writer = GGUFWriter(output, ARCHITECTURE)
     add_config(writer, config, f"nanochat {run['stage']} {run['tag']}", kind)
     document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ GENERAL = {
 
 
 @dataclass
-class Published:
+class ImportedModel:
     """A model as it was read: float32 weights under our names, and where they are from."""
 
     weights: dict[str, torch.Tensor]
@@ -65,7 +65,7 @@ class Published:
     files: list[str] = field(default_factory=list)
 
 
-def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
+def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel:
     """A Hugging Face folder, or upstream's files. Raises a NanochatError that says what cannot be
     read.
 
@@ -77,8 +77,8 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         weights, config, found, meta = karpathy_checkpoint.read_upstream(folder, tokenizer)
         run = {"config": meta.get("user_config") or {}}
         run["imported"] = {"from": "karpathy/nanochat .pt", "meta": meta}
-        refuse_what_is_not_finite(weights, folder)
-        return Published(weights, config, found, step_of(meta, folder), run)
+        check_finite(weights, folder)
+        return ImportedModel(weights, config, found, step_of(meta, folder), run)
     if tokenizer:
         raise ConfigError(
             f"--tokenizer is for upstream's files, and {folder} has its own {TOKENIZER}. To try "
@@ -92,18 +92,18 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> Published:
         print0(f"{folder}: {sentence}")
     config, settings = read_config(folder)
     weights, dtype, files = read_weights(folder, config, settings["tie_word_embeddings"])
-    refuse_what_is_not_finite(weights, folder)
+    check_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
     if not template.is_file() or template.read_bytes() != CHAT_TEMPLATE.encode():
         print0(f"{folder}: its chat template is another or none; nanochat's takes its place")
     generation = read_json(folder / GENERATION) or {}
-    name_the_unknown(folder / GENERATION, generation, IDS)
+    warn_unknown_keys(folder / GENERATION, generation, IDS)
     run = recorded(folder, dtype)
-    return Published(weights, config, found, run["step"], run, dtype, files)
+    return ImportedModel(weights, config, found, run["step"], run, dtype, files)
 
 
-def refuse_what_is_not_finite(weights: dict, folder: Path) -> None:
+def check_finite(weights: dict, folder: Path) -> None:
     """CheckpointError naming a tensor with a NaN or an infinity: no model that can be used."""
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
@@ -113,7 +113,7 @@ def refuse_what_is_not_finite(weights: dict, folder: Path) -> None:
             )
 
 
-def name_the_unknown(where: Path, record: dict, known: set) -> None:
+def warn_unknown_keys(where: Path, record: dict, known: set) -> None:
     """Prints a line that names the settings of a file which are not taken over."""
     unknown = [
         f"{name} = {value!r:.40}"
@@ -196,7 +196,7 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
     settings["num_key_value_heads"] = settings["num_attention_heads"] if heads is None else heads
     config = from_hf({**settings, "tie_word_embeddings": False})
     known = to_hf(config).keys() | OLD_NAMES.keys() | {"rope_scaling", "partial_rotary_factor"}
-    name_the_unknown(where, settings, known | IDS | GENERAL)
+    warn_unknown_keys(where, settings, known | IDS | GENERAL)
     return config, settings
 
 
@@ -295,7 +295,7 @@ def import_published(
     return make_checkpoint(read_published(Path(folder), tokenizer), tag, stage)
 
 
-def make_checkpoint(published: Published, tag: str, stage: str) -> Path:
+def make_checkpoint(published: ImportedModel, tag: str, stage: str) -> Path:
     """Writes the native checkpoint of a model that was read, and returns its folder."""
     final = step_dir(stage, tag, published.step)
     if final.exists():
@@ -304,7 +304,7 @@ def make_checkpoint(published: Published, tag: str, stage: str) -> Path:
     return final
 
 
-def write_native(final: Path, published: Published, place: dict) -> None:
+def write_native(final: Path, published: ImportedModel, place: dict) -> None:
     """Writes the checkpoint folder `final`, atomically."""
     config, tokenizer = published.config, published.tokenizer
     run = {**published.run, **place}

@@ -14,7 +14,7 @@ from nanochat.conversation import CHAT_TEMPLATE
 from nanochat.gpt import GPTConfig
 from nanochat.publishing.export import export, refuse_to_overwrite
 from nanochat.publishing.export_files import TOKENIZER, TOKENIZER_CONFIG, changed_since_proof
-from nanochat.publishing.import_model import Published, write_native
+from nanochat.publishing.import_model import ImportedModel, write_native
 from nanochat.publishing.karpathy_checkpoint import read_json
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -23,7 +23,7 @@ STRAY = (".py", ".bin", ".pt", ".pkl", ".model")
 STRAY_NAMES = {"added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
 
 
-def noted(found: list[str], read: Callable, *arguments):
+def collect_error(found: list[str], read: Callable, *arguments):
     """What read(*arguments) returns; or None, and its error is one more finding."""
     try:
         return read(*arguments)
@@ -43,7 +43,7 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
         for name, tensor in weights.items()
         if not bool(tensor.isfinite().all())
     ]
-    changed = noted(found, changed_since_proof, folder) or []
+    changed = collect_error(found, changed_since_proof, folder) or []
     found += [sentence for sentence in changed if sentence not in found]
     template = folder / TEMPLATE
     if template.is_file() and template.read_bytes() != CHAT_TEMPLATE.encode():
@@ -56,7 +56,7 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
         return [*found, str(error)]
     found += tokenizer_findings(ranks, special_ids, config.vocab_size)
     found += id_findings(folder, special_ids)
-    return found + (noted(found, fingerprint_findings, folder) or [])
+    return found + (collect_error(found, fingerprint_findings, folder) or [])
 
 
 def tokenizer_findings(ranks: dict, special_ids: dict, vocab_size: int) -> list[str]:
@@ -79,7 +79,7 @@ def id_findings(folder: Path, special_ids: dict[str, int]) -> list[str]:
     found: list[str] = []
     bos, end = special_ids.get("<|bos|>"), special_ids.get("<|assistant_end|>")
     config, generation, settings = (
-        noted(found, read_json, folder / name) or {}
+        collect_error(found, read_json, folder / name) or {}
         for name in (CONFIG, GENERATION, TOKENIZER_CONFIG)
     )
     for where, record in ((CONFIG, config), (GENERATION, generation)):
@@ -150,7 +150,12 @@ def check_place(output: Path, overwrite: bool) -> None:
 
 
 def repair(
-    published: Published, output: Path, spelling: str, wanted: set[str], *, overwrite: bool = False
+    published: ImportedModel,
+    output: Path,
+    spelling: str,
+    wanted: set[str],
+    *,
+    overwrite: bool = False,
 ) -> dict:
     """Writes `output`, a folder of the weights with published.tokenizer, proved like any export;
     returns the parity report. What the release says of its run stays.

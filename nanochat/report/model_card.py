@@ -6,11 +6,11 @@ A figure that was not measured of this run is absent.
 from pathlib import Path
 
 from nanochat.files import write_atomic
-from nanochat.report.figures import decimal
+from nanochat.report.figures import format_decimal
 from nanochat.report.formulas import Assumptions
 from nanochat.report.page import Section, Table, block_to_markdown
 from nanochat.report.results import chat_section, core_section, names_after
-from nanochat.report.run import Stage, Totals
+from nanochat.report.run import StageRecord, Totals
 from nanochat.report.run_records import lineage, stored_assumptions
 from nanochat.report.training import cost_section, parameter_table, stage_table
 
@@ -48,7 +48,7 @@ def write_card(folder: Path | str, parity: dict | None = None, checkpoint: Path 
     write_atomic(Path(folder) / "README.md", render(checkpoint or folder, parity))
 
 
-def model_card(stages: list[Stage], assumed: Assumptions, parity: dict | None = None) -> str:
+def model_card(stages: list[StageRecord], assumed: Assumptions, parity: dict | None = None) -> str:
     """The card of the last of `stages`, which are those that led to it."""
     last = stages[-1]
     sections = [
@@ -69,14 +69,14 @@ def model_card(stages: list[Stage], assumed: Assumptions, parity: dict | None = 
     return "\n\n".join(parts) + "\n"
 
 
-def name_of(stage: Stage) -> str:
+def name_of(stage: StageRecord) -> str:
     return f"nanochat {stage.tag} ({stage.name})"
 
 
 # ---------------------------------------------------------------- metadata
 
 
-def metadata(stages: list[Stage]) -> str:
+def metadata(stages: list[StageRecord]) -> str:
     """The YAML between two lines of dashes, written by huggingface_hub, which checks its form."""
     from huggingface_hub import ModelCardData
 
@@ -95,12 +95,12 @@ def metadata(stages: list[Stage]) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def base_data(stages: list[Stage]) -> str:
+def base_data(stages: list[StageRecord]) -> str:
     """What --data said in pretraining."""
     return str(stages[0].run.get("config", {}).get("data", ""))
 
 
-def datasets(stages: list[Stage]) -> list[str]:
+def datasets(stages: list[StageRecord]) -> list[str]:
     """The hub's data sets among what the stages were trained on, of those that nanochat itself
     knows: another name may be a folder's, or a private one."""
     found = [BASE_DATA.get(base_data(stages), base_data(stages))]
@@ -111,7 +111,7 @@ def datasets(stages: list[Stage]) -> list[str]:
     return list(dict.fromkeys(name for name in found if name in PUBLIC))
 
 
-def eval_results(stage: Stage) -> list:
+def eval_results(stage: StageRecord) -> list:
     """What was measured of this very checkpoint, as the hub's model index has it."""
     from huggingface_hub import EvalResult
 
@@ -160,7 +160,7 @@ def eval_results(stage: Stage) -> list:
 # ---------------------------------------------------------------- sections
 
 
-def description(stages: list[Stage]) -> str:
+def description(stages: list[StageRecord]) -> str:
     last = stages[-1]
     total = parameter_table(last.config).rows[-1][1]
     kind = "language model" if last.name == "base" else "chat model"
@@ -168,10 +168,12 @@ def description(stages: list[Stage]) -> str:
     best = []
     core = next((s for s in reversed(stages) if "core" in s.evaluations), None)
     if core:
-        value = decimal(core.evaluations["core"], core.core_stderr())
+        value = format_decimal(core.evaluations["core"], core.core_stderr())
         best.append(f"CORE of its {core.name} stage: {value}.")
     if "chatcore" in last.evaluations:
-        best.append(f"ChatCORE: {decimal(last.evaluations['chatcore'], last.chatcore_stderr())}.")
+        best.append(
+            f"ChatCORE: {format_decimal(last.evaluations['chatcore'], last.chatcore_stderr())}."
+        )
     text = (
         f"A {kind} of {total} parameters, trained from raw text by nanochat: {steps}. It loads in "
         "`transformers` without custom code. Every figure below was measured by the run that made "
@@ -180,7 +182,7 @@ def description(stages: list[Stage]) -> str:
     return " ".join([text, *best])
 
 
-def shape_table(stage: Stage) -> Table:
+def shape_table(stage: StageRecord) -> Table:
     config = stage.config
     rows = [
         ["layers", config["num_hidden_layers"]],
@@ -198,7 +200,7 @@ def shape_table(stage: Stage) -> Table:
     return Table("", ["", " "], [[name, str(value)] for name, value in rows], numbers=False)
 
 
-def training(stages: list[Stage]) -> list:
+def training(stages: list[StageRecord]) -> list:
     """The table by stage, and what it ran on."""
     devices = dict.fromkeys(stage.device for stage in stages if stage.device)
     torch = dict.fromkeys(s.run.get("versions", {}).get("torch") for s in stages)
@@ -238,7 +240,7 @@ def parity_tables(parity: dict | None) -> list:
     return [text, *tables, Table("", ["of the comparison", "value"], rows, numbers=False)]
 
 
-def usage(stage: Stage) -> str:
+def usage(stage: StageRecord) -> str:
     """Both ways to run it: transformers, and nanochat itself."""
     chat = """messages = [{"role": "user", "content": "What is the capital of France?"}]
 inputs = tokenizer.apply_chat_template(
@@ -278,7 +280,7 @@ print(tokenizer.decode(response_tokens))
 ```'''
 
 
-def limits(stage: Stage) -> str:
+def limits(stage: StageRecord) -> str:
     lines = [
         "A model of this size states false things fluently: check what it says.",
         f"It sees {stage.config['max_position_embeddings']:,} tokens at a time, and keeps nothing "

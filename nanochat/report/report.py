@@ -11,12 +11,21 @@ from pathlib import Path
 
 from nanochat.common import print0, rank_and_world
 from nanochat.files import base_dir, write_atomic
-from nanochat.report.figures import compact, decimal, duration, energy, flops, maybe, money, percent
+from nanochat.report.figures import (
+    format_compact,
+    format_decimal,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_money,
+    format_percent,
+    maybe,
+)
 from nanochat.report.formulas import Assumptions
 from nanochat.report.model_card import model_card
 from nanochat.report.page import Code, Fact, Page, Section, Table, Text, to_html, to_markdown
 from nanochat.report.results import chat_section, core_section, samples_section, tokenizer_section
-from nanochat.report.run import Stage, Totals, parameters
+from nanochat.report.run import StageRecord, Totals, parameters
 from nanochat.report.run_records import (
     ASSUMPTIONS,
     lineage,
@@ -72,7 +81,7 @@ def print_tables(tag: str) -> None:
         console.print(shown)
 
 
-def make_page(stages: list[Stage], assumed: Assumptions) -> Page:
+def make_page(stages: list[StageRecord], assumed: Assumptions) -> Page:
     last, totals = stages[-1], Totals(stages, assumed)
     source = stages[0].run.get("data", {}).get("source")
     text = Path(source).name if source else ""
@@ -94,7 +103,7 @@ def make_page(stages: list[Stage], assumed: Assumptions) -> Page:
     return Page(f"nanochat {last.tag}", subtitle, headline(stages, totals), sections, footer)
 
 
-def headline(stages: list[Stage], totals: Totals) -> list[Fact]:
+def headline(stages: list[StageRecord], totals: Totals) -> list[Fact]:
     """The figures on top: those that there are."""
     base, last = stages[0], stages[-1]
     sizes = parameters(last.config) if last.config else {}
@@ -104,24 +113,25 @@ def headline(stages: list[Stage], totals: Totals) -> list[Fact]:
     hours = "first step to last" if totals.wall else "in training steps"
     bits = base.evaluations.get("bpb/val", base.val_bpb) if base.name == "base" else None
     facts = [
-        ("Parameters", maybe(compact, sum(sizes.values()) or None), shape),
-        ("Tokens", maybe(compact, totals.tokens or None), "through the model, all stages"),
-        ("Training FLOPs", maybe(flops, totals.flops), ""),
-        ("Time", maybe(duration, totals.hours), hours),
-        ("Cost", maybe(money, totals.cost), maybe(
+        ("Parameters", maybe(format_compact, sum(sizes.values()) or None), shape),
+        ("Tokens", maybe(format_compact, totals.tokens or None), "through the model, all stages"),
+        ("Training FLOPs", maybe(format_flops, totals.flops), ""),
+        ("Time", maybe(format_duration, totals.hours), hours),
+        ("Cost", maybe(format_money, totals.cost), maybe(
             lambda p: f"at ${p:g} an hour", totals.assumed.price_per_hour)),
-        ("Energy", maybe(energy, totals.kwh), "measured" if totals.measured else "estimated"),
-        ("MFU", maybe(percent, base.mfu), f"median step of {base.name}"),
-        ("Bits per byte", maybe(decimal, bits), "base, validation text"),
-        ("CORE", core and decimal(core.evaluations["core"]), core and (
+        ("Energy", maybe(format_energy, totals.kwh),
+         "measured" if totals.measured else "estimated"),
+        ("MFU", maybe(format_percent, base.mfu), f"median step of {base.name}"),
+        ("Bits per byte", maybe(format_decimal, bits), "base, validation text"),
+        ("CORE", core and format_decimal(core.evaluations["core"]), core and (
             maybe(lambda e: f"± {e:.4f}, {core.name}", core.core_stderr()) or core.name)),
-        ("ChatCORE", chat and decimal(chat.evaluations["chatcore"]), chat and (
+        ("ChatCORE", chat and format_decimal(chat.evaluations["chatcore"]), chat and (
             maybe(lambda e: f"± {e:.4f}, {chat.name}", chat.chatcore_stderr()) or chat.name)),
     ]  # fmt: skip
     return [Fact(*fact) for fact in facts if fact[1]]
 
 
-def provenance_section(stages: list[Stage]) -> Section:
+def provenance_section(stages: list[StageRecord]) -> Section:
     """Hardware, versions, commit, data and command lines: what it takes to do it again."""
     section = Section("How it was made")
     if stages[-1].config:
@@ -134,7 +144,7 @@ def provenance_section(stages: list[Stage]) -> Section:
     rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
     section.blocks.append(Table("Hardware and software", headers, rows, numbers=False))
     data = [
-        [s.name, told(s.run.get("data", {})), s.run.get("data_fingerprint", "")[:16]]
+        [s.name, describe(s.run.get("data", {})), s.run.get("data_fingerprint", "")[:16]]
         for s in stages
     ]
     section.blocks.append(Table("Data", ["stage", "what", "fingerprint"], data, numbers=False))
@@ -144,13 +154,13 @@ def provenance_section(stages: list[Stage]) -> Section:
     return section
 
 
-def told(data: dict) -> str:
-    """Example: told({"source": "books", "tokens": 1200}) == "source books, tokens 1,200"."""
+def describe(data: dict) -> str:
+    """Example: describe({"source": "books", "tokens": 1200}) == "source books, tokens 1,200"."""
     items = ((k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in data.items())
     return ", ".join(f"{name} {value}" for name, value in items)
 
 
-def machine(stage: Stage) -> dict[str, str]:
+def machine(stage: StageRecord) -> dict[str, str]:
     """What the stage's last session ran on and with."""
     last = stage.sessions[-1] if stage.sessions else {}
     found = {"device": stage.device, "compute dtype": last.get("dtype")}

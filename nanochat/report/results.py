@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from nanochat.report import gpt2_core
-from nanochat.report.figures import decimal, maybe, percent
+from nanochat.report.figures import format_decimal, format_percent, maybe
 from nanochat.report.formulas import baseline, centred_stderr
 from nanochat.report.page import Figure, Sample, Section, Table, Text
 from nanochat.report.plots import Reference, bars_svg
-from nanochat.report.run import Stage, read_json
+from nanochat.report.run import StageRecord, read_json
 
 TOKENIZER_RECORD = "tok_eval.json"  # beside tokenizer.json, written by scripts/tok_eval.py
 ANSWERS_A_TASK, LONGEST_SAMPLE = 2, 700
@@ -58,7 +58,7 @@ def tokenizer_table(record: dict) -> Table:
 # ---------------------------------------------------------------- CORE
 
 
-def core_section(stages: list[Stage]) -> Section:
+def core_section(stages: list[StageRecord]) -> Section:
     """Bars and a table for each stage that CORE was measured of."""
     section = Section("CORE")
     for stage in stages:
@@ -88,7 +88,7 @@ def error_of_centred(measured: dict, task: str) -> float | None:
     return centred_stderr(accuracy, error, measured[f"core/{task}"])
 
 
-def core_figure(stage: Stage, measured: dict, tasks: list[str]) -> Figure:
+def core_figure(stage: StageRecord, measured: dict, tasks: list[str]) -> Figure:
     values = [measured["core"], *(measured[f"core/{task}"] for task in tasks)]
     errors = [stage.core_stderr(), *(error_of_centred(measured, task) for task in tasks)]
     references = []
@@ -110,14 +110,16 @@ def core_figure(stage: Stage, measured: dict, tasks: list[str]) -> Figure:
     return Figure(svg, title, wide=True)
 
 
-def core_table(stage: Stage, measured: dict, tasks: list[str]) -> Table:
+def core_table(stage: StageRecord, measured: dict, tasks: list[str]) -> Table:
     known = {model: gpt2_core.centred(model) for model in GPT2_SHOWN}
-    rows = [["CORE", "", decimal(measured["core"], stage.core_stderr()), ""]]
+    rows = [["CORE", "", format_decimal(measured["core"], stage.core_stderr()), ""]]
     rows[0] += [f"{gpt2_core.CORE[model]:.4f}" for model in GPT2_SHOWN]
     for task in tasks:
-        accuracy = percent(measured[f"core_accuracy/{task}"], measured.get(f"core_stderr/{task}"))
+        accuracy = format_percent(
+            measured[f"core_accuracy/{task}"], measured.get(f"core_stderr/{task}")
+        )
         count = measured.get(f"core_examples/{task}")
-        centred = decimal(measured[f"core/{task}"], error_of_centred(measured, task))
+        centred = format_decimal(measured[f"core/{task}"], error_of_centred(measured, task))
         row = [task, accuracy, centred, "" if count is None else f"{count:,}"]
         rows.append(row + [f"{k[task]:.3f}" if task in k else "" for k in known.values()])
     caption = f"{stage.tag} {stage.name}, step {stage.step:,}"
@@ -127,7 +129,7 @@ def core_table(stage: Stage, measured: dict, tasks: list[str]) -> Table:
 # ---------------------------------------------------------------- chat tasks
 
 
-def chat_section(stages: list[Stage]) -> Section:
+def chat_section(stages: list[StageRecord]) -> Section:
     """Each task in a row, each stage in a column; then what chance and leakage would give."""
     section = Section("Chat tasks")
     measured = {stage.name: stage.evaluations for stage in stages}
@@ -137,11 +139,11 @@ def chat_section(stages: list[Stage]) -> Section:
         name, _, task = key.partition("/")
         if name == "pass@1":  # is the accuracy
             continue
-        cells = [percent(m[key]) if key in m else "" for m in measured.values()]
+        cells = [format_percent(m[key]) if key in m else "" for m in measured.values()]
         rows.append([f"{task} {name}", *cells, "", ""])
     if any("chatcore" in m for m in measured.values()):
         cells = [
-            decimal(m["chatcore"], stage.chatcore_stderr()) if "chatcore" in m else ""
+            format_decimal(m["chatcore"], stage.chatcore_stderr()) if "chatcore" in m else ""
             for stage, m in zip(stages, measured.values(), strict=True)
         ]
         rows.append(["ChatCORE", *cells, "", ""])
@@ -164,17 +166,17 @@ def task_row(task: str, measured: list[dict]) -> list[str]:
     for m in measured:
         cell = ""
         if f"accuracy/{task}" in m:
-            cell = percent(m[f"accuracy/{task}"], m.get(f"stderr/{task}"))
+            cell = format_percent(m[f"accuracy/{task}"], m.get(f"stderr/{task}"))
             count = m.get(f"examples/{task}")
             cell += "" if count in (None, usual) else f" (of {count:,})"
             if f"centred/{task}" in m:
                 guessing = baseline(m[f"accuracy/{task}"], m[f"centred/{task}"])
-                chance = chance or maybe(percent, guessing)
+                chance = chance or maybe(format_percent, guessing)
         cells.append(cell)
     return [task, *cells, "" if usual is None else f"{usual:,}", chance]
 
 
-def control_tables(stages: list[Stage]) -> list[Table]:
+def control_tables(stages: list[StageRecord]) -> list[Table]:
     """The same questions with shuffled choices or wrong tool results, beside the true ones."""
     rows = []
     for stage in stages:
@@ -184,8 +186,9 @@ def control_tables(stages: list[Stage]) -> list[Table]:
             control = measured[f"control/{task}"]
             rows.append([
                 f"{task}, {stage.name}",
-                "" if accuracy is None else percent(accuracy, measured.get(f"stderr/{task}")),
-                percent(control, measured.get(f"control_stderr/{task}")),
+                "" if accuracy is None
+                else format_percent(accuracy, measured.get(f"stderr/{task}")),
+                format_percent(control, measured.get(f"control_stderr/{task}")),
                 "" if accuracy is None else f"{100 * (accuracy - control):+.1f} points",
             ])  # fmt: skip
     note = "The control asks the same questions with shuffled choices or wrong tool results."
@@ -196,7 +199,7 @@ def control_tables(stages: list[Stage]) -> list[Table]:
 # ---------------------------------------------------------------- samples
 
 
-def samples_section(stages: list[Stage]) -> Section:
+def samples_section(stages: list[StageRecord]) -> Section:
     """Continuations by the base model, and the first answers to each task by the last stage that
     has any."""
     section = Section("Samples")
@@ -224,7 +227,7 @@ def samples_section(stages: list[Stage]) -> Section:
     return section
 
 
-def answer_files(stage: Stage) -> list[Path]:
+def answer_files(stage: StageRecord) -> list[Path]:
     return sorted((stage.run_folder / "answers").glob(f"*-step{stage.step}.jsonl"))
 
 

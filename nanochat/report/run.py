@@ -29,7 +29,7 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """A training stage's records up to one of its checkpoints."""
 
     name: str
@@ -178,7 +178,7 @@ class Stage:
 class Totals:
     """Sums over a run's stages; None where one of them lacks the figure."""
 
-    stages: list[Stage]
+    stages: list[StageRecord]
     assumed: Assumptions
 
     def sum_of(self, values: list[float | None]) -> float | None:

@@ -8,7 +8,7 @@ from nanochat.checkpoint.index import STAGES, SUFFIX, available_checkpoints, che
 from nanochat.common import CheckpointError, print0
 from nanochat.files import base_dir
 from nanochat.report.formulas import Assumptions
-from nanochat.report.run import Stage, read_json
+from nanochat.report.run import StageRecord, read_json
 from nanochat.training.log import METRICS, read_metrics
 
 ASSUMPTIONS = "assumptions.json"
@@ -68,7 +68,7 @@ def is_figure(value) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def load_stage(folder: Path | str) -> Stage:
+def load_stage(folder: Path | str) -> StageRecord:
     """The stage that ended in this checkpoint, or in one that was pruned since, with the records of
     metrics.jsonl up to its step. Raises CheckpointError for a folder that is neither."""
     folder = Path(folder)
@@ -95,10 +95,10 @@ def load_stage(folder: Path | str) -> Stage:
     config = read_object(folder / "config.json")
     environment = read_object(folder / "state.json").get("environment") or {}
     records = measured(records, run_folder)
-    return Stage(*place, run_folder, run, config, environment, records)
+    return StageRecord(*place, run_folder, run, config, environment, records)
 
 
-def lineage(folder: Path | str) -> list[Stage]:
+def lineage(folder: Path | str) -> list[StageRecord]:
     """The stages that led to a checkpoint, in order; a parent that is not here ends the search."""
     folder = Path(folder)
     stages = [load_stage(folder)]

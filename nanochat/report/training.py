@@ -1,37 +1,37 @@
 """The report's sections on training: the stages' figures, their curves, what they cost."""
 
 from nanochat.report.figures import (
-    compact,
-    decimal,
-    duration,
-    energy,
-    flops,
-    mass,
+    format_compact,
+    format_decimal,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_mass,
+    format_memory,
+    format_money,
+    format_percent,
     maybe,
-    memory,
-    money,
-    percent,
 )
 from nanochat.report.formulas import Assumptions, co2_grams, cost
 from nanochat.report.page import Figure, Section, Table
 from nanochat.report.plots import Curve, curves_svg, running_mean
-from nanochat.report.run import Stage, Totals, parameters
+from nanochat.report.run import StageRecord, Totals, parameters
 
 
-def stage_table(stages: list[Stage]) -> Table:
+def stage_table(stages: list[StageRecord]) -> Table:
     """One line a stage: what training took and reached."""
     rows = [
         [
             stage.name,
             f"{stage.step:,}",
-            maybe(lambda s: duration(s / 3600), stage.seconds),
-            maybe(compact, stage.tokens or None),
-            maybe(flops, stage.flops),
+            maybe(lambda s: format_duration(s / 3600), stage.seconds),
+            maybe(format_compact, stage.tokens or None),
+            maybe(format_flops, stage.flops),
             maybe(lambda x: f"{x:,.0f}", stage.tokens_per_second),
-            maybe(percent, stage.mfu),
-            maybe(memory, stage.run.get("peak_memory_bytes")),
-            decimal(stage.steps[-1]["loss"]) if stage.steps else "",
-            maybe(decimal, stage.val_bpb),
+            maybe(format_percent, stage.mfu),
+            maybe(format_memory, stage.run.get("peak_memory_bytes")),
+            format_decimal(stage.steps[-1]["loss"]) if stage.steps else "",
+            maybe(format_decimal, stage.val_bpb),
         ]
         for stage in stages
     ]
@@ -54,7 +54,7 @@ def parameter_table(config: dict) -> Table:
     return Table("Parameters", ["part", "parameters", "share"], [*rows, ["all", f"{total:,}", ""]])
 
 
-def curves(stage: Stage) -> list[Figure]:
+def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
     steps = stage.steps
     if len(steps) < 2:
@@ -85,7 +85,7 @@ def curves(stage: Stage) -> list[Figure]:
     return figures
 
 
-def cost_section(stages: list[Stage], totals: Totals, assumed: Assumptions) -> Section:
+def cost_section(stages: list[StageRecord], totals: Totals, assumed: Assumptions) -> Section:
     """Hours, price, energy and CO2 by stage, with the formulas."""
     section, rows, hows = Section("Time, cost and energy"), [], []
     for stage in stages:
@@ -93,18 +93,18 @@ def cost_section(stages: list[Stage], totals: Totals, assumed: Assumptions) -> S
         price = assumed.price_per_hour
         rows.append([
             stage.name,
-            maybe(duration, stage.hours),
-            "" if price is None or stage.hours is None else money(cost(stage.hours, price)),
-            energy(used.kwh) if used else "",
-            mass(co2_grams(used.kwh, assumed.grid)) if used else "",
+            maybe(format_duration, stage.hours),
+            "" if price is None or stage.hours is None else format_money(cost(stage.hours, price)),
+            format_energy(used.kwh) if used else "",
+            format_mass(co2_grams(used.kwh, assumed.grid)) if used else "",
         ])  # fmt: skip
         if used:
             hows.append(f"{stage.name} {used.how}")
     if not any(any(row[1:]) for row in rows):
         return section
-    grams = maybe(lambda kwh: mass(co2_grams(kwh, assumed.grid)), totals.kwh)
-    total = [maybe(duration, totals.hours), maybe(money, totals.cost)]
-    rows.append(["all", *total, maybe(energy, totals.kwh), grams])
+    grams = maybe(lambda kwh: format_mass(co2_grams(kwh, assumed.grid)), totals.kwh)
+    total = [maybe(format_duration, totals.hours), maybe(format_money, totals.cost)]
+    rows.append(["all", *total, maybe(format_energy, totals.kwh), grams])
     wall = "Hours run from a stage's first step to its last, with what lies between: compilation, "
     wall += "evaluations, saves; preparing the data before is not in them."
     notes = [wall if totals.wall else "Hours are those of the training steps."]

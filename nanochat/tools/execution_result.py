@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ExecutionResult:
     """How a program ended.
 
     status: "passed" ran to its end without an exception; "failed" an exception, or text that does
@@ -57,7 +57,7 @@ class Verdict:
 
 
 @dataclass
-class Ending:
+class RawResult:
     """What was seen of a program's run from outside."""
 
     output: bytes = b""
@@ -70,39 +70,39 @@ class Ending:
     seconds: float = 0.0
 
 
-def judge(ending: Ending, nonce: bytes, limits: Limits) -> Verdict:
-    """The verdict on what came back. Raises ExecutionUnavailable if the tier failed."""
-    output = ending.output[: limits.output_bytes].decode("utf-8", "replace")
+def classify(raw: RawResult, nonce: bytes, limits: Limits) -> ExecutionResult:
+    """The result of what came back. Raises ExecutionUnavailable if the tier failed."""
+    output = raw.output[: limits.output_bytes].decode("utf-8", "replace")
 
-    def verdict(status: str, error: str) -> Verdict:
-        return Verdict(status, output, error, ending.seconds)
+    def result(status: str, error: str) -> ExecutionResult:
+        return ExecutionResult(status, output, error, raw.seconds)
 
-    if ending.ended is None:
-        return verdict("killed", "the interpreter that ran it ended or hung; a new one follows")
-    wait_status, cpu, _, too_large, problem = ending.ended
+    if raw.ended is None:
+        return result("killed", "the interpreter that ran it ended or hung; a new one follows")
+    wait_status, cpu, _, too_large, problem = raw.ended
     if problem := problem.rstrip(b"\0").decode("utf-8", "replace"):
         raise ExecutionUnavailable(f"a program could not be confined, and was not run: {problem}")
-    code, marker = os.waitstatus_to_exitcode(wait_status), ending.marker
+    code, marker = os.waitstatus_to_exitcode(wait_status), raw.marker
     reasons = {
         "timeout": f"more than {limits.wall_seconds:g} s of wall time",
         "output": f"more than {limits.output_bytes:,} bytes of output",
         "tampered": "more on the end marker's descriptor than an end marker",
     }
-    if ending.killed:
-        return verdict(ending.killed, reasons[ending.killed])
+    if raw.killed:
+        return result(raw.killed, reasons[raw.killed])
     if too_large:
-        return verdict("disk", f"more than {limits.disk_bytes:,} bytes, or too many files")
+        return result("disk", f"more than {limits.disk_bytes:,} bytes, or too many files")
     if marker == nonce + PASSED and code == 0:
-        return verdict("passed", "")
+        return result("passed", "")
     kinds = {FAILED: "failed", EXITED: "exited", MEMORY: "memory"}
     if marker.startswith(nonce) and marker[NONCE_BYTES : NONCE_BYTES + 1] in kinds:
         kind, text = marker[NONCE_BYTES : NONCE_BYTES + 1], marker[NONCE_BYTES + 1 :]
-        return verdict(kinds[kind], text[:MAX_ERROR].decode("utf-8", "replace"))
+        return result(kinds[kind], text[:MAX_ERROR].decode("utf-8", "replace"))
     if marker:
-        return verdict("tampered", "something else than the end marker came in its place")
+        return result("tampered", "something else than the end marker came in its place")
     # subtle: the kernel limits CPU time by its ticks, and reports it by its clock: it may be less.
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu > limits.cpu_seconds / 2):
-        return verdict("timeout", f"more than {limits.cpu_seconds:g} s of CPU time")
+        return result("timeout", f"more than {limits.cpu_seconds:g} s of CPU time")
     if code < 0:
-        return verdict("killed", f"signal {signal.Signals(-code).name}")
-    return verdict("exited", f"it left with exit status {code} before its end")
+        return result("killed", f"signal {signal.Signals(-code).name}")
+    return result("exited", f"it left with exit status {code} before its end")

@@ -18,11 +18,11 @@ seccomp, rlimits) where user namespaces are denied, as in many containers. Befor
 program tries what is forbidden. `RESTRICTED_LOSES` lists what the second does not promise. With
 neither (macOS; Linux before 5.13), `Sandbox` raises, unless told `unsafe`.
 
-A verdict "passed" needs the end marker: a random nonce, which the program's process takes out of a
+A result "passed" needs the end marker: a random nonce, which the program's process takes out of a
 pipe when the program has ended, and sends back on a descriptor of its own. Not promised: that a
 program does not lie about itself. Its text and its tests share one interpreter, so it can compare
 equal to everything, replace what the tests call, or imitate the end of the harness (read the
-nonce from descriptor 3 and write it to 4). It gains a wrong verdict about itself, and nothing else.
+nonce from descriptor 3 and write it to 4). It gains a wrong result about itself, and nothing else.
 
 Programs see the standard library only. Their hash seed is fixed, so that a set's order is not luck.
 """
@@ -37,7 +37,7 @@ from pathlib import Path
 
 from nanochat.common import ConfigError, NanochatError, print0
 from nanochat.inference.calculator import evaluate
-from nanochat.tools.execution_result import ExecutionUnavailable, Limits, Verdict
+from nanochat.tools.execution_result import ExecutionResult, ExecutionUnavailable, Limits
 from nanochat.tools.sandbox_host import Worker
 
 TIERS = ("namespaces", "restricted")
@@ -117,15 +117,15 @@ class Sandbox:
             os.chmod(secret.name, 0o644)
             program = PROBE.format(secret=secret.name, folder=str(Path.home()))
             try:
-                verdict = worker.run(program, self.limits)
-                if not verdict.passed:
-                    raise ExecutionUnavailable(f"its probe was {verdict.status}: {verdict.error}")
+                result = worker.run(program, self.limits)
+                if not result.passed:
+                    raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
             except BaseException:
                 worker.close()
                 raise
 
-    def run(self, code: str) -> Verdict:
-        """Runs one program. A verdict for every text; raises only if the sandbox itself breaks.
+    def run(self, code: str) -> ExecutionResult:
+        """Runs one program. A result for every text; raises only if the sandbox itself breaks.
 
         sandbox.run("import os; os._exit(0)").status is "exited".
         """
@@ -135,7 +135,7 @@ class Sandbox:
             worker = self._idle.pop() if self._idle else None
         worker = worker or Worker(self.tier, self.limits)
         try:
-            verdict = worker.run(code, self.limits)
+            result = worker.run(code, self.limits)
         except BaseException:
             worker.close()
             raise
@@ -145,10 +145,10 @@ class Sandbox:
                 self._idle.append(worker)
         if not keep:
             worker.close()
-        return verdict
+        return result
 
-    def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[Verdict]:
-        """One verdict a program, in their order; `workers` of them at a time (default: cores)."""
+    def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
+        """One result a program, in their order; `workers` of them at a time (default: cores)."""
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
             return list(pool.map(self.run, codes))
 
@@ -189,12 +189,12 @@ def python_tool(sandbox: Sandbox, max_chars: int = 1000) -> Callable[[str], str]
     """
 
     def tool(code: str) -> str:
-        verdict = sandbox.run(TOOL.format(code=code))
-        if verdict.passed:
-            text = verdict.output.strip()
+        result = sandbox.run(TOOL.format(code=code))
+        if result.passed:
+            text = result.output.strip()
         else:
-            reason = (verdict.error.strip() or verdict.status).splitlines()[0]
-            shown = reason if verdict.status == "failed" else f"{verdict.status}: {reason}"
+            reason = (result.error.strip() or result.status).splitlines()[0]
+            shown = reason if result.status == "failed" else f"{result.status}: {reason}"
             text = f"error: {shown}"
         return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 

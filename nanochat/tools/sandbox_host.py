@@ -16,7 +16,13 @@ from pathlib import Path
 
 from nanochat.tools.confined.program import NONCE_BYTES
 from nanochat.tools.confined.worker import STATUS
-from nanochat.tools.execution_result import Ending, ExecutionUnavailable, Limits, Verdict, judge
+from nanochat.tools.execution_result import (
+    ExecutionResult,
+    ExecutionUnavailable,
+    Limits,
+    RawResult,
+    classify,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER_BYTES = 1 << 16  # more than this on the marker's pipe is not a marker
@@ -66,12 +72,12 @@ class Worker:
             reason = ready["error"]
         else:
             self.process.kill()
-            said = self.process.stderr.read().decode(errors="replace").strip().splitlines()
-            reason = f"the interpreter did not start: {said[-1] if said else 'no message'}"
+            message = self.process.stderr.read().decode(errors="replace").strip().splitlines()
+            reason = f"the interpreter did not start: {message[-1] if message else 'no message'}"
         self.close()
         raise ExecutionUnavailable(reason)
 
-    def run(self, code: str, limits: Limits) -> Verdict:
+    def run(self, code: str, limits: Limits) -> ExecutionResult:
         """One program; afterwards `alive` says whether another can follow."""
         start = time.monotonic()
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -86,13 +92,13 @@ class Worker:
             for descriptor in (source, output, marker):
                 os.close(descriptor)
             exchange = Exchange(self.control, *ours, len(text).to_bytes(8, "little") + text + nonce)
-            ending = exchange.run(start + limits.wall_seconds, limits.output_bytes)
+            raw = exchange.run(start + limits.wall_seconds, limits.output_bytes)
         finally:
             for descriptor in ours:
                 os.close(descriptor)
-        self.alive = ending.ended is not None
-        ending.seconds = time.monotonic() - start
-        return judge(ending, nonce, limits)
+        self.alive = raw.ended is not None
+        raw.seconds = time.monotonic() - start
+        return classify(raw, nonce, limits)
 
     def close(self) -> None:
         """Ends the interpreter: it leaves when its socket closes, and takes all with it."""
@@ -104,7 +110,7 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.process.stderr.close()
-        shutil.rmtree(self.folder, ignore_errors=True)  # a program's folder went before its verdict
+        shutil.rmtree(self.folder, ignore_errors=True)  # a program's folder went before its result
 
 
 class Exchange:
@@ -114,9 +120,9 @@ class Exchange:
         self.control, self.to_source, self.text = control, to_source, memoryview(text)
         self.received = {from_output: bytearray(), from_marker: bytearray()}
         self.from_output, self.from_marker = from_output, from_marker
-        self.ending = Ending()
+        self.raw = RawResult()
 
-    def run(self, deadline: float, output_bytes: int) -> Ending:
+    def run(self, deadline: float, output_bytes: int) -> RawResult:
         """Talks until the program has ended, or is killed for a limit and has ended."""
         bounds = {self.from_output: ("output", output_bytes)}
         bounds[self.from_marker] = ("tampered", MARKER_BYTES)
@@ -128,7 +134,7 @@ class Exchange:
                 selector.register(descriptor, selectors.EVENT_READ)
             selector.register(self.control, selectors.EVENT_READ)
             alive = True
-            while alive and self.ending.ended is None:
+            while alive and self.raw.ended is None:
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                     if key.fileobj is self.control:
                         alive = self._hear_end()
@@ -136,20 +142,20 @@ class Exchange:
                         selector.unregister(key.fd)
                 over = [why for d, (why, most) in bounds.items() if len(self.received[d]) > most]
                 over += ["timeout"] * (time.monotonic() >= deadline)
-                if over and self.ending.killed:
+                if over and self.raw.killed:
                     alive = time.monotonic() < deadline  # else the interpreter itself hangs
-                elif over and self.ending.ended is None:
+                elif over and self.raw.ended is None:
                     self._kill(over[0])
                     deadline = time.monotonic() + GRACE
         for descriptor, (_, most) in bounds.items():  # what it wrote just before its end
             while len(self.received[descriptor]) <= most and self._move(descriptor):
                 pass
-        self.ending.output = bytes(self.received[self.from_output])
-        self.ending.marker = bytes(self.received[self.from_marker])
-        return self.ending
+        self.raw.output = bytes(self.received[self.from_output])
+        self.raw.marker = bytes(self.received[self.from_marker])
+        return self.raw
 
     def _kill(self, reason: str) -> None:
-        self.ending.killed = reason
+        self.raw.killed = reason
         with contextlib.suppress(OSError):  # it went away: that is heard on the same socket
             self.control.sendall(b"K")
 
@@ -164,7 +170,7 @@ class Exchange:
             if not part:
                 return False
             message += part
-        self.ending.ended = STATUS.unpack(message)
+        self.raw.ended = STATUS.unpack(message)
         return True
 
     def _move(self, descriptor: int) -> bool:
@@ -176,6 +182,6 @@ class Exchange:
             data = os.read(descriptor, 1 << 16)
         except (BrokenPipeError, BlockingIOError):
             return False
-        if not self.ending.killed:
+        if not self.raw.killed:
             self.received[descriptor] += data
         return bool(data)

@@ -16,7 +16,7 @@ from nanochat.common import ConfigError, barrier, print0, rank_and_world
 from nanochat.dataloader import batches
 from nanochat.hardware import peak_flops, peak_rss
 from nanochat.loss import make_loss_fn
-from nanochat.train import DivergedError, Event, LoopState, stop_on_signals, train
+from nanochat.train import DivergedError, LoopState, Periodic, stop_on_signals, train
 from nanochat.training.config import (
     StageConfig,
     build_optimizers,
@@ -191,7 +191,7 @@ def run_stage(
     resume_from: Path | None = None,
     meta: dict | None = None,
     parent: str | None = None,
-    events: tuple[Event, ...] = (),
+    events: tuple[Periodic, ...] = (),
 ) -> Path:
     """Trains `model` on `data` and returns the folder of the last checkpoint.
 
@@ -236,7 +236,7 @@ def run_stage(
         saved=resume_from,
     )
     evaluate, save = make_events(stage, tag, config, model, tokenizer, data, parts)
-    due = (Event(evaluate, config.eval_every), *events, Event(save, config.save_every))
+    due = (Periodic(evaluate, config.eval_every), *events, Periodic(save, config.save_every))
     with ExitStack() as stack:
         stack.callback(log.close)
         if mirror:

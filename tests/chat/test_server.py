@@ -17,8 +17,8 @@ import uvicorn
 from chain_model import chain_model, chain_tokenizer
 from hypothesis import HealthCheck, given, settings
 
-from nanochat.chat.async_engine import EngineThread
-from nanochat.chat.completions import Call, Served
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.completions import AppState, Completion
 from nanochat.chat.schema import Limits
 from nanochat.chat.server import create_app, what_is_wrong
 from nanochat.engine import Engine, Request
@@ -40,9 +40,9 @@ class Running:
         limits = Limits(**{"max_tokens": 400, "temperature": 0.0, **options.pop("limits", {})})
         model = chain_model(TOKENIZER, *texts, context=context)
         engine = Engine(model, TOKENIZER, *([tool] if tool else []), **options.pop("engine", {}))
-        self.thread, self.lines = EngineThread(engine, limits.in_flight), []
+        self.thread, self.lines = AsyncEngine(engine, limits.in_flight), []
         log = self.lines.append
-        shared = Served(self.thread, "tiny", limits, log=log, **(served or {}))
+        shared = AppState(self.thread, "tiny", limits, log=log, **(served or {}))
         app = create_app(shared, **options, **({"page": page} if page else {}))
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
         self._runner = threading.Thread(target=self.server.run)
@@ -630,5 +630,5 @@ def test_200_streams_a_third_cut_off_none_lost_none_mixed_up():
                 assert text == (None if i % 3 == 0 else expected(starts[i % 8]))
             running.until(lambda health: health["in_flight"] == health["running"] == 0)
             gc.collect()  # memory is flat: nothing of a call stays
-            assert [one for one in gc.get_objects() if type(one) is Call] == []
+            assert [one for one in gc.get_objects() if type(one) is Completion] == []
         assert running.thread._streams == {}

@@ -37,7 +37,7 @@ def assert_same(fast, plain):
         (s for e in fast for s in e), (s for e in plain for s in e), strict=True
     ):
         assert math.isclose(mine.loss, other.loss, rel_tol=1e-4, abs_tol=1e-5)
-        assert mine.likeliest == other.likeliest
+        assert mine.is_greedy == other.is_greedy
 
 
 def test_the_loss_is_the_mean_over_the_scored_tokens_by_hand():
@@ -61,7 +61,7 @@ def test_likeliest_needs_every_scored_token():
     rows = [example(row, start=2) for row in (ids, wrong_end, wrong_first)]
     rows.append(example(wrong_first, start=4))
     for scorer in (score, score_plainly):
-        found = [one[0].likeliest for one in scorer(model, rows, 64)]
+        found = [one[0].is_greedy for one in scorer(model, rows, 64)]
         assert found[:3] == [True, False, False]
         after = model(torch.tensor([wrong_first]))[0, 3].argmax()
         assert found[3] == (after == wrong_first[4])

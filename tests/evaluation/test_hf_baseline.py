@@ -112,7 +112,7 @@ def test_our_checkpoint_scores_as_it_does_natively():
     native, theirs = score(mine, examples, 500), score(model, examples, 500)
     for a, b in zip(native, theirs, strict=True):
         np.testing.assert_allclose([s.loss for s in a], [s.loss for s in b], rtol=1e-4)
-        assert [s.likeliest for s in a] == [s.likeliest for s in b]
+        assert [s.is_greedy for s in a] == [s.is_greedy for s in b]
 
 
 def test_our_tokenizer_gives_the_same_ids():
@@ -190,10 +190,10 @@ def test_fast_scores_equal_plain_ones(kind, made_tokenizer, tmp_path):
     examples = some_examples(300, 48)  # as long as the context: GPT-2 has no position beyond it
     for a, b in zip(score(model, examples, 1), score_plainly(model, examples), strict=True):
         np.testing.assert_allclose([s.loss for s in a], [s.loss for s in b], rtol=1e-4)
-        assert [s.likeliest for s in a] == [s.likeliest for s in b]
+        assert [s.is_greedy for s in a] == [s.is_greedy for s in b]
     alone, together = (score(model, examples, n) for n in (1, 10_000))
     for a, b in zip(alone, together, strict=True):
-        assert [s.likeliest for s in a] == [s.likeliest for s in b]
+        assert [s.is_greedy for s in a] == [s.is_greedy for s in b]
 
 
 @KINDS

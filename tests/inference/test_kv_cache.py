@@ -5,7 +5,7 @@ import torch
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.fused_model import InferenceModel
-from nanochat.inference.kv_cache import GROW_BY, KVCache, Pass, Piece, padded_size
+from nanochat.inference.kv_cache import GROW_BY, AttentionBatch, KVCache, TokenSpan, padded_size
 
 
 def random_model(**overrides) -> GPT:
@@ -30,15 +30,13 @@ class Reader:
 
     def check(self, new: dict[int, list[int]]) -> None:
         """One pass that reads `new`, by slot; its features are those of the whole sequences."""
-        pieces = [Piece(slot, len(self.held[slot]), len(ids)) for slot, ids in new.items()]
-        self.cache.reserve(1 + max(new), max(p.start + p.length for p in pieces))
-        step = Pass(pieces, self.model.config, "cpu", self.cache)
+        spans = [TokenSpan(slot, len(self.held[slot]), len(ids)) for slot, ids in new.items()]
+        self.cache.reserve(1 + max(new), max(p.start + p.length for p in spans))
+        step = AttentionBatch(spans, self.model.config, "cpu", self.cache)
         flat = [id for ids in new.values() for id in ids]
         flat += [0] * (step.size - len(flat))
         features = self.fast.features(torch.tensor(flat), step)
-        assert (
-            step.last_rows() == torch.tensor([p.length for p in pieces]).cumsum(0).sub(1).tolist()
-        )
+        assert step.last_rows() == torch.tensor([p.length for p in spans]).cumsum(0).sub(1).tolist()
         row = 0
         for slot, ids in new.items():
             self.held[slot] = self.held[slot] + ids
@@ -84,7 +82,7 @@ def test_bfloat16_features_are_close_to_those_of_the_whole():
 def test_a_pass_without_a_cache_reads_whole_sequences():
     model = random_model()
     fast, lengths = InferenceModel(model), [3, 1, 7]
-    step = Pass([Piece(0, 0, n) for n in lengths], model.config, "cpu")
+    step = AttentionBatch([TokenSpan(0, 0, n) for n in lengths], model.config, "cpu")
     flat = torch.tensor(ids(step.size))
     features = fast.features(flat, step)
     for row, n in zip(step.last_rows(), lengths, strict=True):
@@ -128,7 +126,7 @@ def test_a_pass_of_fixed_shape_computes_the_same():
     reader = Reader(random_model(), slots=4)
     reader.check({0: ids(9, 1), 1: ids(3, 2), 3: ids(6, 3)})
     idle = reader.cache.room - 1
-    step = Pass.of_slots(torch.tensor([9, 3, idle, 6]), 32, reader.cache)
+    step = AttentionBatch.of_slots(torch.tensor([9, 3, idle, 6]), 32, reader.cache)
     features = reader.fast.features(torch.tensor([5, 6, 0, 7]), step)
     for slot, new in ((0, 5), (1, 6), (3, 7)):
         reader.held[slot].append(new)

@@ -1,46 +1,46 @@
-"""The scheduler without a model: a cache of plain lists stands in, and checks every plan."""
+"""The scheduler without a model: a cache of plain lists stands in, and checks every step."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.inference.scheduler import Copy, Scheduler, Stream, common_prefix
+from nanochat.inference.scheduler import Copy, Scheduler, Sequence, common_prefix
 
 
 class ListCache:
-    """The tokens that each slot of a real cache would hold; refuses impossible plans."""
+    """The tokens that each slot of a real cache would hold; refuses impossible steps."""
 
     def __init__(self, scheduler: Scheduler):
         self.scheduler = scheduler
         self.slots = [[] for _ in scheduler.slots]
 
     def run(self) -> list:
-        """Carries out one plan; the streams that got to their last known token."""
-        plan = self.scheduler.plan()
-        running = {stream.slot for stream in self.scheduler.running}
-        assert len(running) == len(self.scheduler.running), "two streams share a slot"
-        for copy in plan.copies:
+        """Carries out one step; the sequences that got to their last known token."""
+        step = self.scheduler.schedule()
+        running = {sequence.slot for sequence in self.scheduler.running}
+        assert len(running) == len(self.scheduler.running), "two sequences share a slot"
+        for copy in step.copies:
             assert copy.source != copy.target and len(self.slots[copy.source]) >= copy.length
             self.slots[copy.target] = self.slots[copy.source][: copy.length]
-        assert len({chunk.slot for chunk in plan.chunks}) == len(plan.chunks)
-        for chunk in plan.chunks:
-            before, tokens = self.slots[chunk.slot][: chunk.start], chunk.stream.tokens
-            assert chunk.slot == chunk.stream.slot and chunk.tokens
+        assert len({chunk.slot for chunk in step.chunks}) == len(step.chunks)
+        for chunk in step.chunks:
+            before, tokens = self.slots[chunk.slot][: chunk.start], chunk.sequence.tokens
+            assert chunk.slot == chunk.sequence.slot and chunk.tokens
             assert before == tokens[: chunk.start], "the cache holds something else"
             self.slots[chunk.slot] = before + chunk.tokens
             assert tokens[chunk.start :][: len(chunk.tokens)] == chunk.tokens
-            assert chunk.last == (chunk.stream.computed == len(tokens))
-        read = [len(chunk.tokens) for chunk in plan.chunks if not chunk.single]
+            assert chunk.last == (chunk.sequence.computed == len(tokens))
+        read = [len(chunk.tokens) for chunk in step.chunks if not chunk.single]
         assert sum(read) <= self.scheduler.chunk
-        order = [(not chunk.single, chunk.slot) for chunk in plan.chunks]
+        order = [(not chunk.single, chunk.slot) for chunk in step.chunks]
         assert order == sorted(order)
-        return [chunk.stream for chunk in plan.chunks if chunk.last]
+        return [chunk.sequence for chunk in step.chunks if chunk.last]
 
 
-def run_alone(scheduler: Scheduler, cache: ListCache, stream: Stream) -> int:
-    """Steps until the stream's next token must be chosen; how many that were."""
+def run_alone(scheduler: Scheduler, cache: ListCache, sequence: Sequence) -> int:
+    """Steps until the sequence's next token must be chosen; how many that were."""
     for steps in range(1, 100):
-        if stream in cache.run():
+        if sequence in cache.run():
             return steps
     raise AssertionError("never ready")
 
@@ -55,7 +55,7 @@ prompts = st.builds(
 )
 actions = st.one_of(
     st.tuples(st.just("add"), prompts),
-    st.tuples(st.just("step"), st.integers(0, 3)),  # the token that every ready stream gets
+    st.tuples(st.just("step"), st.integers(0, 3)),  # the token that every ready sequence gets
     st.tuples(st.just("leave"), st.integers(0, 9)),
     st.tuples(st.just("pause"), st.integers(0, 9)),
     st.tuples(st.just("forget"), st.none()),
@@ -70,36 +70,36 @@ actions = st.one_of(
     st.integers(0, 3),
     st.integers(1, 4),
 )
-def test_streams_that_join_and_leave_at_random(events, slots, chunk, idle, share):
+def test_sequences_that_join_and_leave_at_random(events, slots, chunk, idle, share):
     scheduler = Scheduler(slots, chunk, idle, share)
     cache = ListCache(scheduler)
-    alive: list[Stream] = []
+    alive: list[Sequence] = []
     for name, value in events:
         if name == "add":
-            alive.append(Stream(len(scheduler.streams) + 1000 * len(events) + id(value), value))
+            alive.append(Sequence(len(scheduler.sequences) + 1000 * len(events) + id(value), value))
             scheduler.add(alive[-1])
         elif name == "step":
-            for stream in cache.run():
-                scheduler.extend(stream.id, [value])
+            for sequence in cache.run():
+                scheduler.extend(sequence.id, [value])
         elif name == "forget":
             scheduler.forget()
             cache.slots = [[-1] * 50 for _ in cache.slots]  # whatever it was, it is void
         elif alive and name == "leave":
             scheduler.remove(alive.pop(value % len(alive)).id)
         elif alive and name == "pause":
-            stream = alive[value % len(alive)]
-            stream.paused = not stream.paused
-        assert set(scheduler.streams.values()) == set(alive)
+            sequence = alive[value % len(alive)]
+            sequence.paused = not sequence.paused
+        assert set(scheduler.sequences.values()) == set(alive)
         assert len(scheduler.running) + len(scheduler.waiting) == len(alive)
         assert not (scheduler.waiting and len(scheduler.running) < slots and name == "step")
-    for stream in alive:
-        stream.paused = False
+    for sequence in alive:
+        sequence.paused = False
     for _ in range(2000):  # none lost: each gets to its next token, whoever came before
         if not alive:
             break
-        for stream in cache.run():
-            alive.remove(stream)
-            scheduler.remove(stream.id)
+        for sequence in cache.run():
+            alive.remove(sequence)
+            scheduler.remove(sequence.id)
     assert not alive and not scheduler.running and not scheduler.waiting
 
 
@@ -119,7 +119,7 @@ def test_common_prefix_equals_its_slow_twin(a, b):
 def test_a_long_prompt_does_not_stall_the_others():
     scheduler = Scheduler(slots=4, chunk=8)
     cache = ListCache(scheduler)
-    talking, long, short = Stream(0, [1, 2]), Stream(1, [5] * 40), Stream(2, [6, 7, 8])
+    talking, long, short = Sequence(0, [1, 2]), Sequence(1, [5] * 40), Sequence(2, [6, 7, 8])
     scheduler.add(talking)
     run_alone(scheduler, cache, talking)
     scheduler.add(long)
@@ -127,8 +127,8 @@ def test_a_long_prompt_does_not_stall_the_others():
     scheduler.extend(0, [3])
     sizes = []
     while not sizes or long.missing:
-        plan = scheduler.plan()
-        by_id = {chunk.stream.id: len(chunk.tokens) for chunk in plan.chunks}
+        step = scheduler.schedule()
+        by_id = {chunk.sequence.id: len(chunk.tokens) for chunk in step.chunks}
         assert by_id[0] == 1, "who talks gets a token in every step"
         scheduler.extend(0, [3])
         sizes.append((by_id.get(1, 0), by_id.get(2, 0)))
@@ -139,16 +139,16 @@ def test_a_long_prompt_does_not_stall_the_others():
 def test_the_next_turn_reads_only_what_is_new():
     scheduler = Scheduler(slots=4, share=4)
     cache = ListCache(scheduler)
-    first = Stream(0, list(range(10)))
+    first = Sequence(0, list(range(10)))
     scheduler.add(first)
     run_alone(scheduler, cache, first)
     scheduler.extend(0, [90])
     assert cache.run() == [first]
     scheduler.remove(0)
-    scheduler.add(Stream(1, [*range(10), 90, 91, 92]))
-    plan = scheduler.plan()
-    assert not plan.copies and plan.chunks[0].slot == first.slot
-    assert plan.chunks[0].start == 11 and plan.chunks[0].tokens == [91, 92]
+    scheduler.add(Sequence(1, [*range(10), 90, 91, 92]))
+    step = scheduler.schedule()
+    assert not step.copies and step.chunks[0].slot == first.slot
+    assert step.chunks[0].start == 11 and step.chunks[0].tokens == [91, 92]
     assert scheduler.reused_tokens == 11 and scheduler.read_tokens == 12
 
 
@@ -156,12 +156,12 @@ def test_a_prompt_asked_again_computes_its_last_token_for_the_logits():
     scheduler = Scheduler(slots=1, share=4)
     cache = ListCache(scheduler)
     for i in range(2):
-        scheduler.add(Stream(i, list(range(10))))
-        plan = scheduler.plan() if i else None
-        if plan is None:
+        scheduler.add(Sequence(i, list(range(10))))
+        step = scheduler.schedule() if i else None
+        if step is None:
             cache.run()
             scheduler.remove(0)
-    assert [(chunk.start, chunk.tokens) for chunk in plan.chunks] == [(9, [9])]
+    assert [(chunk.start, chunk.tokens) for chunk in step.chunks] == [(9, [9])]
 
 
 def test_a_shared_system_prompt_is_computed_once_and_copied():
@@ -169,8 +169,8 @@ def test_a_shared_system_prompt_is_computed_once_and_copied():
     scheduler = Scheduler(slots=4, chunk=12)
     cache = ListCache(scheduler)
     for i in range(3):
-        scheduler.add(Stream(i, system + [i, i]))
-    ready: list[Stream] = []
+        scheduler.add(Sequence(i, system + [i, i]))
+    ready: list[Sequence] = []
     while len(ready) < 3:
         ready += cache.run()
     assert scheduler.read_tokens == 20 + 3 * 2 and scheduler.reused_tokens == 2 * 20
@@ -181,25 +181,25 @@ def test_who_waits_for_a_prefix_takes_it_from_elsewhere_when_its_computer_leaves
     system = list(range(100, 120))
     scheduler = Scheduler(slots=4, chunk=10, share=4)
     cache = ListCache(scheduler)
-    streams = [Stream(i, system + [i, i]) for i in range(3)]
-    for stream in streams:
-        scheduler.add(stream)
+    sequences = [Sequence(i, system + [i, i]) for i in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
     cache.run()
     scheduler.remove(0)  # it has computed 10 of the 20
-    assert cache.run() == [] and streams[1].computed == 20 and streams[2].computed == 0
-    run_alone(scheduler, cache, streams[2])
-    assert streams[1].missing == 0 and scheduler.read_tokens == 20 + 2 * 2
+    assert cache.run() == [] and sequences[1].computed == 20 and sequences[2].computed == 0
+    run_alone(scheduler, cache, sequences[2])
+    assert sequences[1].missing == 0 and scheduler.read_tokens == 20 + 2 * 2
 
 
 def test_a_conversation_is_kept_when_another_shares_only_its_beginning():
     system, talk = list(range(20)), list(range(200, 260))
     scheduler = Scheduler(slots=3)
     cache = ListCache(scheduler)
-    scheduler.add(Stream(0, system + talk))
-    run_alone(scheduler, cache, scheduler.streams[0])
+    scheduler.add(Sequence(0, system + talk))
+    run_alone(scheduler, cache, scheduler.sequences[0])
     scheduler.remove(0)
-    scheduler.add(Stream(1, system + [7]))
-    assert scheduler.plan().copies == [Copy(0, 1, 20)]
+    scheduler.add(Sequence(1, system + [7]))
+    assert scheduler.schedule().copies == [Copy(0, 1, 20)]
     assert scheduler.slots[0].held == system + talk
 
 
@@ -209,28 +209,28 @@ def test_idle_slots_are_kept_and_then_taken_in_the_order_in_which_they_were_left
     cache = ListCache(scheduler)
     taken = []
     for i in range(5):
-        stream = Stream(i, [i] * 20)
-        scheduler.add(stream)
-        run_alone(scheduler, cache, stream)
-        taken.append(stream.slot)
+        sequence = Sequence(i, [i] * 20)
+        scheduler.add(sequence)
+        run_alone(scheduler, cache, sequence)
+        taken.append(sequence.slot)
         scheduler.remove(i)
     assert taken == expected
 
 
-def test_a_slot_is_free_for_the_step_after_its_stream_left():
+def test_a_slot_is_free_for_the_step_after_its_sequence_left():
     scheduler = Scheduler(slots=1)
-    scheduler.add(Stream(0, [1, 2, 3]))
-    scheduler.add(Stream(1, [4, 5]))
-    assert [chunk.stream.id for chunk in scheduler.plan().chunks] == [0]
+    scheduler.add(Sequence(0, [1, 2, 3]))
+    scheduler.add(Sequence(1, [4, 5]))
+    assert [chunk.sequence.id for chunk in scheduler.schedule().chunks] == [0]
     scheduler.remove(0)
-    assert [chunk.stream.id for chunk in scheduler.plan().chunks] == [1]
+    assert [chunk.sequence.id for chunk in scheduler.schedule().chunks] == [1]
 
 
-def test_a_waiting_stream_can_leave():
+def test_a_waiting_sequence_can_leave():
     scheduler = Scheduler(slots=1)
     for i in range(3):
-        scheduler.add(Stream(i, [i]))
-    scheduler.plan()
+        scheduler.add(Sequence(i, [i]))
+    scheduler.schedule()
     scheduler.remove(1)
     scheduler.remove(0)
-    assert [chunk.stream.id for chunk in scheduler.plan().chunks] == [2]
+    assert [chunk.sequence.id for chunk in scheduler.schedule().chunks] == [2]

@@ -165,13 +165,13 @@ def test_rounding_refuses_what_does_not_fit():
 
 def test_a_weight_without_a_place_is_refused():
     weights, config, _, _ = load_checkpoint(save())
-    exporting.refuse_what_the_target_cannot_hold(weights, config)
+    exporting.check_exportable(weights, config)
     extra = {**weights, "model.layers.0.self_attn.gate.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"self_attn\.gate\.weight is not in both"):
-        exporting.refuse_what_the_target_cannot_hold(extra, config)
+        exporting.check_exportable(extra, config)
     weights.pop("lm_head.weight")
     with pytest.raises(CheckpointError, match="lm_head.weight is not in both"):
-        exporting.refuse_what_the_target_cannot_hold(weights, config)
+        exporting.check_exportable(weights, config)
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from nanochat.publishing.gguf import (  # noqa: E402
     ALPHA_N,
     ALPHA_P,
     XIELU_EPS,
+    check_gguf_can_hold,
     fold,
     modelfile,
-    refuse_what_gguf_cannot_hold,
     rounded_weights,
     swap_halves,
     write_gguf,
@@ -133,12 +133,12 @@ def test_rounded_weights_are_near_and_in_their_places(kind, most):
 def test_what_gguf_cannot_hold_is_refused():
     config, tokenizer = make_model().config, tiny_tokenizer()
     with pytest.raises(CheckpointError, match="caps its logits at 15.*--drop-softcap"):
-        refuse_what_gguf_cannot_hold(config, tokenizer)
+        check_gguf_can_hold(config, tokenizer)
     uncapped = replace(config, logit_softcap=None)
-    refuse_what_gguf_cannot_hold(uncapped, tokenizer)
+    check_gguf_can_hold(uncapped, tokenizer)
     other = Tokenizer.train(["a b c"], 320, split_pattern=r"\S+|\s+")
     with pytest.raises(CheckpointError, match="only Llama-3's"):
-        refuse_what_gguf_cannot_hold(uncapped, other)
+        check_gguf_can_hold(uncapped, other)
 
 
 def test_the_file_holds_config_tokenizer_and_every_tensor(tmp_path):

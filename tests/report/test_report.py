@@ -16,7 +16,7 @@ from nanochat.checkpoint.hf_config import to_hf
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
 from nanochat.report import formulas, gpt2_core, report, run
-from nanochat.report.figures import compact, duration, mass, percent
+from nanochat.report.figures import format_compact, format_duration, format_mass, format_percent
 from nanochat.report.formulas import Assumptions, median
 from nanochat.report.page import Fact, Page, Sample, Section, Table, to_html, to_markdown
 from nanochat.report.plots import SERIES, Curve, curves_svg, running_mean, thinned
@@ -135,9 +135,13 @@ def test_gpt2_centred_by_hand():
 
 
 def test_words():
-    assert compact(560_988_160) == "561M" and compact(999) == "999"
-    assert (duration(0.25), duration(3), duration(5 / 3600)) == ("15.0 min", "3.00 h", "5.0 s")
-    assert percent(0.3151, 0.004) == "31.5% ± 0.4%" and mass(2500) == "2.5 kg"
+    assert format_compact(560_988_160) == "561M" and format_compact(999) == "999"
+    assert (format_duration(0.25), format_duration(3), format_duration(5 / 3600)) == (
+        "15.0 min",
+        "3.00 h",
+        "5.0 s",
+    )
+    assert format_percent(0.3151, 0.004) == "31.5% ± 0.4%" and format_mass(2500) == "2.5 kg"
 
 
 # ---------------------------------------------------------------- which records count

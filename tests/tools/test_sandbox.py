@@ -23,7 +23,13 @@ import pytest
 from sandbox_attempts import LIMITS, REFUSED, SLOW, VERDICTS, program, try_all
 
 from nanochat.common import ConfigError, NanochatError
-from nanochat.tools.sandbox import ExecutionUnavailable, Limits, Sandbox, Verdict, python_tool
+from nanochat.tools.sandbox import (
+    ExecutionResult,
+    ExecutionUnavailable,
+    Limits,
+    Sandbox,
+    python_tool,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -452,8 +458,8 @@ def test_impossible_limits_are_refused(limit):
 
 
 def test_verdict_passed():
-    assert Verdict("passed", "", "", 0.1).passed
-    assert not Verdict("failed", "", "", 0.1).passed
+    assert ExecutionResult("passed", "", "", 0.1).passed
+    assert not ExecutionResult("failed", "", "", 0.1).passed
 
 
 # ---------------------------------------------------------------- the chat tool
