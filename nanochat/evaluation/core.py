@@ -19,7 +19,7 @@ from nanochat.evaluation.core_prompts import Example, make_examples, subsample
 
 EXAMPLES_AT_ONCE = 1024  # are tokenized together and sorted by length
 
-Scorer = Callable[[object, Sequence[Example], int], list[list[Score]]]  # as core_scores.score
+Scorer = Callable[[object, Sequence[Example], int], list[list[Score]]]  # as score()
 
 
 @dataclass(frozen=True)

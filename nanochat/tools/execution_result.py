@@ -64,7 +64,7 @@ class RawResult:
     marker: bytes = b""
     """What came on the end marker's descriptor."""
     ended: tuple | None = None
-    """sandbox_worker.STATUS's fields; None if the interpreter went away."""
+    """The worker's STATUS fields; None if the interpreter went away."""
     killed: str = ""
     """The status for which it was killed from outside."""
     seconds: float = 0.0
