@@ -18,6 +18,7 @@ from nanochat.common import (
     print0,
     progress,
     rank_and_world,
+    require_package,
 )
 from nanochat.files import base_dir, write_atomic
 
@@ -115,3 +116,11 @@ def test_progress_without_a_total(monkeypatch, capsys):
     with progress("Reading", None) as advance:
         advance()
     assert capsys.readouterr().out.splitlines()[0] == "Reading: 1"
+
+
+def test_a_missing_package_is_told_with_the_remedy():
+    require_package("json")
+    with pytest.raises(ConfigError, match=r"no_such_module.*pip install .*\[export\]"):
+        require_package("no_such_module")
+    with pytest.raises(ConfigError, match="build it yourself"):
+        require_package("no_such_module", "build it yourself")
