@@ -13,8 +13,6 @@ import torch.distributed as dist
 
 from nanochat.hardware import device_name
 
-INSTALL = "pip install -c constraints.txt -e '.[export]'"
-
 
 class NanochatError(Exception):
     """Something that the user can cause, and mend: shown as its message, without a traceback."""
@@ -30,6 +28,18 @@ class DataError(NanochatError):
 
 class CheckpointError(NanochatError):
     """A checkpoint that is missing, damaged, or does not belong to what it is used with."""
+
+
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
+
+
+def require_package(module: str, remedy: str = INSTALL) -> None:
+    """Raises ConfigError, with what to do, unless the module can be imported.
+
+    Example: require_package("transformers")
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this needs the package {module}, which is not installed: {remedy}")
 
 
 # ---------------------------------------------------------------- ranks and devices
@@ -165,11 +175,6 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"no faster type on this {device.type}"
 
 
-# ---------------------------------------------------------------- speed limits and prices
-
-# ---------------------------------------------------------------- paths and files
-
-
 # ---------------------------------------------------------------- progress
 
 
@@ -203,12 +208,3 @@ def progress(
                 )
 
         yield advance
-
-
-def require_package(module: str, remedy: str = INSTALL) -> None:
-    """Raises ConfigError, with what to do, unless the module can be imported.
-
-    Example: require_package("transformers")
-    """
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"this needs the package {module}, which is not installed: {remedy}")

@@ -7,9 +7,6 @@ WORLD_GRAMS_PER_KWH = 481.0
 WORLD_GRAMS_SOURCE = "the world's average in 2023 by Ember"
 
 
-# ---------------------------------------------------------------- formulas
-
-
 def kilowatt_hours(joules: float) -> float:
     """Example: kilowatt_hours(3.6e6) == 1.0"""
     return joules / 3.6e6
