@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat import bpe
-from nanochat.bpe import SPLIT_PATTERN, token_bytes
-from nanochat.common import peak_rss
+from nanochat.bpe import encoder as bpe
+from nanochat.bpe.pieces import SPLIT_PATTERN
+from nanochat.bpe.reference import token_bytes
 from nanochat.configurator import cli
-from nanochat.dataset import open_source
+from nanochat.data.sources import open_source
+from nanochat.hardware import peak_rss
 
 CODE = (".py", ".pyi", ".h", ".hpp", ".cpp", ".c", ".cu", ".js", ".rs")
 

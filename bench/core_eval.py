@@ -18,17 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.common import (
-    choose_dtype,
-    compute_init,
-    synchronize,
-)
+from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
-from nanochat.core_bundle import Bundle, find_bundle
-from nanochat.core_eval import evaluate_core_task, is_right
-from nanochat.core_prompts import subsample
-from nanochat.core_scores import score, score_plainly
+from nanochat.evaluation.core import evaluate_core_task, is_right
+from nanochat.evaluation.core_bundle import Bundle, find_bundle
+from nanochat.evaluation.core_loglikelihood import score, score_plainly
+from nanochat.evaluation.core_prompts import subsample
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import synchronize
 from nanochat.tokenizer import Tokenizer
 
 SCORERS = {"fast": score, "plain": score_plainly}

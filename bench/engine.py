@@ -24,15 +24,11 @@ from rich.table import Table
 
 from bench.record import write_record
 from nanochat.checkpoint_manager import save_checkpoint
-from nanochat.common import (
-    choose_dtype,
-    compute_init,
-    device_name,
-    synchronize,
-)
+from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import device_name, synchronize
 from nanochat.tokenizer import Tokenizer
 
 

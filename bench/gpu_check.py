@@ -24,14 +24,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from nanochat import common
-from nanochat.common import attention_backends, choose_dtype
+from nanochat import hardware
+from nanochat.checkpoint.rng import git_commit
+from nanochat.common import choose_dtype
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import attention_backends
 from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
-from nanochat.recipe import StageConfig, build_optimizers, make_schedule
-from nanochat.train import Event as Periodic
-from nanochat.train import LoopState, LossScaler, train
+from nanochat.train import LoopState, LossScaler, Periodic, train
+from nanochat.training.config import StageConfig, build_optimizers, make_schedule
 
 
 class Sizes:
@@ -67,12 +68,12 @@ class Sizes:
         return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), rows * self.T)
 
     def synchronize(self) -> None:
-        common.synchronize(self.device)
+        hardware.synchronize(self.device)
 
     def peak_memory(self) -> float:
         """GB held at most since the last reset; of the process on a CPU."""
         if self.dry:
-            return common.peak_rss() / 1e9
+            return hardware.peak_rss() / 1e9
         return torch.cuda.max_memory_allocated() / 1e9
 
     def milliseconds(self, function, repeats: int = 10) -> float:
@@ -99,11 +100,11 @@ def machine(sizes: Sizes) -> dict:
     other = torch.empty_like(big)
     copy_ms = sizes.milliseconds(lambda: other.copy_(big))
     found = {
-        "device": common.device_name(sizes.device),
+        "device": hardware.device_name(sizes.device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dtype": str(sizes.dtype),
-        "git_commit": common.git_commit(),
+        "git_commit": git_commit(),
         f"product {n}^3 TFLOP/s": round(2 * n**3 / ms / 1e9, 1),
         "copy GB/s": round(2 * big.nbytes / copy_ms / 1e6, 1),
     }
@@ -236,7 +237,7 @@ def steps(sizes: Sizes, depth: int, rows: int, accum: int = 1, fp8: bool = False
         )
     seconds = statistics.median(m["dt"] for m in logged[3 : 3 + timed])
     tokens_per_second = accum * rows * sizes.T / seconds
-    peak, source = common.peak_flops(device, sizes.dtype)
+    peak, source = hardware.peak_flops(device, sizes.dtype)
     found = {
         "depth": depth,
         "rows": rows,
@@ -296,7 +297,7 @@ def optimizers(sizes: Sizes) -> dict:
 
         found[f"loss {kind} ms"] = sizes.milliseconds(once, 5)
     found["loss ms at the device's peak"] = round(
-        6 * rows * sizes.T * D * V / common.peak_flops(sizes.device, sizes.dtype)[0] * 1e3, 2
+        6 * rows * sizes.T * D * V / hardware.peak_flops(sizes.device, sizes.dtype)[0] * 1e3, 2
     )
     some = slice(0, 1024)
     x, w = features[some].detach().double().requires_grad_(), weight.detach().double()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import device_name, git_commit, write_atomic
-from nanochat.run_state import versions
+from nanochat.checkpoint.rng import git_commit, versions
+from nanochat.files import write_atomic
+from nanochat.hardware import device_name
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from bench.record import write_record
 from nanochat.common import DataError
 from nanochat.configurator import cli
-from nanochat.execution import TIERS, ExecutionUnavailable, Sandbox
+from nanochat.tools.sandbox import TIERS, ExecutionUnavailable, Sandbox
 
 
 @dataclass(frozen=True)

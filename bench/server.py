@@ -23,14 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.api_calls import Served
-from nanochat.api_schema import Limits
-from nanochat.common import choose_dtype, compute_init, device_name
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.completions import AppState
+from nanochat.chat.schema import Limits
+from nanochat.chat.server import create_app
+from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
-from nanochat.engine_thread import EngineThread
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.server import create_app
+from nanochat.hardware import device_name
 from nanochat.tokenizer import Tokenizer
 
 
@@ -134,8 +135,8 @@ def measure(config: Config, device) -> list[dict]:
     model, tokenizer = random_model(config, device)
     alone = Engine(model, tokenizer)
     limits = Limits(in_flight=max(config.streams))
-    thread = EngineThread(Engine(model, tokenizer), limits.in_flight)
-    app = create_app(Served(thread, "bench", limits, log=lambda line: None))
+    thread = AsyncEngine(Engine(model, tokenizer), limits.in_flight)
+    app = create_app(AppState(thread, "bench", limits, log=lambda line: None))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
     runner = threading.Thread(target=server.run)
     runner.start()

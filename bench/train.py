@@ -19,18 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.common import (
-    choose_dtype,
-    compute_init,
-    device_name,
-    peak_flops,
-    synchronize,
-)
+from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import device_name, peak_flops, synchronize
 from nanochat.loss import make_loss_fn
-from nanochat.recipe import StageConfig, build_optimizers, can_compile, largest_that_fits
+from nanochat.training.config import StageConfig, build_optimizers, can_compile, largest_that_fits
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from nanochat import manifest
-from nanochat.checkpoint_index import (
+from nanochat.checkpoint import manifest
+from nanochat.checkpoint.hf_config import from_hf, to_hf
+from nanochat.checkpoint.index import (
     STAGES,
     Found,
     available_checkpoints,
@@ -27,19 +28,18 @@ from nanochat.checkpoint_index import (
     step_dir,
     verify,
 )
+from nanochat.checkpoint.mirror import Mirror
+from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
 from nanochat.common import (
     CheckpointError,
     ConfigError,
     all_reduce_sum,
-    base_dir,
     choose_dtype,
-    git_commit,
     rank_and_world,
 )
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.mirror import Mirror
-from nanochat.run_state import capture_rng, environment, versions
 from nanochat.tokenizer import Tokenizer
 
 __all__ = [  # all that a script needs of checkpoints, from here
@@ -198,7 +198,7 @@ def own_storage(tensor: torch.Tensor) -> torch.Tensor:
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:
     """config.json, with the special ids. Pad is null: transformers would freeze its embedding."""
     return {
-        **config.to_hf(),
+        **to_hf(config),
         "bos_token_id": tokenizer.special("<|bos|>"),
         "eos_token_id": tokenizer.special("<|assistant_end|>"),
         "pad_token_id": None,
@@ -256,7 +256,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
     """As load_checkpoint, of files already verified; CheckpointError when they do not fit each
     other: the tokenizer of another run, or weights of another shape."""
-    config = GPTConfig.from_hf(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+    config = from_hf(json.loads((path / CONFIG).read_text(encoding="utf-8")))
     run = json.loads((path / RUN).read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(path)
     found = tokenizer.fingerprint

@@ -1,22 +1,17 @@
-"""What every part stands on: device, dtype and ranks; paths and atomic writes; errors; progress."""
+"""What every part stands on: device, dtype and ranks; errors; progress."""
 
 import atexit
 import contextlib
+import importlib.util
 import os
-import re
-import resource
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nanochat.hardware import device_name
 
 
 class NanochatError(Exception):
@@ -33,6 +28,18 @@ class DataError(NanochatError):
 
 class CheckpointError(NanochatError):
     """A checkpoint that is missing, damaged, or does not belong to what it is used with."""
+
+
+INSTALL = "pip install -c constraints.txt -e '.[export]'"
+
+
+def require_package(module: str, remedy: str = INSTALL) -> None:
+    """Raises ConfigError, with what to do, unless the module can be imported.
+
+    Example: require_package("transformers")
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this needs the package {module}, which is not installed: {remedy}")
 
 
 # ---------------------------------------------------------------- ranks and devices
@@ -64,6 +71,17 @@ def least_of_ranks(number: int, device: torch.device) -> int:
     if rank_and_world()[1] > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor)
+
+
+def gather(items: list) -> list:
+    """All ranks' items, on every rank, dealt back into the order that `items[rank::world_size]`
+    took them from."""
+    if rank_and_world()[1] == 1:
+        return items
+    of_rank: list = [None] * rank_and_world()[1]
+    dist.all_gather_object(of_rank, items)
+    longest = max(len(part) for part in of_rank)
+    return [part[i] for i in range(longest) for part in of_rank if i < len(part)]
 
 
 def barrier() -> None:
@@ -132,32 +150,6 @@ def compute_cleanup() -> None:
         dist.destroy_process_group()
 
 
-def attention_backends(device: torch.device, fixed_shapes: bool = True):
-    """A context in which scaled_dot_product_attention prefers this device's fastest kernels.
-
-    fixed_shapes: whether shapes repeat, as in training; cuDNN plans anew for each one.
-    """
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    names = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    if fixed_shapes and torch.cuda.get_device_capability(device) >= (9, 0):
-        names = [SDPBackend.CUDNN_ATTENTION, *names]
-    return sdpa_kernel(names, set_priority=True)
-
-
-def device_name(device: torch.device) -> str:
-    """The product's name: of the card, or of the processor and its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        model = ""
-        with contextlib.suppress(OSError):
-            found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
-            model = found[1].strip() if found else ""
-        return f"cpu {model} ({torch.get_num_threads()} threads)".replace("  ", " ")
-    return device.type
-
-
 def cpu_has_fast_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AMX-BF16 or AVX512-BF16)."""
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -181,122 +173,6 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cpu" and cpu_has_fast_bfloat16():
         return torch.bfloat16, "this processor multiplies it"
     return torch.float32, f"no faster type on this {device.type}"
-
-
-def cpp_compiler() -> str | None:
-    """The command, for shlex.split, of the C++ compiler that Inductor would find: $CXX (which may
-    have arguments), g++, clang++ or c++; None without one."""
-    for name in filter(None, (os.environ.get("CXX", "").strip(), "g++", "clang++", "c++")):
-        first, *arguments = shlex.split(name)
-        if path := shutil.which(first):
-            return shlex.join([path, *arguments])
-    return None
-
-
-# ---------------------------------------------------------------- speed limits and prices
-
-# Dense bfloat16 FLOP/s from the makers' data sheets (float16 for cards without bfloat16).
-DATASHEET_FLOPS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "4090": 165.2e12,
-    "3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Peak matrix FLOP/s in `dtype`, and where the figure is from."""
-    name = device_name(device)
-    if dtype != torch.float32:
-        for product, flops in DATASHEET_FLOPS.items():
-            if device.type == "cuda" and product in name:
-                return flops, f"data sheet, {product}"
-    return measure_peak_flops(device, dtype), "measured: the best of repeated 2048 x 2048 products"
-
-
-def measure_peak_flops(
-    device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 12
-) -> float:
-    """FLOP/s of the fastest of `repeats` square matrix products."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the device's queue to empty."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def peak_rss() -> int:
-    """The most main memory that this process has held, in bytes."""
-    # subtle: Linux's ru_maxrss counts what the process that started this one held, too.
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-# ---------------------------------------------------------------- paths and files
-
-
-def base_dir() -> Path:
-    """$NANOCHAT_BASE_DIR, or ~/.cache/nanochat; made if it is not there."""
-    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def write_atomic(path: Path | str, data: str | bytes) -> None:
-    """Writes beside `path`, flushes, renames: readers see the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, "+changes" when the tree differs from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # ---------------------------------------------------------------- progress

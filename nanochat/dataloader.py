@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanochat.common import ConfigError, DataError, print0
-from nanochat.packing import (
+from nanochat.data.packing import (
     cut_at_turns,
     cut_tokens,
     padding_share,
@@ -25,7 +25,7 @@ from nanochat.packing import (
     shuffled,
     steps_of_similar_length,
 )
-from nanochat.token_shards import (
+from nanochat.data.token_shards import (
     TokenShard,
     TokenShards,
     tokenize_conversations,

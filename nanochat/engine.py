@@ -1,9 +1,9 @@
 """Continuous batching over a key/value cache; `GPT.generate` is its slow twin.
 
 Requests join and leave at every step: the scheduler says what a step computes, the inference model
-computes it in one pass, sampling chooses a token for every stream that knows no more, and each
+computes it in one pass, sampling chooses a token for every sequence that knows no more, and each
 token becomes an event. What stands between <|python_start|> and <|python_end|> is run while other
-streams go on, and its result is forced in between <|output_start|> and <|output_end|>.
+sequences go on, and its result is forced in between <|output_start|> and <|output_end|>.
 """
 
 import time
@@ -13,18 +13,18 @@ from itertools import count
 
 import torch
 
-from nanochat.calculator import evaluate
 from nanochat.common import ConfigError
-from nanochat.decode_graph import DecodeGraphs
 from nanochat.gpt import GPT
-from nanochat.inference_model import InferenceModel
-from nanochat.kv_cache import KVCache, Pass, Piece, padded_size
-from nanochat.request import STOP_TOKENS, Answer, Event, Request
-from nanochat.sampling import SamplingParams, choose, logprobs, uniform
-from nanochat.scheduler import Plan, Scheduler
-from nanochat.tool_calls import AnswerReader, Tool, ToolRunner
+from nanochat.inference.calculator import evaluate
+from nanochat.inference.cuda_graphs import DecodeGraphs
+from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan, padded_size
+from nanochat.inference.request import STOP_TOKENS, Request, RequestState, TokenOutput
+from nanochat.inference.sampling import SamplingParams, choose, logprobs, uniform
+from nanochat.inference.scheduler import ScheduledStep, Scheduler
+from nanochat.inference.tool_calls import AnswerReader, Tool, ToolRunner
 
-__all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "Event", "Request", "SamplingParams"]
+__all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "TokenOutput", "Request", "SamplingParams"]
 
 STEPS_REMEMBERED = 4096  # for the tokens per second
 
@@ -58,9 +58,9 @@ class Engine:
         cuda = self.fast.device.type == "cuda"
         self.scheduler = Scheduler(max_batch, chunk or (2048 if cuda else 256))
         self.graphs = DecodeGraphs(self.fast, self.cache) if cuda and graphs else None
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, RequestState] = {}
         self._ids = count()
-        self._late: list[Event] = []  # events that the next step returns first
+        self._late: list[TokenOutput] = []  # events that the next step returns first
         self._tools = ToolRunner()
         self._answer_tokens = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
@@ -77,9 +77,9 @@ class Engine:
         """Takes a request in; its id. Raises ConfigError for one that is impossible."""
         request.check(self.model.config.sequence_len, self.model.config.vocab_size)
         id = next(self._ids)
-        answer = Answer(id, request, self.tokenizer, self.model.config.sequence_len)
+        answer = RequestState(id, request, self.tokenizer, self.model.config.sequence_len)
         self._answers[id] = answer
-        self.scheduler.add(answer.stream)
+        self.scheduler.add(answer.sequence)
         return id
 
     def cancel(self, id: int) -> None:
@@ -95,19 +95,19 @@ class Engine:
         return bool(self._answers or self._late)
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
+    def step(self) -> list[TokenOutput]:
         """Computes one step; the events that came of it, in order for each request."""
         events, self._late = self._late, []
         try:
-            events += self._hear_tools(patient=not events)
-            plan = self.scheduler.plan()
-            if plan.chunks:
-                chosen, logits = self._compute(plan)
-                streams = [chunk.stream for chunk in plan.chunks if chunk.last]
-                for stream, token, row in zip(streams, chosen, logits, strict=True):
-                    events.append(self._accept(self._answers[stream.id], token, row))
+            events += self._collect_tool_results(patient=not events)
+            scheduled = self.scheduler.schedule()
+            if scheduled.chunks:
+                chosen, logits = self._compute(scheduled)
+                sequences = [chunk.sequence for chunk in scheduled.chunks if chunk.last]
+                for sequence, token, row in zip(sequences, chosen, logits, strict=True):
+                    events.append(self._accept(self._answers[sequence.id], token, row))
         except BaseException:
-            self.scheduler.forget()  # subtle: the plan counts as done, and was not
+            self.scheduler.forget()  # subtle: the step counts as done, and was not
             self._late = events
             raise
         self._count(events)
@@ -183,8 +183,8 @@ class Engine:
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, V) float32: the logits after the last token of each prompt; prompts of any lengths in
         one pass. Leaves the cache alone."""
-        pieces = [Piece(0, 0, len(prompt)) for prompt in prompts]
-        step = Pass(pieces, self.model.config, self.fast.device)
+        spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
+        step = AttentionBatch(spans, self.model.config, self.fast.device)
         return self._logits([id for prompt in prompts for id in prompt], step, step.last_rows())
 
     def _loop(self, requests, max_batch: int, on_end) -> Iterator[tuple[int, int, int, bool]]:
@@ -213,13 +213,13 @@ class Engine:
 
     # ------------------------------------------------------------ inside a step
 
-    def _compute(self, plan: Plan) -> tuple[list[int], torch.Tensor]:
-        """The chosen token, and the logits (B, V), after every chunk that is its stream's last."""
-        chunks = plan.chunks
-        self._reserve(plan)
-        for copy in plan.copies:
+    def _compute(self, scheduled: ScheduledStep) -> tuple[list[int], torch.Tensor]:
+        """The chosen token, and the logits (B, V), after each chunk that is its sequence's last."""
+        chunks = scheduled.chunks
+        self._reserve(scheduled)
+        for copy in scheduled.copies:
             self.cache.copy(*copy)
-        answers = [self._answers[chunk.stream.id] for chunk in chunks if chunk.last]
+        answers = [self._answers[chunk.sequence.id] for chunk in chunks if chunk.last]
         params = [answer.request.params for answer in answers]
         noise = uniform(
             [one.seed for one in params],
@@ -229,27 +229,27 @@ class Engine:
         plain = all(one.repetition_penalty == 1 for one in params)
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
             return self.graphs.run(chunks, params, noise)
-        pieces = [Piece(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
-        step = Pass(pieces, self.model.config, self.fast.device, self.cache)
+        spans = [TokenSpan(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
+        step = AttentionBatch(spans, self.model.config, self.fast.device, self.cache)
         ids = [token for chunk in chunks for token in chunk.tokens]
         rows = [row for row, chunk in zip(step.last_rows(), chunks, strict=True) if chunk.last]
         logits = self._logits(ids, step, rows)
         if not answers:
             return [], logits
-        histories = [answer.stream.tokens for answer in answers]
+        histories = [answer.sequence.tokens for answer in answers]
         return choose(logits, params, noise, histories), logits
 
-    def _reserve(self, plan: Plan) -> None:
+    def _reserve(self, scheduled: ScheduledStep) -> None:
         """Makes room in the cache; all of it at once where graphs hold its addresses."""
         if self.graphs is None:
-            used = max(c.slot for c in plan.chunks) + 1
-            used = max([used, *(copy.target + 1 for copy in plan.copies)])
-            end = max(chunk.start + len(chunk.tokens) for chunk in plan.chunks)
+            used = max(c.slot for c in scheduled.chunks) + 1
+            used = max([used, *(copy.target + 1 for copy in scheduled.copies)])
+            end = max(chunk.start + len(chunk.tokens) for chunk in scheduled.chunks)
             self.cache.reserve(used, end)
         elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
             self.graphs.clear()
 
-    def _logits(self, ids: list[int], step: Pass, rows: list[int]) -> torch.Tensor:
+    def _logits(self, ids: list[int], step: AttentionBatch, rows: list[int]) -> torch.Tensor:
         """(len(rows), V): the logits after those rows of a pass."""
         padding = [0] * (step.size - len(ids))
         features = self.fast.features(torch.tensor(ids + padding, device=step.device), step)
@@ -260,38 +260,38 @@ class Engine:
             features = features[torch.tensor(rows + padding, device=step.device)]
         return self.fast.logits(features)[: len(rows)]
 
-    def _accept(self, answer: Answer, token: int, logits: torch.Tensor) -> Event:
+    def _accept(self, answer: RequestState, token: int, logits: torch.Tensor) -> TokenOutput:
         """The event of a token that the model chose; asks the tool if it completes a call."""
         wanted = answer.request.logprobs
         logprob, top = (None, ()) if wanted is None else logprobs(logits, token, wanted)
         event = answer.push(token, logprob=logprob, top_logprobs=top)
-        self._go_on(answer, event)
+        self._append_or_finish(answer, event)
         if event.finish is None and answer.calls is not None:
             call = answer.calls.read(token)
             if call is not None:
                 self._tools.ask(event.id, self.tool, call)
-                answer.stream.paused = True
+                answer.sequence.paused = True
         return event
 
-    def _hear_tools(self, patient: bool) -> list[Event]:
+    def _collect_tool_results(self, patient: bool) -> list[TokenOutput]:
         """The forced tokens of the tools that have answered; waits a moment for one, if `patient`,
-        where no stream could do anything else."""
+        where no sequence could do anything else."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         full = len(running) == len(self.scheduler.slots)
         patient = patient and all(s.paused for s in running) and (full or not waiting)
         events = []
         for id, result in self._tools.results(patient):
             answer = self._answers[id]
-            answer.stream.paused = False
+            answer.sequence.paused = False
             for token in answer.calls.forced(result):
                 events.append(answer.push(token, forced=True))
-                self._go_on(answer, events[-1])
+                self._append_or_finish(answer, events[-1])
                 if events[-1].finish is not None:
                     break
         return events
 
-    def _go_on(self, answer: Answer, event: Event) -> None:
-        """Hands the token on to the scheduler, or lets the stream leave."""
+    def _append_or_finish(self, answer: RequestState, event: TokenOutput) -> None:
+        """Hands the token on to the scheduler, or lets the sequence leave."""
         if event.finish is None:
             self.scheduler.extend(event.id, [event.token])
         else:
@@ -302,7 +302,7 @@ class Engine:
         self._tools.drop(id)
         del self._answers[id]
 
-    def _count(self, events: list[Event]) -> None:
+    def _count(self, events: list[TokenOutput]) -> None:
         tokens = sum(event.token is not None for event in events)
         self._answer_tokens += tokens
         self._steps.append((time.monotonic(), tokens))

@@ -7,15 +7,68 @@ Parameters are float32 masters; the forward pass casts them to `model.compute_dt
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nanochat import fp8
-from nanochat.gpt_config import GPTConfig
+from nanochat.common import ConfigError
 
-__all__ = ["GPT", "GPTConfig"]
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that defines the function computed; saved with every checkpoint."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    vocab_size: int
+    sequence_len: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    logit_softcap: float | None = 15.0
+
+    def __post_init__(self):
+        if self.n_embd != self.n_head * self.head_dim or self.head_dim % 2:
+            raise ConfigError(
+                f"width {self.n_embd} is not {self.n_head} heads x head_dim {self.head_dim} (even)"
+            )
+        if self.n_head % self.n_kv_head:
+            divisors = [d for d in range(1, self.n_head + 1) if self.n_head % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - self.n_kv_head))
+            raise ConfigError(
+                f"{self.n_kv_head} key/value heads do not divide {self.n_head} heads; "
+                f"the nearest that does is {nearest}"
+            )
+        if self.vocab_size % 64:
+            raise ConfigError(
+                f"vocabulary {self.vocab_size} is no multiple of 64; "
+                f"the next is {-(-self.vocab_size // 64) * 64}"
+            )
+
+    @classmethod
+    def from_depth(
+        cls, depth: int, vocab_size: int, head_dim: int = 128, **overrides
+    ) -> "GPTConfig":
+        """Width 64 * depth, rounded up to a multiple of head_dim; heads = width / head_dim.
+
+        Example: GPTConfig.from_depth(20, vocab_size=65536) has n_embd 1280 and n_head 10.
+        """
+        if depth < 1:
+            raise ConfigError(f"depth {depth}: a model has at least 1 layer")
+        n_embd = -(-64 * depth // head_dim) * head_dim
+        shape = {
+            "n_layer": depth,
+            "n_embd": n_embd,
+            "n_head": n_embd // head_dim,
+            "head_dim": head_dim,
+        }
+        shape["n_kv_head"] = shape["n_head"]
+        return cls(**{**shape, "vocab_size": vocab_size, **overrides})
 
 
 def norm(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat import bpe
-from nanochat.bpe import SPLIT_PATTERN
+from nanochat.bpe import encoder as bpe
 from nanochat.bpe.fallback import refuse_ambiguous
-from nanochat.common import ConfigError, DataError, print0, write_atomic
-from nanochat.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
+from nanochat.bpe.pieces import SPLIT_PATTERN
+from nanochat.bpe.reference import token_bytes
+from nanochat.bpe.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
+from nanochat.common import ConfigError, DataError, print0
+from nanochat.files import write_atomic
 
 SPECIAL_TOKENS = (
     "<|bos|>",
@@ -112,7 +114,7 @@ class Tokenizer:
             refuse_ambiguous(split_pattern)
         room = vocab_size - len(SPECIAL_TOKENS)
         pairs = bpe.train(texts, room, split_pattern)
-        tokens = bpe.token_bytes(pairs)
+        tokens = token_bytes(pairs)
         merges = [(tokens[left], tokens[right]) for left, right in pairs]
         if unused := room - len(tokens):
             print0(f"tokenizer: {unused:,} of {vocab_size:,} ids stay unused")

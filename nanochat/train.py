@@ -45,7 +45,7 @@ class LoopState:
 
 
 @dataclass(frozen=True)
-class Event:
+class Periodic:
     """Runs between steps, on all ranks: after every `every`-th step and at the end (0: at the end
     alone; -1: never)."""
 

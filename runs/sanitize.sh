@@ -16,7 +16,7 @@ check() {
   shift
   echo "==> $name"
   "${compiler[@]}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer "$@" \
-    tests/bpe_sanitize.cpp -o "$folder/sanitize"
+    tests/bpe/bpe_sanitize.cpp -o "$folder/sanitize"
   "$folder/sanitize"
 }
 

@@ -13,24 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import (
-    base_dir,
-    compute_cleanup,
-    compute_init,
-    print0,
-    rank_and_world,
-    write_atomic,
-)
+from nanochat.common import compute_cleanup, compute_init, print0, rank_and_world
 from nanochat.configurator import cli
-from nanochat.core_bundle import find_bundle
-from nanochat.core_eval import evaluate_core
+from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
-from nanochat.dataset import open_source
 from nanochat.engine import Engine
-from nanochat.evals import measure_rows
-from nanochat.metrics import append_metrics
-from nanochat.report import remake
-from nanochat.transformers_model import TransformersEngine, load_transformers
+from nanochat.evaluation.core import evaluate_core
+from nanochat.evaluation.core_bundle import find_bundle
+from nanochat.evaluation.hf_baseline import TransformersEngine, load_transformers
+from nanochat.files import base_dir, write_atomic
+from nanochat.report.report import remake
+from nanochat.training.log import append_metrics
+from nanochat.training.validation import measure_rows
 
 PROMPTS = (
     "The capital of France is",

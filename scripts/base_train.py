@@ -9,23 +9,18 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 from dataclasses import dataclass, replace
 
 from nanochat.checkpoint_manager import load_model, stop_ids
-from nanochat.common import (
-    ConfigError,
-    base_dir,
-    choose_dtype,
-    compute_cleanup,
-    compute_init,
-    print0,
-)
+from nanochat.common import ConfigError, choose_dtype, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
+from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
-from nanochat.dataset import open_source
 from nanochat.engine import Engine
+from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.recipe import StageConfig
-from nanochat.stage import StageData, find_resume, run_stage
+from nanochat.report.report import remake
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Event
+from nanochat.train import Periodic
+from nanochat.training.config import StageConfig
+from nanochat.training.stage import StageData, find_resume, run_stage
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
 
@@ -119,8 +114,9 @@ def main(config: Config) -> None:
         num_steps=num_steps,
         resume_from=resume_from,
         meta=meta,
-        events=(Event(sample, config.sample_every),),
+        events=(Periodic(sample, config.sample_every),),
     )
+    remake(tag)
     compute_cleanup()
 
 

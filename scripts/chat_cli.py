@@ -14,14 +14,14 @@ from typing import Annotated
 
 import tyro
 
+from nanochat.chat.terminal import PlainShow, answer, converse, write_now
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init
 from nanochat.configurator import cli
+from nanochat.conversation import fit_turns
 from nanochat.engine import Engine, Request
-from nanochat.sampling import SamplingParams
-from nanochat.terminal import PlainShow, answer, converse, write_now
-from nanochat.tools import open_tool
-from nanochat.turns import fit_turns
+from nanochat.inference.sampling import SamplingParams
+from nanochat.tools.sandbox import open_tool
 
 
 @dataclass(frozen=True)

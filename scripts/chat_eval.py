@@ -18,16 +18,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nanochat import calculator
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import ConfigError, DataError, base_dir, compute_cleanup, compute_init, print0
+from nanochat.common import ConfigError, DataError, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.execution import Sandbox, python_tool
-from nanochat.metrics import append_metrics
-from nanochat.report import remake
-from nanochat.task_evals import Result, evaluate_task, figures, table
-from nanochat.transformers_model import TransformersEngine, load_transformers
+from nanochat.evaluation.hf_baseline import TransformersEngine, load_transformers
+from nanochat.evaluation.tasks import Result, evaluate_task, figures, table
+from nanochat.files import base_dir
+from nanochat.inference import calculator
+from nanochat.report.report import remake
+from nanochat.tools.sandbox import Sandbox, python_tool
+from nanochat.training.log import append_metrics
 from tasks.catalog import task_or_why_not
 from tasks.control import ControlledTool, counterfactual
 from tasks.task import GeneratedTask, Task

@@ -15,16 +15,16 @@ from typing import Annotated
 import tyro
 import uvicorn
 
-from nanochat.api_calls import Served
-from nanochat.api_schema import Limits
+from nanochat.chat.access import LOOPBACK, startup_banner
+from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.completions import AppState
+from nanochat.chat.schema import Limits
+from nanochat.chat.server import create_app
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.engine_thread import EngineThread
-from nanochat.gate import LOOPBACK, who_can_reach
-from nanochat.server import create_app
-from nanochat.tools import open_tool
+from nanochat.tools.sandbox import open_tool
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,14 @@ def main(config: Config) -> None:
     api_key = config.api_key or os.environ.get("NANOCHAT_API_KEY") or None
     hosts = LOOPBACK if config.host in LOOPBACK else None
     with open_tool(config.tool) as tool:
-        thread = EngineThread(Engine(model, tokenizer, tool), config.limits.in_flight)
-        served = Served(thread, name, config.limits, config.tool, log_messages=config.log_messages)
+        thread = AsyncEngine(Engine(model, tokenizer, tool), config.limits.in_flight)
+        served = AppState(
+            thread, name, config.limits, config.tool, log_messages=config.log_messages
+        )
         doors = {"api_key": api_key, "origins": config.allow_origin, "hosts": hosts}
         app = create_app(served, **doors)
         port = listening.getsockname()[1]
-        for line in who_can_reach(config.host, port, os.environ, api_key):
+        for line in startup_banner(config.host, port, os.environ, api_key):
             print0(line)
         serve(app, config, listening)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from nanochat.common import CheckpointError, DataError
 from nanochat.configurator import cli
-from nanochat.doctor import (
+from nanochat.publishing.doctor import (
     TEXT_CHARACTERS,
     Candidate,
     choose,
@@ -25,9 +25,15 @@ from nanochat.doctor import (
     load,
     open_tokenizer,
 )
-from nanochat.export_files import TOKENIZER
-from nanochat.published import Published, read_config, read_weights, recorded
-from nanochat.release import check_place, findings, noted, recorded_fingerprints, repair
+from nanochat.publishing.export_files import TOKENIZER
+from nanochat.publishing.import_model import ImportedModel, read_config, read_weights, recorded
+from nanochat.publishing.repair import (
+    check_place,
+    collect_error,
+    findings,
+    recorded_fingerprints,
+    repair,
+)
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,14 @@ def read_text(path: Path) -> str:
     return text
 
 
-def examine(config: Config) -> tuple[Published, set[str]]:
+def examine(config: Config) -> tuple[ImportedModel, set[str]]:
     """(the model, without the tokenizer that fits; fingerprints that its files record), and prints
     what is wrong with the folder. CheckpointError where there is nothing to score or repair."""
     folder, problems = config.folder, []
     settings, raw = read_config(folder)
-    read = noted(problems, read_weights, folder, settings, raw["tie_word_embeddings"])
+    read = collect_error(problems, read_weights, folder, settings, raw["tie_word_embeddings"])
     weights, dtype, _ = read or ({}, "", [])
-    run = noted(problems, recorded, folder, dtype)
+    run = collect_error(problems, recorded, folder, dtype)
     problems += findings(folder, settings, weights)
     problems = list(dict.fromkeys(problems))
     print(f"{folder}: {len(problems) or 'no'} finding(s) in its files")
@@ -103,8 +109,8 @@ def examine(config: Config) -> tuple[Published, set[str]]:
         raise CheckpointError(f"{folder}: its records are damaged (see above); mend or remove them")
     if run is None:
         run = {"step": 0}
-    named = noted([], recorded_fingerprints, folder) or {}
-    return Published(weights, settings, None, run["step"], run, dtype), set(named.values())
+    named = collect_error([], recorded_fingerprints, folder) or {}
+    return ImportedModel(weights, settings, None, run["step"], run, dtype), set(named.values())
 
 
 def main(config: Config) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat import manifest
+from nanochat.checkpoint import manifest
+from nanochat.checkpoint.hf_config import from_hf
 from nanochat.checkpoint_manager import CONFIG, checkpoint_of
-from nanochat.common import CheckpointError, write_atomic
+from nanochat.common import CheckpointError, require_package
 from nanochat.configurator import cli
-from nanochat.extras import need
-from nanochat.gpt import GPTConfig
+from nanochat.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Config:
 
 def main(config: Config) -> None:
     checkpoint = checkpoint_of(config.source, config.model_tag, config.step)
-    need("gguf")
+    require_package("gguf")
     if not config.unproved:
-        need(
+        require_package(
             "llama_cpp",
             "pip install llama-cpp-python (it compiles llama.cpp, some minutes), or pass "
             "--unproved to write a file that nothing has compared with the native model",
@@ -55,8 +55,8 @@ def main(config: Config) -> None:
 
 def write(config: Config, checkpoint: Path) -> None:
     """The file, its proof and its Modelfile, in config.output_dir."""
-    from nanochat.gguf import modelfile, write_gguf
-    from nanochat.gguf_parity import prove
+    from nanochat.publishing.gguf import modelfile, write_gguf
+    from nanochat.publishing.gguf_parity import prove
 
     output = config.output_dir / f"model-{config.type}.gguf"
     config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write(config: Config, checkpoint: Path) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     settings = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    text = modelfile(output.name, GPTConfig.from_hf(settings))
+    text = modelfile(output.name, from_hf(settings))
     write_atomic(config.output_dir / "Modelfile", text)
     print(f"{checkpoint} is written as {output}, {output.stat().st_size / 1e6:.1f} MB")
 

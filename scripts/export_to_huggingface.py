@@ -13,9 +13,9 @@ from pathlib import Path
 from nanochat.checkpoint_manager import checkpoint_of
 from nanochat.common import ConfigError
 from nanochat.configurator import cli
-from nanochat.huggingface import check_place, export, push
-from nanochat.parity import summary
-from nanochat.space import check_space, write_space
+from nanochat.publishing.export import check_place, export, push
+from nanochat.publishing.parity import summary
+from nanochat.publishing.space import check_space, write_space
 
 
 @dataclass(frozen=True)

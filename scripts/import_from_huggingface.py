@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from nanochat.configurator import cli
-from nanochat.published import make_checkpoint, read_published
-from nanochat.release import id_findings
-from nanochat.upstream import is_upstream
+from nanochat.publishing.import_model import make_checkpoint, read_published
+from nanochat.publishing.karpathy_checkpoint import is_upstream
+from nanochat.publishing.repair import id_findings
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
-from nanochat.recipe import StageConfig
-from nanochat.stage import StageData, find_resume, run_stage
+from nanochat.report.report import remake
+from nanochat.training.config import StageConfig
+from nanochat.training.stage import StageData, find_resume, run_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -71,6 +72,7 @@ def main(config: Config) -> None:
         meta=meta,
         parent=parent["path"],
     )
+    remake(tag)
     compute_cleanup()
 
 

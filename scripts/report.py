@@ -10,8 +10,8 @@ other assumptions that were given here last.
 from dataclasses import dataclass
 
 from nanochat.configurator import cli
-from nanochat.formulas import Assumptions
-from nanochat.report import CARD, print_tables, write_report
+from nanochat.report.formulas import Assumptions
+from nanochat.report.report import CARD, print_tables, write_report
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat.configurator import cli
-from nanochat.figure_words import memory
-from nanochat.formulas import cost
-from nanochat.report import print_tables
-from nanochat.run_figures import Stage
-from nanochat.run_records import lineage, newest_checkpoint
+from nanochat.report.figures import format_memory
+from nanochat.report.formulas import cost
+from nanochat.report.report import print_tables
+from nanochat.report.run import StageRecord
+from nanochat.report.run_records import lineage, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,16 @@ class Config:
     """Price of the machine, for the estimate."""
 
 
-def estimate(stages: list[Stage], price_per_hour: float | None, console: Console) -> None:
+def estimate(stages: list[StageRecord], price_per_hour: float | None, console: Console) -> None:
     """Memory, hours and price of the whole run, from each stage's last, compiled, step."""
     table, hours = Table("stage", "steps planned", "s/step", "hours", "peak memory"), 0.0
     for stage in stages:
         seconds, planned = stage.steps[-1]["dt"], stage.run["planned_steps"] or 0
         hours += planned * seconds / 3600
-        used, took = memory(stage.run["peak_memory_bytes"]), f"{planned * seconds / 3600:.2f}"
+        used, took = (
+            format_memory(stage.run["peak_memory_bytes"]),
+            f"{planned * seconds / 3600:.2f}",
+        )
         table.add_row(stage.name, f"{planned:,}", f"{seconds:.2f}", took, used)
     console.print(table)
     price = ""

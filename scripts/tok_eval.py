@@ -17,9 +17,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.common import base_dir, print0, write_atomic
+from nanochat.common import print0
 from nanochat.configurator import cli
-from nanochat.report_results import TOKENIZER_RECORD, tokenizer_table
+from nanochat.files import base_dir, write_atomic
+from nanochat.report.results import TOKENIZER_RECORD, tokenizer_table
 from nanochat.tokenizer import Tokenizer
 
 OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanochat.bpe import as_bytes
-from nanochat.common import ConfigError, base_dir, print0, write_atomic
+from nanochat.bpe.pieces import as_bytes
+from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
-from nanochat.dataset import Shard, open_source
+from nanochat.data.sources import Shard, open_source
+from nanochat.files import base_dir, write_atomic
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
 
 RECORD = "training.json"  # beside tokenizer.json: the settings and the data that gave it

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.dataset import read_rows
+from nanochat.data.sources import read_rows
 from tasks.source import data_file
 from tasks.task import ChoiceTask, check_split, choice_exchange, in_range
 

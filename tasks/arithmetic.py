@@ -8,7 +8,7 @@ seen together.
 import random
 import re
 
-from nanochat.calculator import calculate
+from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
 
 # How a user may write each operator between two numbers; drawn with equal weight.

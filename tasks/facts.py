@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, print0
-from nanochat.dataset import read_rows
-from nanochat.packaged import factbook, wiki_leads
+from nanochat.data.offline_corpus import factbook, wiki_leads
+from nanochat.data.sources import read_rows
 from tasks.task import Task, check_split, exchange, in_range, plain, says
 
 WORDINGS_FILE = Path(__file__).with_name("facts.jsonl")  # {"kind", "prompts", "held_out"}

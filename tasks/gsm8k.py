@@ -8,9 +8,9 @@ import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from nanochat.calculator import CalculatorError, calculate
 from nanochat.common import DataError
-from nanochat.dataset import read_rows
+from nanochat.data.sources import read_rows
+from nanochat.inference.calculator import CalculatorError, calculate
 from tasks.source import data_file
 from tasks.task import Task, check_split, exchange, final_text, in_range
 

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, print0, rank_and_world
-from nanochat.dataset import read_rows
-from nanochat.packaged import human_eval
+from nanochat.data.offline_corpus import human_eval
+from nanochat.data.sources import read_rows
 from tasks.source import data_file
 from tasks.task import Task, check_split, exchange, final_text, in_range
 
@@ -26,8 +26,8 @@ class HumanEval(Task):
     """164 problems, split test only; `source` is as in data_file, or "human-eval": the package.
 
     Without a source the package is read where it is installed, else the hub's openai_humaneval.
-    `sandbox` runs the programs, see nanochat/execution.py: of it .run_many(programs, workers) is
-    used, and of what that returns .passed, .status, .error. A right completion, for example:
+    `sandbox` runs the programs, see nanochat/tools/sandbox.py: of it .run_many(programs, workers)
+    is used, and of what that returns .passed, .status, .error. A right completion, for example:
 
     "```python\\ndef add(a, b):\\n    return a + b\\n```"
     """
@@ -73,7 +73,7 @@ class HumanEval(Task):
         if self.sandbox is None:
             raise ConfigError(
                 "humaneval runs programs that a model wrote: give HumanEval(sandbox=...) a "
-                "nanochat.execution.Sandbox"
+                "nanochat.tools.sandbox.Sandbox"
             )
         pairs = list(zip(conversations, completions, strict=True))
         programs = [program(c, self.extract(completion)) for c, completion in pairs]

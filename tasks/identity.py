@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.dataset import read_rows
+from nanochat.data.sources import read_rows
 from tasks.task import GeneratedTask, exchange, plain, says
 
 DEFAULT_FILE = Path(__file__).with_name("identity.jsonl")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat.common import DataError, print0
 from nanochat.conversation import validate
-from nanochat.dataset import hub_file, hub_files, read_rows
+from nanochat.data.sources import hub_file, hub_files, read_rows
 from tasks.task import Task, check_split, in_range
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")

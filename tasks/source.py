@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.dataset import hub_file
+from nanochat.data.sources import hub_file
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 

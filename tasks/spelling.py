@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pydoc_data.topics import topics
 
-from nanochat.calculator import calculate
 from nanochat.common import ConfigError, DataError, print0
-from nanochat.packaged import wiki_leads
+from nanochat.data.offline_corpus import wiki_leads
+from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
 
 SPELL_WORDINGS = (

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
-from nanochat.mirror import git_object_id
+from nanochat.checkpoint.mirror import git_object_id
 
 
 class Hub(BaseHTTPRequestHandler):

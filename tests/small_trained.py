@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from tiny_checkpoint import save
 
 from nanochat.conversation import render
-from nanochat.doctor import QUESTIONS, default_text
+from nanochat.data.offline_corpus import python_topics
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.packaged import python_topics
-from nanochat.parity_texts import conversation
+from nanochat.publishing.doctor import QUESTIONS, default_text
+from nanochat.publishing.parity_texts import conversation
 from nanochat.tokenizer import Tokenizer
 
 CHARACTERS = 60_000

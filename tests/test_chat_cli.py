@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+from chain_model import chain_model, chain_tokenizer
+from tiny_checkpoint import save
 
 from nanochat.common import ConfigError
 from scripts import chat_cli
-from tests.chain_model import chain_model, chain_tokenizer
-from tests.tiny_checkpoint import save
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "scripts.chat_cli"]

@@ -7,9 +7,9 @@ import sys
 import pytest
 from tiny_checkpoint import save, tiny_model
 
-from nanochat import execution
 from nanochat.common import ConfigError, DataError, NanochatError
-from nanochat.metrics import read_metrics
+from nanochat.tools import sandbox
+from nanochat.training.log import read_metrics
 from scripts import chat_eval
 from scripts.chat_eval import Config, main
 from tasks.catalog import task_or_why_not
@@ -114,7 +114,7 @@ def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeyp
 
     def none_here(**settings):
         asked.append(settings)
-        raise execution.ExecutionUnavailable("no tier on this machine")
+        raise sandbox.ExecutionUnavailable("no tier on this machine")
 
     monkeypatch.setattr(chat_eval, "Sandbox", none_here)
     run(f"arc-easy@{data / 'arc'}|mmlu@{data / 'gsm8k'}|humaneval@{data / 'humaneval'}")
@@ -132,9 +132,9 @@ def test_what_cannot_be_run_says_why_and_stops_nothing(checkpoint, data, monkeyp
 
 def test_chatcore_of_all_five_with_programs_in_the_sandbox(checkpoint, data, capsys):
     try:
-        with execution.Sandbox():
+        with sandbox.Sandbox():
             pass
-    except execution.ExecutionUnavailable as error:
+    except sandbox.ExecutionUnavailable as error:
         pytest.skip(f"needs a sandbox: {error}")
     run(five_tasks(data))
     record = read_metrics(checkpoint)[-1]
@@ -148,9 +148,9 @@ def test_chatcore_of_all_five_with_programs_in_the_sandbox(checkpoint, data, cap
 
 def test_python_as_the_tool_runs_in_the_sandbox(checkpoint, data):
     try:
-        with execution.Sandbox():
+        with sandbox.Sandbox():
             pass
-    except execution.ExecutionUnavailable as error:
+    except sandbox.ExecutionUnavailable as error:
         pytest.skip(f"needs a sandbox: {error}")
     run(f"gsm8k@{data / 'gsm8k'}", tool="python")
     assert read_metrics(checkpoint)[-1]["examples/gsm8k"] == 2

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from chain_model import chain_model, chain_tokenizer
+from tiny_checkpoint import save
 
 from nanochat.common import ConfigError
 from nanochat.configurator import parse
 from scripts.chat_web import Config, listen, main
-from tests.chain_model import chain_model, chain_tokenizer
-from tests.tiny_checkpoint import save
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,15 +11,11 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
 from nanochat.adamw import AdamW
-from nanochat.checkpoint_manager import (
-    load_checkpoint,
-    load_model,
-    load_training_state,
-)
+from nanochat.checkpoint.manifest import write_manifest
+from nanochat.checkpoint.rng import restore_rng
+from nanochat.checkpoint_manager import load_checkpoint, load_model, load_training_state
 from nanochat.common import CheckpointError, ConfigError
 from nanochat.gpt import GPT
-from nanochat.manifest import write_manifest
-from nanochat.run_state import restore_rng
 
 CPU = torch.device("cpu")
 FILES = [

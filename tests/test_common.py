@@ -1,7 +1,6 @@
 """common.py: atomic writes, dtype and device choice, speed measurement, progress lines."""
 
 import itertools
-import math
 import os
 import stat
 
@@ -14,16 +13,14 @@ from nanochat.common import (
     ConfigError,
     DataError,
     NanochatError,
-    base_dir,
     choose_dtype,
-    measure_peak_flops,
-    peak_flops,
     pick_device_type,
     print0,
     progress,
     rank_and_world,
-    write_atomic,
+    require_package,
 )
+from nanochat.files import base_dir, write_atomic
 
 CPU = torch.device("cpu")
 
@@ -96,18 +93,6 @@ def test_device_type_is_checked():
             pick_device_type("cuda")
 
 
-def test_measured_speed_is_a_plausible_number():
-    flops = measure_peak_flops(CPU, torch.float32, size=128, repeats=2)
-    assert math.isfinite(flops) and 1e6 < flops < 1e16
-
-
-def test_peak_of_a_cpu_is_measured_and_says_so(monkeypatch):
-    monkeypatch.setattr(common, "measure_peak_flops", lambda device, dtype: 123.0)
-    flops, source = peak_flops(CPU, torch.bfloat16)
-    assert flops == 123.0
-    assert "measured" in source
-
-
 def test_one_process_is_rank_0_of_1(capsys):
     assert rank_and_world() == (0, 1)
     print0("hello")
@@ -131,3 +116,11 @@ def test_progress_without_a_total(monkeypatch, capsys):
     with progress("Reading", None) as advance:
         advance()
     assert capsys.readouterr().out.splitlines()[0] == "Reading: 1"
+
+
+def test_a_missing_package_is_told_with_the_remedy():
+    require_package("json")
+    with pytest.raises(ConfigError, match=r"no_such_module.*pip install .*\[export\]"):
+        require_package("no_such_module")
+    with pytest.raises(ConfigError, match="build it yourself"):
+        require_package("no_such_module", "build it yourself")

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from nanochat.calculator import evaluate
 from nanochat.engine import Engine
+from nanochat.evaluation.tasks import evaluate_task
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.task_evals import evaluate_task
+from nanochat.inference.calculator import evaluate
 from nanochat.tokenizer import Tokenizer
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic

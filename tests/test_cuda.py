@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from tiny_checkpoint import tiny_model, tiny_tokenizer
 
 from nanochat.adamw import AdamW, adamw_update
-from nanochat.common import attention_backends
 from nanochat.dataloader import Batch
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import attention_backends
 from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
 from nanochat.muon import Muon, muon_update
-from nanochat.recipe import StageConfig, build_optimizers, make_schedule
-from nanochat.train import Event, LoopState, train
-from tests.tiny_checkpoint import tiny_model, tiny_tokenizer
+from nanochat.train import LoopState, Periodic, train
+from nanochat.training.config import StageConfig, build_optimizers, make_schedule
 
 pytestmark = [
     pytest.mark.cuda,
@@ -104,7 +104,7 @@ def test_no_step_waits_for_the_device():
             accum_steps=2,
             state=state,
             log=lambda state, metrics: losses.append(metrics["loss"]),
-            events=(Event(watch, 1),),
+            events=(Periodic(watch, 1),),
         )
     assert losses[-1] < losses[0] - 0.5 and state.seconds > 0
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.common import ConfigError, DataError
+from nanochat.data.token_shards import TokenShard, TokenShards
 from nanochat.dataloader import PackedRows, PaddedRows, batches, tokenize_conversations
-from nanochat.token_shards import TokenShard, TokenShards
 from nanochat.tokenizer import Tokenizer
 
 BOS = 9000

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
-from nanochat.decode_graph import DecodeGraphs
-from nanochat.engine import Engine, Event, Request, SamplingParams
+from nanochat.engine import Engine, Request, SamplingParams, TokenOutput
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0)
@@ -45,16 +45,16 @@ def saying(text: bytes, **also: float) -> GPT:
     return model
 
 
-def run(engine: Engine, *requests: Request) -> list[list[Event]]:
+def run(engine: Engine, *requests: Request) -> list[list[TokenOutput]]:
     """All events of each request."""
-    events: dict[int, list[Event]] = {engine.add(request): [] for request in requests}
+    events: dict[int, list[TokenOutput]] = {engine.add(request): [] for request in requests}
     while engine.has_work:
         for event in engine.step():
             events[event.id].append(event)
     return list(events.values())
 
 
-def tokens(events: list[Event]) -> list[int]:
+def tokens(events: list[TokenOutput]) -> list[int]:
     return [event.token for event in events if event.token is not None]
 
 
@@ -381,7 +381,7 @@ def test_a_slow_tool_stalls_nobody_else(tokenizer):
     engine = Engine(model, tokenizer, slow)
     caller = engine.add(Request(prompt, 30, GREEDY))
     other = engine.add(Request([200], 50, GREEDY, stop=()))
-    got: dict[int, list[Event]] = {caller: [], other: []}
+    got: dict[int, list[TokenOutput]] = {caller: [], other: []}
     while len(got[other]) < 20:
         for event in engine.step():
             got[event.id].append(event)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.common import CheckpointError, ConfigError
 from nanochat.gpt import GPT, GPTConfig, draw, soft_cap
 
@@ -173,7 +174,7 @@ def test_bfloat16_compute_is_close_and_leaves_float32_weights_and_logits():
 
 def transformers_twin(model: GPT):
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
-    settings = {k: v for k, v in model.config.to_hf().items() if k != "architectures"}
+    settings = {k: v for k, v in to_hf(model.config).items() if k != "architectures"}
     twin = transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**settings))
     return twin.eval()
 
@@ -195,14 +196,14 @@ def test_transformers_has_the_same_names_and_computes_the_same(overrides):
 )
 def test_config_survives_the_hugging_face_form(overrides):
     config = tiny(**overrides)
-    assert GPTConfig.from_hf(config.to_hf()) == config
+    assert from_hf(to_hf(config)) == config
 
 
 def test_a_config_of_another_function_is_refused_by_name():
     with pytest.raises(ConfigError, match="hidden_act = 'gelu'"):
-        GPTConfig.from_hf({**TINY.to_hf(), "hidden_act": "gelu"})
+        from_hf({**to_hf(TINY), "hidden_act": "gelu"})
     with pytest.raises(ConfigError, match="model_type = 'llama'"):
-        GPTConfig.from_hf({**TINY.to_hf(), "model_type": "llama"})
+        from_hf({**to_hf(TINY), "model_type": "llama"})
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_config_of_another_function_is_refused_by_name():
 )
 def test_a_config_with_numbers_that_are_none_is_refused(name, value):
     with pytest.raises(CheckpointError, match=f"config.json has {name} = "):
-        GPTConfig.from_hf({**TINY.to_hf(), name: value})
+        from_hf({**to_hf(TINY), name: value})
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from nanochat import execution
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import validate
+from nanochat.tools.execution_result import ExecutionUnavailable
+from nanochat.tools.sandbox import Sandbox
 from tasks.catalog import make_task
 from tasks.humaneval import PACKAGE, HumanEval, imports_of, program
 from tasks.task import gold_completion
@@ -44,7 +45,7 @@ ROW = {
 
 
 @dataclass
-class Verdict:
+class ExecutionResult:
     passed: bool
     status: str
     error: str
@@ -60,7 +61,7 @@ class Interpreter:
             for text in programs
         ]
         return [
-            Verdict(d.returncode == 0, "failed" if d.returncode else "passed", d.stderr)
+            ExecutionResult(d.returncode == 0, "failed" if d.returncode else "passed", d.stderr)
             for d in done
         ]
 
@@ -71,12 +72,12 @@ def runner(request):
         yield Interpreter()
         return
     try:
-        sandbox = execution.Sandbox()
-        sandbox.__enter__()
-    except execution.ExecutionUnavailable as error:
+        opened = Sandbox()
+        opened.__enter__()
+    except ExecutionUnavailable as error:
         pytest.skip(f"needs a sandbox: {error}")
-    with sandbox:
-        yield sandbox
+    with opened:
+        yield opened
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_the_hub_is_asked_where_the_package_is_not_installed(monkeypatch, capsys
     def missing(package, pattern):
         raise DataError(f"package {package} is not installed.")
 
-    monkeypatch.setattr("nanochat.packaged.files", missing)
+    monkeypatch.setattr("nanochat.data.offline_corpus.files", missing)
     monkeypatch.setattr("tasks.source.hub_file", lambda repo, name: pytest.fail(f"{repo} {name}"))
     with pytest.raises(DataError, match="is not installed"):
         HumanEval(PACKAGE)

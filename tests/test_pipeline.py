@@ -244,7 +244,7 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
     transformers = pytest.importorskip("transformers")
     from nanochat.checkpoint_manager import load_model
     from nanochat.conversation import render_for_completion
-    from nanochat.huggingface import export
+    from nanochat.publishing.export import export
 
     folder = last_step(trained, "sft", "tiny")
     export(folder, tmp_path / "hf_model", "float32")

@@ -13,9 +13,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.bpe.tokenizer_json import byte_alphabet
 from nanochat.common import ConfigError, DataError
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
-from nanochat.tokenizer_json import byte_alphabet
 
 LANGUAGES = "Straße naïve façade Привет мир, как дела? 你好世界 今日は 오늘은 नमस्ते مرحبا "
 LANGUAGES += "🙂🙃 \U0001f469\u200d\U0001f467 e\u0301 "

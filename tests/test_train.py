@@ -13,8 +13,8 @@ import torch
 
 from nanochat.dataloader import Batch
 from nanochat.loss import make_loss_fn
-from nanochat.recipe import StageConfig, build_optimizers, make_schedule
-from nanochat.train import DivergedError, Event, LoopState, horizon_from_clock, train, trapezoid
+from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train, trapezoid
+from nanochat.training.config import StageConfig, build_optimizers, make_schedule
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
@@ -71,9 +71,9 @@ def test_the_loss_starts_at_ln_v_and_falls(tiny_model, tiny_batch):
 def test_events_run_when_due(tiny_model, tiny_batch):
     seen = {"every 2": [], "end": [], "never": []}
     events = [
-        Event(lambda s: seen["every 2"].append(s.step), 2),
-        Event(lambda s: seen["end"].append(s.step), 0),
-        Event(lambda s: seen["never"].append(s.step), -1),
+        Periodic(lambda s: seen["every 2"].append(s.step), 2),
+        Periodic(lambda s: seen["end"].append(s.step), 0),
+        Periodic(lambda s: seen["never"].append(s.step), -1),
     ]
     run(tiny_model(), [tiny_batch()], num_steps=5, events=events)
     assert seen == {"every 2": [2, 4, 5], "end": [5], "never": []}
@@ -93,7 +93,7 @@ def test_nan_stops_before_anything_is_saved(tiny_model, tiny_batch):
         if state.step == 3:
             model.lm_head.weight.data[0, 0] = float("nan")
 
-    events = [Event(lambda s: saved.append(s.step), 1), Event(poison, 1)]
+    events = [Periodic(lambda s: saved.append(s.step), 1), Periodic(poison, 1)]
     with pytest.raises(DivergedError, match="step 4: loss is nan"):
         run(model, [tiny_batch()], num_steps=9, events=events)
     assert saved == [1, 2, 3]
@@ -107,7 +107,7 @@ def test_a_rising_loss_stops(tiny_model, tiny_batch):
             model.lm_head.weight.data.mul_(-30)
 
     with pytest.raises(DivergedError, match="the loss rose from"):
-        run(model, [tiny_batch()], num_steps=60, events=[Event(spoil, 1)])
+        run(model, [tiny_batch()], num_steps=60, events=[Periodic(spoil, 1)])
 
 
 def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_batch):
@@ -124,7 +124,7 @@ def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_bat
 def test_seconds_become_steps():
     durations = [1.0, 7.0, 1.0, 1.0]  # the median step takes 1 s
     assert horizon_from_clock(durations, seconds=100, spent=40, step=7) == 67
-    assert horizon_from_clock(marks, seconds=10, spent=40, step=7) == 8  # over time: one more
+    assert horizon_from_clock(durations, seconds=10, spent=40, step=7) == 8  # over time: one more
 
 
 def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):

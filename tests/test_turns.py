@@ -1,10 +1,10 @@
 """Conversations made to fit: which turns go, counted by hand."""
 
 import pytest
+from chain_model import chain_tokenizer
 
 from nanochat.common import ConfigError
-from nanochat.turns import fit_turns, prompt_ids
-from tests.chain_model import chain_tokenizer
+from nanochat.conversation import fit_turns, prompt_ids
 
 TOKENIZER = chain_tokenizer()  # a token for every character
 

@@ -6,11 +6,11 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from nanochat.bpe.buffers import Texts, each_text
 from nanochat.bpe.pieces import Splitter, as_bytes
 from nanochat.bpe.reference import Pair, encode_piece, token_bytes
+from nanochat.bpe.text_buffers import Texts, each_text
+from nanochat.bpe.tokenizer_json import byte_alphabet
 from nanochat.common import ConfigError
-from nanochat.tokenizer_json import byte_alphabet
 
 TEXTS_AT_ONCE = 1000
 SLOW_PIECE = 256  # bytes

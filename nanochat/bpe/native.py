@@ -4,22 +4,34 @@ Every call leaves Python's lock, so that threads of the core and of Python run b
 """
 
 import ctypes
+import os
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import c_char_p, c_int, c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from nanochat.bpe.buffers import Buffers, Texts, batches, each_text, of_texts
 from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes
 from nanochat.bpe.reference import Pair
-from nanochat.common import progress
+from nanochat.bpe.text_buffers import Buffers, Texts, batches, each_text, of_texts
+from nanochat.common import ConfigError, print0, progress
+from nanochat.cpp import Source, cpp_compiler, load
 
 MERGES_AT_ONCE = 500  # between two steps of the progress bar
 LONG = 1_000_000  # characters of a text that is cut into portions
+SOURCE = Source(
+    "bpe",
+    tuple(Path(__file__).with_name(n) for n in ("core.cpp", "scanner.h", "unicode_ranges.h")),
+    ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+)
+INSTEAD = (
+    "the Python reference is used: training then takes about 1.5 s a megabyte and encoding 0.4 s, "
+    "a hundred times as long"
+)
 WORDS_AT_ONCE = 1_000_000  # different words that Python counts before the core takes them over
 
 # What each function of the core takes and returns.
@@ -73,9 +85,24 @@ class Owned:
         weakref.finalize(self, free, address).atexit = False
 
 
+def core() -> Core | None:
+    """core.cpp, or None where Python has to do: then one line has said why.
+
+    NANOCHAT_BPE=python forces that. Raises ConfigError for another value of the variable.
+    """
+    wanted = os.environ.get("NANOCHAT_BPE", "")
+    if wanted not in ("", "python"):
+        raise ConfigError(f"NANOCHAT_BPE={wanted!r} is unknown; choose python, or leave it unset")
+    return _core(wanted, cpp_compiler())
+
+
 @cache
-def core(library: ctypes.CDLL | None) -> Core | None:
-    """The library's functions, set up once; None where there is no library."""
+def _core(wanted: str, compiler: str | None) -> Core | None:
+    """core(), once a process: so a line is printed once."""
+    if wanted == "python":
+        print0(f"bpe: NANOCHAT_BPE=python, so {INSTEAD}")
+        return None
+    library = load(SOURCE, compiler, INSTEAD)
     return Core(library) if library else None
 
 

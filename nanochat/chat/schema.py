@@ -1,0 +1,158 @@
+"""What clients may send: OpenAI's requests, some extensions, and the limits of both.
+
+Fields that are not named here are ignored; those that would change the answer and cannot be
+obeyed are refused.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from nanochat.inference.sampling import SamplingParams
+
+StopString = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What keeps a server up whatever it is sent, and how it answers calls that do not say."""
+
+    body_bytes: int = 1 << 20
+    """Longest body of a request."""
+    messages: int = 512
+    """Most messages of a conversation."""
+    samples: int = 16
+    """Most answers to one call."""
+    max_tokens: int = 1024
+    """Longest answer."""
+    in_flight: int = 256
+    """Most answers that may run and wait; who asks for more is told when to come back."""
+    seconds: float = 300.0
+    """Longest time for one call, waiting included."""
+    temperature: float = 0.6
+    """How freely words are chosen, where the call does not say."""
+    top_k: int | None = 50
+    """Choose among this many likeliest tokens, where the call does not say."""
+
+
+class Part(BaseModel):
+    """A piece of a message's content. Of an assistant's message, a tool call (`python`) and its
+    result (`python_output`) are pieces too."""
+
+    type: Literal["text", "python", "python_output"]
+    text: str
+
+
+class Function(BaseModel):
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCall(BaseModel):
+    id: str = ""
+    function: Function = Function()
+
+
+class Extension(BaseModel):
+    parts: list[Part] | None = None
+
+
+class Message(BaseModel):
+    """One message. `nanochat.parts`, as answers carry it, says in which order an assistant's text
+    and tool calls came; it counts where its text is the content's."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    nanochat: Extension | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Sampling(BaseModel):
+    """What chat and plain completions have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1, le=2**31, description="At most the server's limit.")
+    n: int | None = Field(None, ge=1, le=128, description="Answers to make.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="None: another every time.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0: the likeliest token.")
+    top_p: FiniteFloat | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31, description="Extension; 0 or -1: all tokens.")
+    min_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Extension.")
+    repetition_penalty: FiniteFloat | None = Field(None, gt=0, le=10, description="Extension.")
+
+    @model_validator(mode="after")
+    def check_supported(self):
+        """Raises ValueError for a field that asks for what is not there."""
+        asked: dict[str, Any] = self.model_extra or {}
+        for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
+            if asked.get(name):
+                hint = "; repetition_penalty is" if name.endswith("penalty") else ""
+                raise ValueError(f"{name} is not supported{hint}")
+        if asked.get("best_of") not in (None, 1, self.n or 1):
+            raise ValueError("best_of is not supported; n is")
+        wanted = asked.get("response_format")
+        if isinstance(wanted, dict) and wanted.get("type", "text") != "text":
+            raise ValueError("response_format is not supported, but for type text")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def params(self, limits: Limits) -> SamplingParams:
+        """How tokens are drawn; what the client left open is the server's choice."""
+        top_k = limits.top_k if self.top_k is None else self.top_k
+        return SamplingParams(
+            temperature=limits.temperature if self.temperature is None else self.temperature,
+            top_k=top_k if top_k and top_k > 0 else None,
+            top_p=self.top_p,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            min_p=self.min_p or None,
+            repetition_penalty=self.repetition_penalty or 1.0,
+        )
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What comes instead of an answer."""
+
+    error: Problem
+
+
+class ChatRequest(Sampling):
+    """Of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tool_choice: Any = Field(None, description='"none" keeps the model from using its tool.')
+    truncation: Literal["auto", "disabled"] = Field(
+        "auto",
+        description="Extension: auto leaves out the oldest turns of what is longer than the "
+        "context, and says so in `nanochat.forgotten_turns`; disabled refuses it.",
+    )
+
+
+class CompletionRequest(Sampling):
+    """Of `POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    logprobs: int | None = Field(None, ge=0, le=20)

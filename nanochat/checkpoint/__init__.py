@@ -1,0 +1,1 @@
+"""What a checkpoint folder of ours holds. checkpoint_manager.py is its face."""

@@ -1,0 +1,291 @@
+"""Text, tokenized once: flat ids with document offsets, in mapped files or in memory.
+
+A folder under $NANOCHAT_BASE_DIR/tokens is named after the source, the tokenizer's fingerprint and
+the data's. A shard there is NAME.uint16 (or .uint32: the ids), NAME.offsets.npy (written last: what
+has one is complete) and one plan for each row length, NAME.plan512.npy. Documents are stored
+without <|bos|>.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import io
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from nanochat.bpe.native import ahead, portions
+from nanochat.common import DataError, barrier, rank_and_world
+from nanochat.conversation import render_batch, validate
+from nanochat.data.packing import plan_rows
+from nanochat.data.sources import Shard, Source
+from nanochat.files import base_dir, write_atomic
+from nanochat.tokenizer import Tokenizer
+
+CHUNK_CHARS = 4_000_000  # text in memory while it is tokenized
+CHUNK_CONVERSATIONS = 2_000
+DOWNLOADS_AT_ONCE = 4
+SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]].
+
+    mask, if there is one, is 1 at tokens that loss is taken on. path is the shard's file name
+    without suffix.
+    """
+
+    name: str
+    tokens: np.ndarray
+    offsets: np.ndarray
+    mask: np.ndarray | None = None
+    path: Path | None = None
+    _plans: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def plan(self, row_tokens: int) -> np.ndarray:
+        """plan_rows() of this shard; made once: kept on disk, or in memory as the shard is."""
+        if self.path is None:
+            if row_tokens not in self._plans:
+                self._plans[row_tokens] = plan_rows(self.offsets, row_tokens)
+            return self._plans[row_tokens]
+        path = self.path.with_name(f"{self.path.name}.plan{row_tokens}.npy")
+        if not path.exists():
+            _write_array(path, plan_rows(self.offsets, row_tokens))
+        return _read_array(path)
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """The shards of one source and split; turn_end: the id after an assistant's turn, in chats."""
+
+    name: str
+    shards: list[TokenShard]
+    bos: int
+    turn_end: int | None = None
+
+    @property
+    def num_documents(self) -> int:
+        return sum(len(shard.offsets) - 1 for shard in self.shards)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, <|bos|> not counted."""
+        return sum(int(shard.offsets[-1]) for shard in self.shards)
+
+
+# ---------------------------------------------------------------- conversations, in memory
+
+
+def tokenize_conversations(
+    conversations: Iterable[dict],
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    num_threads: int | None = None,
+) -> TokenShards:
+    """Renders conversations into one shard in memory, with the loss mask of fine-tuning.
+
+    Raises DataError, naming `name` and the conversation's number, for one that is malformed.
+    """
+    ids, masks, lengths, seen = [], [], [], 0
+    remaining = iter(conversations)
+    while chunk := list(islice(remaining, CHUNK_CONVERSATIONS)):
+        for i, conversation in enumerate(chunk, start=seen + 1):
+            validate(conversation, f"{name}, conversation {i}")
+        seen += len(chunk)
+        chunk_ids, offsets, mask = render_batch(chunk, tokenizer, num_threads)
+        keep = np.ones(len(chunk_ids), dtype=bool)
+        keep[offsets[:-1]] = False  # <|bos|>: rows put it back
+        ids.append(chunk_ids[keep])
+        masks.append(mask[keep])
+        lengths.append(np.diff(offsets) - 1)
+    if not seen:
+        raise DataError(f"{name}: found no conversation, expected at least one")
+    shard = TokenShard(name, np.concatenate(ids), _offsets(lengths), np.concatenate(masks))
+    return TokenShards(name, [shard], tokenizer.bos, tokenizer.special("<|assistant_end|>"))
+
+
+# ---------------------------------------------------------------- text, on disk
+
+
+def tokenize_source(
+    source: Source,
+    tokenizer: Tokenizer,
+    split: str,
+    *,
+    folder: Path | None = None,
+    num_threads: int | None = None,
+) -> TokenShards:
+    """Tokenizes the shards of a source that are not yet on disk, one by one, and opens them all.
+
+    Needs little memory whatever the source's size; a killed run continues at the first shard that
+    is missing. Under torchrun rank 0 does the work and the others wait (on several machines without
+    a common disk: one on each).
+    """
+    shards = source.shards(split)
+    if not shards:
+        raise DataError(
+            f"{source.name}: found no {split} shard, expected at least one file of text"
+        )
+    folder = Path(folder or base_dir() / "tokens")
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")
+    folder = folder / f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    paths = [folder / f"{split}-{quote(shard.name, safe='')}" for shard in shards]
+    rank, _ = rank_and_world()
+    # subtle: no rank waits for tokenizing at a barrier, which would time out; they wait for the
+    # lock, which rank 0 has taken by the time they pass this barrier.
+    if rank > 0:
+        barrier()
+    with _locked(folder):
+        if rank == 0:
+            barrier()
+        missing = [
+            (shard, path)
+            for shard, path in zip(shards, paths, strict=True)
+            if not _offsets_file(path).exists()
+        ]
+        if missing:
+            label = f"tokenizing {source.name} ({split})"
+            _tokenize_shards(missing, len(shards), tokenizer, num_threads, label)
+            for what in sorted(source.counts.keys() - {"documents"}):
+                print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
+    barrier()  # subtle: else rank 0 could take the next call's lock before the others had this one
+    opened = [_open(path, _dtype(tokenizer)) for path in paths]
+    return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
+
+
+def _tokenize_shards(
+    missing: list[tuple[Shard, Path]],
+    num_shards: int,
+    tokenizer: Tokenizer,
+    num_threads: int | None,
+    label: str,
+) -> None:
+    """Tokenizes shards while the next are downloaded; prints how far and how fast."""
+    done, documents, empty, tokens = num_shards - len(missing), 0, 0, 0
+    start = last = time.monotonic()
+    pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
+    try:
+        arrivals = [pool.submit(shard.fetch) for shard, _ in missing]
+        for (shard, path), arrival in zip(missing, arrivals, strict=True):
+            arrival.result()
+            for offsets in _tokenize_shard(shard, path, tokenizer, num_threads):
+                documents += len(offsets) - 1
+                empty += int((np.diff(offsets) == 0).sum())
+                tokens += int(offsets[-1])
+                if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                    last = time.monotonic()
+                    speed = tokens / (last - start)
+                    print(
+                        f"{label}: {done / num_shards:.0%} of {num_shards} shards, "
+                        f"{documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s",
+                        flush=True,
+                    )
+            done += 1
+    finally:
+        pool.shutdown(cancel_futures=True)
+    speed = tokens / max(time.monotonic() - start, 1e-9)
+    print(
+        f"{label}: {documents:,} documents in {len(missing)} of {num_shards} shards, "
+        f"{tokens:,} tokens, {speed:,.0f} tokens/s; {empty:,} documents were empty",
+        flush=True,
+    )
+
+
+def _tokenize_shard(
+    shard: Shard, path: Path, tokenizer: Tokenizer, num_threads: int | None
+) -> Iterator[np.ndarray]:
+    """Writes one shard; yields the offsets of each chunk (from 0) when the chunk is written."""
+    partial = path.with_name(f".{path.name}.partial")
+    lengths = []
+    try:
+        with open(partial, "wb") as file:
+            chunks = portions(shard.texts(), CHUNK_CHARS)
+            encode = functools.partial(tokenizer.encode_ordinary_batch, num_threads=num_threads)
+            for ids, offsets in ahead(encode, chunks, num_threads):
+                file.write(ids.tobytes())
+                lengths.append(np.diff(offsets))
+                yield offsets
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, _tokens_file(path, _dtype(tokenizer)))
+        _write_array(_offsets_file(path), _offsets(lengths))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free "
+            f"some (a token takes {_dtype(tokenizer).itemsize} bytes), or point NANOCHAT_BASE_DIR "
+            f"at another disk; finished shards are kept"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
+
+
+def _tokens_file(path: Path, dtype: np.dtype) -> Path:
+    return path.with_name(f"{path.name}.{dtype.name}")
+
+
+def _offsets_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.offsets.npy")
+
+
+def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
+    """int64 (documents + 1,) from the documents' lengths, chunk by chunk."""
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))])
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+
+
+def _open(path: Path, dtype: np.dtype) -> TokenShard:
+    """Maps a shard into memory; raises DataError when its two files do not belong together."""
+    file, offsets = _tokens_file(path, dtype), _read_array(_offsets_file(path))
+    found, expected = (
+        file.stat().st_size if file.exists() else None,
+        int(offsets[-1]) * dtype.itemsize,
+    )
+    if found != expected:
+        raise DataError(
+            f"{file}: found {'no file' if found is None else f'{found:,} bytes'}, expected "
+            f"{expected:,} bytes; delete {_offsets_file(path)}, and the shard is made again"
+        )
+    # An empty file cannot be mapped. subtle: slicing a np.memmap is slower than a plain array.
+    tokens = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)
+    return TokenShard(path.name, tokens, offsets, path=path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder against other processes and ranks; waits while another holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back, as does the process's death

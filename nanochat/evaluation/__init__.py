@@ -1,0 +1,1 @@
+"""Tasks (tasks.py) and the CORE metric (core.py)."""

@@ -1,0 +1,1 @@
+"""The parts of engine.py: who computes what, the cache, the fused model, the choice of a token."""

@@ -1,0 +1,98 @@
+"""Decode steps as CUDA graphs: one launch computes and samples a token for every sequence.
+
+A graph has fixed shapes and addresses, so it computes the slots [0, rows) whoever is in them, for a
+few numbers of rows and of places read. An idle row writes to a place that no sequence reaches.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.kv_cache import AttentionBatch, KVCache
+from nanochat.inference.sampling import SamplingParams, sample_table, settings_table
+from nanochat.inference.scheduler import Chunk
+
+SMALLEST_READ = 256
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+class DecodeGraphs:
+    """Runs a step in which every sequence computes one token; captures its graph the first time.
+
+    The cache's tensors must stay where they are: `clear` after they moved. With capture=False the
+    same work is done kernel by kernel, on any device: the slow twin.
+    """
+
+    def __init__(self, model: InferenceModel, cache: KVCache, capture: bool = True):
+        self.model, self.cache, self.capture = model, cache, capture
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all graphs, and takes the cache's present size."""
+        slots, device = self.cache.slots, self.cache.device
+        self.idle_position = self.model.config.sequence_len  # sequences end before it
+        self.ids = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.positions = torch.full((slots,), self.idle_position, device=device)
+        self.noise = torch.zeros(slots, dtype=torch.float64, device=device)
+        self.settings = torch.zeros(slots, 4, dtype=torch.float64, device=device)
+        self._steps: dict[tuple[int, int], Callable[[], tuple]] = {}
+        self._pool = None
+
+    def run(
+        self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: np.ndarray
+    ) -> tuple[list[int], torch.Tensor]:
+        """The chosen token and the logits (B, V) of every chunk, each a single token; params and
+        noise as in `sample_each`."""
+        rows = min(power_of_two(max(chunk.slot for chunk in chunks) + 1), self.cache.slots)
+        longest = max(chunk.start for chunk in chunks) + 1
+        read = min(max(power_of_two(longest), SMALLEST_READ), self.cache.room)
+        slots = torch.tensor([chunk.slot for chunk in chunks])
+        self._put(self.ids, rows, slots, torch.tensor([chunk.tokens[0] for chunk in chunks]))
+        starts = torch.tensor([chunk.start for chunk in chunks])
+        self._put(self.positions, rows, slots, starts, idle=self.idle_position)
+        self._put(self.noise, rows, slots, torch.from_numpy(noise))
+        self._put(self.settings, rows, slots, settings_table(params))
+        if (rows, read) not in self._steps:
+            self._steps[rows, read] = self._prepare(rows, read)
+        logits, chosen = self._steps[rows, read]()
+        chosen = chosen.tolist()  # the step's only wait for the device
+        return [chosen[chunk.slot] for chunk in chunks], logits[slots.to(logits.device)]
+
+    def _put(self, buffer, rows: int, slots, values: torch.Tensor, idle: float = 0) -> None:
+        """Fills the first rows of a device buffer: values at `slots`, `idle` elsewhere."""
+        host = torch.full((rows, *buffer.shape[1:]), idle, dtype=buffer.dtype)
+        host[slots] = values
+        buffer[:rows].copy_(host)
+
+    def _compute(self, rows: int, read: int) -> tuple[torch.Tensor, torch.Tensor]:
+        step = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
+        logits = self.model.logits(self.model.features(self.ids[:rows], step))
+        return logits, sample_table(logits, self.settings[:rows], self.noise[:rows])
+
+    def _prepare(self, rows: int, read: int) -> Callable[[], tuple]:
+        """The step as a function: a captured graph's replay, which returns the same tensors each
+        time."""
+        if not self.capture:
+            return lambda: self._compute(rows, read)
+        stream = torch.cuda.Stream(self.cache.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate what they need before the capture
+            for _ in range(2):
+                self._compute(rows, read)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            results = self._compute(rows, read)
+        self._pool = graph.pool()
+
+        def replay() -> tuple:
+            graph.replay()
+            return results
+
+        return replay

@@ -1,0 +1,118 @@
+"""The model's weights once more, in compute dtype and laid out for generation; gpt.py is its twin.
+
+Query, key and value projections are one matrix. Tokens of several sequences form one flat row
+(N,), so that no matrix product is padded; attention alone knows whose token is whose
+(kv_cache.AttentionBatch).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from nanochat.gpt import GPT, rotary_tables
+from nanochat.inference.cpu_kernels import product, rms_norm
+from nanochat.inference.kv_cache import AttentionBatch
+
+
+class Layer(NamedTuple):
+    """One block's matrices, each (outputs, inputs); qkv: rows of q, then k, then v."""
+
+    qkv: torch.Tensor
+    o: torch.Tensor
+    fc1: torch.Tensor
+    fc2: torch.Tensor
+
+
+class InferenceModel:
+    """A GPT's function, for generation only.
+
+    Where the compute dtype is float32, all matrices but qkv are the GPT's own; `refresh` brings the
+    copies up to date, in place.
+
+    Example: fast = InferenceModel(model); batch = AttentionBatch([TokenSpan(0, 0, 5)],
+    model.config, "cpu"); fast.logits(fast.features(ids, batch)) is (5, V), as model(ids[None])[0].
+    """
+
+    def __init__(self, model: GPT):
+        self.master, self.config = model, model.config
+        self.dtype, self.device = model.compute_dtype, model.device
+        trunk = model.model
+        self.embedding = self._like(trunk.embed_tokens.weight)
+        self.head = self._like(model.lm_head.weight)
+        self.layers = [
+            Layer(
+                torch.cat([self._like(p.weight) for p in self._projections(block)]),
+                self._like(block.self_attn.o_proj.weight),
+                self._like(block.mlp.fc1.weight),
+                self._like(block.mlp.fc2.weight),
+            )
+            for block in trunk.layers
+        ]
+        places = torch.arange(self.config.sequence_len + 1, device=self.device)
+        cos, sin = rotary_tables(places, self.config.head_dim, self.config.rope_theta)
+        # (S, 1, K): y = x cos + (x2, x1) sin with both halves of y in one go
+        self.cos = torch.cat([cos, cos], dim=-1)[:, None]
+        self.sin = torch.cat([sin, -sin], dim=-1)[:, None]
+
+    @staticmethod
+    def _projections(block):
+        return block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
+
+    def _like(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().to(self.dtype)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copies the GPT's present weights into the fused and the cast ones, in place."""
+        trunk = self.master.model
+        pairs = [(self.embedding, trunk.embed_tokens), (self.head, self.master.lm_head)]
+        for layer, block in zip(self.layers, trunk.layers, strict=True):
+            projections = self._projections(block)
+            parts = layer.qkv.split([p.weight.shape[0] for p in projections])
+            pairs += zip(parts, projections, strict=True)
+            pairs += [(layer.o, block.self_attn.o_proj)]
+            pairs += [(layer.fc1, block.mlp.fc1), (layer.fc2, block.mlp.fc2)]
+        for mine, theirs in pairs:
+            if mine.data_ptr() != theirs.weight.data_ptr():
+                mine.copy_(theirs.weight)
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that a token's computation reads: all but the embedding table."""
+        return self.head.nbytes + sum(w.nbytes for layer in self.layers for w in layer)
+
+    # ------------------------------------------------------------ the function
+
+    def features(self, ids: torch.Tensor, tokens: AttentionBatch) -> torch.Tensor:
+        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is tokens.size."""
+        c = self.config
+        turned = c.n_head + c.n_kv_head  # heads that rotate
+        cos, sin = self.cos[tokens.positions], self.sin[tokens.positions]  # (N, 1, K)
+        x = self._norm(F.embedding(ids, self.embedding))
+        for i, layer in enumerate(self.layers):
+            qkv = product(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
+            if tokens.singles == tokens.tokens:
+                y = tokens.attend_at_once(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
+            else:
+                qk = self._rotate(qkv[:, :turned], cos, sin)
+                y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
+            x = x + product(y, layer.o)
+            hidden = product(self._norm(x), layer.fc1).relu_().square_()
+            x = x + product(hidden, layer.fc2)
+        return self._norm(x)
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N, V) float32, soft-capped."""
+        logits, cap = product(features, self.head).float(), self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        """gpt.norm, over the last dimension: in float32 inside, and the same bits."""
+        return rms_norm(x, self.config.rms_norm_eps)
+
+    def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """gpt.rotate, then the norm: x (N, H + Hkv, K), both in float32."""
+        y = x.float()
+        first, second = y.chunk(2, dim=-1)
+        y = torch.addcmul(y * cos, torch.cat([second, first], dim=-1), sin)
+        return F.rms_norm(y, y.shape[-1:], eps=self.config.rms_norm_eps).to(x.dtype)

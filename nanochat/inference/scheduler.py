@@ -1,0 +1,253 @@
+"""Who computes what in the next step: sequences, slots, reused prefixes, chunks. Touches no tensor.
+
+A sequence is one request's tokens, prompt first; a slot is its place in the key/value cache.
+Sequences join when a slot is free and leave at any time. What a sequence leaves in its slot stays
+there until the slot is taken, and serves later sequences that begin with the same tokens: in place
+where the slot is free (a conversation's next turn), as a copy where it is not (a system prompt that
+two share).
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Copy(NamedTuple):
+    """The first `length` tokens of slot `source` are needed in slot `target` too."""
+
+    source: int
+    target: int
+    length: int
+
+
+class Chunk(NamedTuple):
+    """Tokens of a sequence to compute now, the first at position `start`; `last`: then no known
+    token is left, so that the next one must be chosen."""
+
+    sequence: "Sequence"
+    slot: int
+    start: int
+    tokens: list[int]
+    last: bool
+
+    @property
+    def single(self) -> bool:
+        return len(self.tokens) == 1
+
+
+class ScheduledStep(NamedTuple):
+    """One step: first the copies, in order, then all chunks in one pass, single tokens first, by
+    slot."""
+
+    copies: list[Copy]
+    chunks: list[Chunk]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request's tokens, of which the first `computed` are in slot `slot` of the cache."""
+
+    id: int
+    tokens: list[int]
+    slot: int | None = None
+    computed: int = 0
+    paused: bool = False  # it waits for something outside, say a tool's result
+    parent: "Sequence | None" = None  # an earlier one, whose prefix this sequence will copy
+    shared: int = 0  # length of that prefix
+    serial: int = 0  # when it got its slot
+    prompt_length: int = 0
+
+    def __post_init__(self):
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def missing(self) -> int:
+        """Known tokens that are still to be computed."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the cache; `held` are the tokens in it while no sequence owns it."""
+
+    number: int
+    owner: Sequence | None = None
+    held: list[int] = field(default_factory=list)
+    released: int = 0  # when its last owner left
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many tokens a and b have in common at their start.
+
+    Example: common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    """
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # a[:low] == b[:low] always; slices compare at C's speed
+        middle = 16 if low == 0 and high > 16 else (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class Scheduler:
+    """Keeps sequences and slots; `schedule` says what the next step computes and counts it as done.
+
+    slots: sequences that run at once. chunk: tokens of prompts that one step may read, so that a
+    long prompt does not stall the others. idle: slots without a sequence that keep their tokens
+    before the oldest is taken again. share: the shortest prefix that is worth reusing.
+
+    Example: s = Scheduler(slots=2); s.add(Sequence(7, [1, 2, 3])); s.schedule().chunks[0].tokens ==
+    [1, 2, 3]; then s.extend(7, [4]), and the next step computes [4].
+    """
+
+    def __init__(self, slots: int, chunk: int = 256, idle: int = 8, share: int = 16):
+        assert slots >= 1 and chunk >= 1 and idle >= 0 and share >= 1
+        self.chunk, self.idle, self.share = chunk, idle, share
+        self.slots = [Slot(i) for i in range(slots)]
+        self.sequences: dict[int, Sequence] = {}  # waiting and running ones
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in the order in which they got their slots
+        self.read_tokens = self.reused_tokens = 0  # of prompts, in all
+        self._clock = 0
+
+    def grow(self, slots: int) -> None:
+        """Makes sure that at least so many sequences can run at once."""
+        self.slots += [Slot(i) for i in range(len(self.slots), slots)]
+
+    def add(self, sequence: Sequence) -> None:
+        """Puts a sequence in line; it runs when a slot is free."""
+        assert sequence.tokens and sequence.id not in self.sequences
+        self.sequences[sequence.id] = sequence
+        self.waiting.append(sequence)
+
+    def extend(self, id: int, tokens: list[int]) -> None:
+        """Tokens that were chosen, or are forced: the next steps compute them."""
+        self.sequences[id].tokens += tokens
+
+    def remove(self, id: int) -> None:
+        """A sequence leaves: its slot is free at once, and keeps what was computed."""
+        sequence = self.sequences.pop(id)
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        slot = self.slots[sequence.slot]
+        self._clock += 1
+        slot.owner, slot.held = None, sequence.tokens[: sequence.computed]
+        slot.released = self._clock
+
+    def forget(self) -> None:
+        """The cache's contents are void (new weights, a step that broke off): running sequences
+        compute their tokens anew."""
+        for slot in self.slots:
+            slot.held = []
+        for sequence in self.running:
+            sequence.computed, sequence.parent = 0, None
+
+    def schedule(self) -> ScheduledStep:
+        """What to compute now, counted as done: the one newest token of every sequence that has got
+        so far, and more of the prompts of others, within the budget."""
+        copies: list[Copy] = []
+        while self.waiting and any(slot.owner is None for slot in self.slots):
+            self._admit(self.waiting.popleft(), copies)
+        # subtle: copies come before the pass, so this step's own tokens cannot be copied yet
+        for sequence in self.running:
+            if sequence.parent is not None:
+                self._inherit(sequence, copies)
+        ready = [s for s in self.running if not s.paused and s.parent is None and s.missing]
+        reading = [s for s in ready if s.missing > 1]
+        takes = {s.id: 1 for s in ready if s.missing == 1} | self._deal(reading)
+        chunks = []
+        for sequence in ready:
+            if take := takes.get(sequence.id, 0):
+                start, end = sequence.computed, sequence.computed + take
+                last = end == len(sequence.tokens)
+                chunks.append(
+                    Chunk(sequence, sequence.slot, start, sequence.tokens[start:end], last)
+                )
+                sequence.computed = end
+                self.read_tokens += max(0, min(end, sequence.prompt_length) - start)
+        chunks.sort(key=lambda chunk: (not chunk.single, chunk.slot))
+        return ScheduledStep(copies, chunks)
+
+    def _deal(self, reading: list[Sequence]) -> dict[int, int]:
+        """Deals the budget to sequences with several tokens to read: half to the one that came
+        first, so that each gets through; the rest to the shortest, so that they are soon done."""
+        takes, budget = dict.fromkeys((s.id for s in reading), 0), self.chunk
+        ways = [(s, (budget + 1) // 2) for s in reading[:1]]
+        ways += [(s, budget) for s in sorted(reading, key=lambda s: s.missing)]
+        for sequence, most in ways:
+            take = min(most, budget, sequence.missing - takes[sequence.id])
+            takes[sequence.id] += take
+            budget -= take
+        return takes
+
+    # ------------------------------------------------------------ slots and prefixes
+
+    def _admit(self, sequence: Sequence, copies: list[Copy]) -> None:
+        """Gives the sequence a free slot, and the longest prefix that any slot has for it."""
+        source, length = self._best_source(sequence)
+        slot = self._take_slot(source, length)
+        self._clock += 1
+        sequence.serial, sequence.slot = self._clock, slot.number
+        if slot is source:
+            self._reuse(sequence, length)
+        elif source is not None:
+            self._follow(sequence, source, length, copies)
+        slot.owner, slot.held = sequence, []
+        self.running.append(sequence)
+
+    def _best_source(self, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot whose tokens, or tokens to be, begin most like the sequence, and how many they
+        share; without the last token, whose logits are needed. Of equal ones, a free slot."""
+        wanted = sequence.tokens[:-1]
+        best, longest = None, self.share - 1
+        for slot in self.slots:
+            owner = slot.owner
+            # subtle: only earlier owners, else two sequences could wait for each other
+            if owner is not None and sequence.serial and owner.serial >= sequence.serial:
+                continue
+            length = common_prefix(slot.held if owner is None else owner.tokens, wanted)
+            free_instead = best is not None and best.owner is not None and owner is None
+            if length > longest or (length == longest and free_instead):
+                best, longest = slot, length
+        return best, longest
+
+    def _take_slot(self, source: Slot | None, length: int) -> Slot:
+        """A free slot: the source itself if less is lost by that than gained, else an empty one,
+        else the one that was left longest ago."""
+        if source is not None and source.owner is None and 2 * length >= len(source.held):
+            return source
+        free = [slot for slot in self.slots if slot.owner is None]
+        kept = [slot for slot in free if slot.held]
+        if len(kept) < len(free) and (len(kept) < self.idle or not kept):
+            return next(slot for slot in free if not slot.held)
+        return min(kept, key=lambda slot: slot.released)  # may be the source: then no copy
+
+    def _follow(self, sequence: Sequence, source: Slot, length: int, copies: list[Copy]) -> None:
+        """Copies a prefix from a free slot, or lets the sequence wait for a busy one's owner."""
+        if source.owner is not None:
+            sequence.parent, sequence.shared = source.owner, length
+        else:
+            copies.append(Copy(source.number, sequence.slot, length))
+            self._reuse(sequence, length)
+
+    def _inherit(self, sequence: Sequence, copies: list[Copy]) -> None:
+        """Copies the prefix that the parent was to compute, if it is there; seeks another source if
+        the parent left."""
+        parent = sequence.parent
+        if self.sequences.get(parent.id) is not parent:
+            sequence.parent = None
+            source, length = self._best_source(sequence)
+            if source is not None:
+                self._follow(sequence, source, length, copies)
+        elif parent.computed >= sequence.shared:
+            copies.append(Copy(parent.slot, sequence.slot, sequence.shared))
+            self._reuse(sequence, sequence.shared)
+            sequence.parent = None
+
+    def _reuse(self, sequence: Sequence, length: int) -> None:
+        sequence.computed = length
+        self.reused_tokens += length

@@ -1,0 +1,1 @@
+"""Hugging Face folders and GGUF files: written, proved, read and repaired."""

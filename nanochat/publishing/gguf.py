@@ -1,0 +1,225 @@
+"""A checkpoint as one GGUF file, which llama.cpp, Ollama and LM Studio run.
+
+llama.cpp knows no nanochat architecture, but its `apertus` computes the same function once the
+weights are folded: its xIELU activation with alpha_p = ln(e - 1), alpha_n = -60 and beta = 0 is
+relu(x)^2; the embedding's rows are normalised beforehand, as nothing there does it; the two halves
+of each head of the query and key matrices change places, which turns the sign of the rotation; its
+norms before or after a rotation are the same, and their weights are 1. It has no logit soft-cap, so
+a model with one is refused.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from gguf.quants import dequantize, quantize
+
+from nanochat.bpe.tokenizer_json import visible_merges
+from nanochat.checkpoint_manager import load_checkpoint, stop_ids
+from nanochat.common import CheckpointError
+from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.gpt import GPTConfig
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
+
+ARCHITECTURE = "apertus"
+TYPES = {  # of the matrices; vectors are float32
+    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+ALPHA_P, ALPHA_N = math.log(math.expm1(1)), -60.0  # softplus of them: 1, and 9e-27
+XIELU_EPS = -1e-6
+Q8_BLOCK = 32  # numbers that share a scale
+NAMES = {  # in a layer: transformers' name -> GGUF's
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+}
+
+
+def check_gguf_can_hold(config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16") -> None:
+    """Raises CheckpointError for a model that llama.cpp would compute or tokenize differently, or
+    whose matrices cannot be stored as `kind`."""
+    if config.logit_softcap is not None:
+        raise CheckpointError(
+            f"the model caps its logits at {config.logit_softcap:g}, and llama.cpp's "
+            f"{ARCHITECTURE} has no cap: its probabilities would be others. Train with "
+            f"--logit-softcap=None for GGUF, or pass --drop-softcap to write the uncapped model"
+        )
+    if tokenizer.split_pattern != SPLIT_PATTERN:
+        raise CheckpointError(
+            f"the tokenizer splits text by {tokenizer.split_pattern!r}; llama.cpp knows patterns "
+            f"by name, and only Llama-3's, nanochat's default, is one of them"
+        )
+    rows = (config.n_embd, config.n_head * config.head_dim)
+    if kind == "q8_0" and any(row % Q8_BLOCK for row in rows):
+        raise CheckpointError(
+            f"q8_0 stores rows in blocks of {Q8_BLOCK} numbers, and this model's are of "
+            f"{max(rows, key=lambda row: row % Q8_BLOCK)}; write f16 or bf16 (--type)"
+        )
+
+
+def swap_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """(heads * K, D) with the two halves of every head exchanged."""
+    rows, D = weight.shape
+    halves = weight.reshape(rows // head_dim, 2, head_dim // 2, D)  # (H, 2, K/2, D)
+    return halves.flip(1).reshape(rows, D)
+
+
+def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The weights, float32, under GGUF's names, as llama.cpp's apertus needs them."""
+    embedding = weights["model.embed_tokens.weight"].float()
+    scale = torch.rsqrt(embedding.square().mean(-1, keepdim=True) + config.rms_norm_eps)
+    ones = torch.ones(config.n_embd)
+    folded = {"token_embd.weight": embedding * scale, "output_norm.weight": ones}
+    folded["output.weight"] = weights["lm_head.weight"].float()
+    for layer in range(config.n_layer):
+        for theirs, name in NAMES.items():
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"].float()
+            if name in ("attn_q", "attn_k"):
+                weight = swap_halves(weight, config.head_dim)
+            folded[f"blk.{layer}.{name}.weight"] = weight
+        for name in ("attn_norm", "ffn_norm"):
+            folded[f"blk.{layer}.{name}.weight"] = ones
+        for name in ("attn_q_norm", "attn_k_norm"):
+            folded[f"blk.{layer}.{name}.weight"] = torch.ones(config.head_dim)
+    return folded
+
+
+def unfold(folded: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The inverse of fold, but that embeddings stay normalised: the model computes the same."""
+    weights = {"model.embed_tokens.weight": folded["token_embd.weight"]}
+    weights["lm_head.weight"] = folded["output.weight"]
+    for layer in range(config.n_layer):
+        for theirs, name in NAMES.items():
+            weight = folded[f"blk.{layer}.{name}.weight"]
+            if name in ("attn_q", "attn_k"):
+                weight = swap_halves(weight, config.head_dim)
+            weights[f"model.layers.{layer}.{theirs}.weight"] = weight
+    return weights
+
+
+def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """(the file's data, its type): vectors are float32, matrices `kind`. CheckpointError when a
+    number is not finite, or not in the type's range."""
+    data = np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
+    quantization = TYPES[kind][0] if tensor.ndim == 2 else GGMLQuantizationType.F32
+    with np.errstate(all="ignore"):  # what overflows is found below
+        stored = quantize(data, quantization)
+        whole = np.isfinite(data).all() and np.isfinite(dequantize(stored, quantization)).all()
+    if not whole:
+        largest = np.abs(data[np.isfinite(data)]).max(initial=0)
+        raise CheckpointError(
+            f"{name} has numbers that are not finite in {kind}; the largest finite one here is "
+            f"{largest:.3g}. Write bf16 or q8_0 (--type) for large ones, or an earlier checkpoint "
+            f"if this one diverged"
+        )
+    return stored, quantization
+
+
+def rounded_weights(
+    weights: dict[str, torch.Tensor], config: GPTConfig, kind: str
+) -> dict[str, torch.Tensor]:
+    """Native weights as the file holds them: what the gate compares llama.cpp with."""
+    folded = {
+        name: torch.from_numpy(dequantize(*rounded(name, tensor, kind)).copy())
+        for name, tensor in fold(weights, config).items()
+    }
+    return unfold(folded, config)
+
+
+def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> None:
+    writer.add_name(name)
+    writer.add_file_type(TYPES[kind][1])
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.sequence_len)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_kv_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_xielu_alpha_p([ALPHA_P] * config.n_layer)
+    writer.add_xielu_alpha_n([ALPHA_N] * config.n_layer)
+    writer.add_xielu_beta([0.0] * config.n_layer)
+    writer.add_xielu_eps([XIELU_EPS] * config.n_layer)
+
+
+def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, document: dict) -> None:
+    """The ids, names and merges of tokenizer.json, `document`, in GGUF's words."""
+    vocabulary = document["model"]["vocab"] | tokenizer.special_ids
+    names = sorted(vocabulary, key=vocabulary.get)
+    special = set(tokenizer.special_ids.values())
+    used = {i for i, size in enumerate(tokenizer.token_bytes()) if size} | special
+    types = [
+        TokenType.CONTROL if i in special else TokenType.NORMAL if i in used else TokenType.UNUSED
+        for i in range(len(names))
+    ]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(names)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(pair) for pair in visible_merges(tokenizer.merges)])
+    end, bos = stop_ids(tokenizer)
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(end)
+    writer.add_eot_token_id(end)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def write_gguf(
+    checkpoint: Path, output: Path, kind: str = "f16", drop_softcap: bool = False
+) -> None:
+    """Writes the model of a checkpoint folder to `output`; kind: a key of TYPES.
+
+    drop_softcap: write a model with a soft-cap without it, which changes what it computes. Raises
+    CheckpointError for a model that the file cannot hold.
+    """
+    weights, config, tokenizer, run = load_checkpoint(checkpoint)
+    if drop_softcap:
+        config = replace(config, logit_softcap=None)
+    check_gguf_can_hold(config, tokenizer, kind)
+    writer = GGUFWriter(output, ARCHITECTURE)
+    add_config(writer, config, f"nanochat {run['stage']} {run['tag']}", kind)
+    document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    add_tokenizer(writer, tokenizer, document)
+    for name, tensor in fold(weights, config).items():
+        data, quantization = rounded(name, tensor, kind)
+        writer.add_tensor(name, data, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# Ollama puts <|bos|> first by itself, as add_bos_token says.
+MODELFILE = '''FROM ./{file}
+TEMPLATE """{{{{- $system := .System }}}}
+{{{{- range .Messages }}}}
+{{{{- if eq .Role "user" }}}}<|user_start|>{{{{ if $system }}}}{{{{ $system }}}}
+
+{{{{ $system = "" }}}}{{{{ end }}}}{{{{ .Content }}}}<|user_end|>
+{{{{- else if eq .Role "assistant" }}}}<|assistant_start|>{{{{ .Content }}}}<|assistant_end|>
+{{{{- end }}}}
+{{{{- end }}}}<|assistant_start|>"""
+PARAMETER stop "<|assistant_end|>"
+PARAMETER num_ctx {context}
+'''
+
+
+def modelfile(file: str, config: GPTConfig) -> str:
+    """Ollama's Modelfile with the chat template in its language; it has not been run in Ollama."""
+    return MODELFILE.format(file=file, context=config.sequence_len)

@@ -1,0 +1,1 @@
+"""What a model may run. sandbox.py is the face."""

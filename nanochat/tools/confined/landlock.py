@@ -1,0 +1,63 @@
+"""Landlock: this process may open only the files that it names beforehand, on Linux 5.13 or newer.
+
+Facts from the kernel's Documentation/userspace-api/landlock.rst. Landlock does not look at stat,
+chmod, chown, utime, chdir or readlink; the system call filter refuses those of them that change
+something.
+"""
+
+import os
+import struct
+
+from nanochat.tools.confined import syscalls
+
+WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in (1, 2, 3, 4, 5))
+MAKE_DIR, MAKE_REG, MAKE_SYM, REFER, TRUNCATE = (1 << bit for bit in (7, 8, 12, 13, 14))
+ONLY_FILES = WRITE_FILE | READ_FILE | TRUNCATE  # the rights that a rule for a single file may name
+FILES = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
+FOLDERS = REMOVE_DIR | MAKE_DIR | MAKE_SYM | REFER
+
+# What a version of the interface can forbid: number of file rights, of network rights, of scopes
+# (abstract Unix sockets; signals to processes outside). Later versions add what is not needed here.
+CAN_FORBID = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0)}
+CAN_FORBID |= {6: (16, 2, 2)}
+
+
+def version() -> int:
+    """The kernel's version of the interface; 0 where Landlock is missing or switched off."""
+    try:
+        return syscalls.call("landlock_create_ruleset", None, 0, 1)
+    except OSError:
+        return 0
+
+
+def ruleset_attributes(abi: int) -> bytes:
+    """struct landlock_ruleset_attr: everything that this version can forbid, forbidden."""
+    files, network, scopes = CAN_FORBID[min(abi, max(CAN_FORBID))]
+    words = [(1 << files) - 1, (1 << network) - 1, (1 << scopes) - 1]
+    while words[-1] == 0:  # an older kernel knows only the first words
+        words.pop()
+    return struct.pack(f"={len(words)}Q", *words)
+
+
+def restrict(abi: int, rules: list[tuple[int, int]]) -> None:
+    """From here on this thread, and all that it starts, has only the rights of the rules.
+
+    Rules are (descriptor of a file or folder, rights to it and all below it). Raises OSError.
+    restrict(version(), [(os.open("/usr/lib", os.O_PATH), READ_FILE | READ_DIR)])
+    """
+    attributes = ruleset_attributes(abi)
+    handled = struct.unpack_from("=Q", attributes)[0]
+    ruleset = syscalls.call("landlock_create_ruleset", attributes, len(attributes), 0)
+    try:
+        for descriptor, rights in rules:
+            if not _is_folder(descriptor):
+                rights &= ONLY_FILES
+            rule = struct.pack("=Qi", rights & handled, descriptor)
+            syscalls.call("landlock_add_rule", ruleset, 1, rule, 0)
+        syscalls.call("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _is_folder(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_mode & 0o170000 == 0o040000

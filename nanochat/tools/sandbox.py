@@ -1,0 +1,218 @@
+"""Runs Python programs that a model wrote: hostile code, confined by the kernel.
+
+    with Sandbox() as sandbox:
+        sandbox.run("assert 1 + 1 == 2").passed          # True
+
+Promised, in both tiers: a program has no network, not even loopback or abstract Unix sockets. It
+reads no file but an allow-list (Python's library, the shared libraries' folders, time zones,
+/dev/null, zero and urandom), no environment of anyone, no /proc. It writes only into a temporary
+folder of its own, which is limited in size and gone afterwards. It is one process, which cannot
+start another, cannot exec, and cannot signal or trace any other; so nothing of it is left running,
+and its limits on CPU, wall time, memory, threads, open files and output are limits of all of it.
+Nothing passes from one program to the next. It has no capability, and cannot regain one. At most
+it can use memory_bytes, and disk_bytes more of it where the folder is in memory.
+
+Tiers, found by trying, the first that works: *namespaces* (user, mount, pid, network, IPC and host
+name namespaces; then Landlock where there is one, seccomp, rlimits) and *restricted* (Landlock,
+seccomp, rlimits) where user namespaces are denied, as in many containers. Before either is used, a
+program tries what is forbidden. `RESTRICTED_LOSES` lists what the second does not promise. With
+neither (macOS; Linux before 5.13), `Sandbox` raises, unless told `unsafe`.
+
+A result "passed" needs the end marker: a random nonce, which the program's process takes out of a
+pipe when the program has ended, and sends back on a descriptor of its own. Not promised: that a
+program does not lie about itself. Its text and its tests share one interpreter, so it can compare
+equal to everything, replace what the tests call, or imitate the end of the harness (read the
+nonce from descriptor 3 and write it to 4). It gains a wrong result about itself, and nothing else.
+
+Programs see the standard library only. Their hash seed is fixed, so that a set's order is not luck.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nanochat.common import ConfigError, NanochatError, print0
+from nanochat.inference.calculator import evaluate
+from nanochat.tools.execution_result import ExecutionResult, ExecutionUnavailable, Limits
+from nanochat.tools.sandbox_host import Worker
+
+TIERS = ("namespaces", "restricted")
+RESTRICTED_LOSES = (
+    "disk: exact for one file; the folder is measured every 20 ms, and files deleted while still "
+    "open do not count (at most open_files times disk_bytes); no sub-folders, no chmod",
+    "names: a program can ask whether a path exists, its size, owner and times, but not open it",
+    "host name and process numbers of the machine are visible",
+)
+UNSAFE_LOSES = (
+    "anything but limits on CPU, wall time, memory and output, as far as this system keeps them: a "
+    "program has this user's files, network and processes",
+)
+# Runs in every tier before it is trusted: each line must be refused, the last must work.
+PROBE = """
+import ctypes, os, socket, tempfile
+for attempt in (lambda: open({secret!r}), lambda: os.listdir({folder!r}), os.fork,
+                lambda: socket.socket(socket.AF_UNIX), lambda: socket.create_server(("", 0)),
+                lambda: os.kill(os.getppid(), 0), lambda: open(os.__file__, "a"),
+                lambda: os.execv("/bin/true", ["true"]), lambda: open("/proc/self/environ")):
+    try:
+        attempt()
+    except OSError:
+        continue
+    raise SystemExit("not refused: line %d" % attempt.__code__.co_firstlineno)
+tempfile.TemporaryFile().write(b"x")
+"""
+
+
+class Sandbox:
+    """Confined interpreters, each warm, kept for program after program. Threads may share it.
+
+    Raises ExecutionUnavailable if the system has no tier and `unsafe` is False. `unsafe` changes
+    nothing where there is a tier. `tiers` are those to try.
+
+    with Sandbox(Limits(cpu_seconds=2)) as sandbox: sandbox.run("while True: pass").status is
+    "timeout".
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, unsafe: bool = False, tiers: Sequence[str] = TIERS
+    ):
+        self.limits = limits = limits or Limits()
+        self._lock, self._idle, self._closed = threading.Lock(), [], False
+        reasons = []
+        for tier in [*tiers, *["unsafe"] * unsafe]:
+            try:
+                worker = Worker(tier, limits)
+                if tier != "unsafe":
+                    self._probe(worker)
+            except ExecutionUnavailable as error:
+                reasons.append(f"{tier}: {error}")
+                continue
+            self.tier = tier
+            self._idle.append(worker)
+            loses = {"restricted": RESTRICTED_LOSES, "unsafe": UNSAFE_LOSES}.get(tier, ())
+            self.loses = (*loses, *worker.lost)
+            self._say(reasons)
+            return
+        raise ExecutionUnavailable(
+            f"This system cannot confine untrusted programs ({'; '.join(reasons) or 'no tier'}). "
+            "Use Linux 5.13 or newer with user namespaces or Landlock, or ask to run them "
+            "unconfined, with all of this user's rights (chat_eval --unsafe-execution)."
+        )
+
+    def _say(self, reasons: list[str]) -> None:
+        if not self.loses:
+            return
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        print0(f"Sandbox tier: {self.tier}{because}. Not promised in it:")
+        for line in self.loses:
+            print0(f"  - {line}")
+
+    def _probe(self, worker: "Worker") -> None:
+        """Tries the forbidden; closes the worker and raises if anything of it works."""
+        with tempfile.NamedTemporaryFile(prefix="nanochat-probe-") as secret:
+            os.chmod(secret.name, 0o644)
+            program = PROBE.format(secret=secret.name, folder=str(Path.home()))
+            try:
+                result = worker.run(program, self.limits)
+                if not result.passed:
+                    raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
+            except BaseException:
+                worker.close()
+                raise
+
+    def run(self, code: str) -> ExecutionResult:
+        """Runs one program. A result for every text; raises only if the sandbox itself breaks.
+
+        sandbox.run("import os; os._exit(0)").status is "exited".
+        """
+        with self._lock:
+            if self._closed:
+                raise NanochatError("this sandbox is closed; open another one to run programs")
+            worker = self._idle.pop() if self._idle else None
+        worker = worker or Worker(self.tier, self.limits)
+        try:
+            result = worker.run(code, self.limits)
+        except BaseException:
+            worker.close()
+            raise
+        with self._lock:
+            keep = worker.alive and not self._closed
+            if keep:
+                self._idle.append(worker)
+        if not keep:
+            worker.close()
+        return result
+
+    def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
+        """One result a program, in their order; `workers` of them at a time (default: cores)."""
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            return list(pool.map(self.run, codes))
+
+    def close(self) -> None:
+        """Ends the interpreters; a program that still runs ends with its own run()."""
+        with self._lock:
+            self._closed, idle, self._idle = True, self._idle, []
+        for worker in idle:
+            worker.close()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+TOOL = """
+import ast
+def run(text):
+    tree, place = ast.parse(text, "<program>"), {{"__name__": "__main__"}}
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<program>", "exec"), place)
+    if last is not None:
+        value = eval(compile(ast.Expression(last.value), "<program>", "eval"), place)
+        if value is not None:
+            print(value if isinstance(value, str) else repr(value))
+run({code!r})
+"""
+
+
+def python_tool(sandbox: Sandbox, max_chars: int = 1000) -> Callable[[str], str]:
+    """A chat tool: text of a Python program -> what it printed and its last expression's value.
+
+    A string's value is its text, any other its repr. Errors are one line, "error: ...". Every call
+    is a new program. tool = python_tool(sandbox); tool("x = 6\\nx * 7") is "42", tool("1/0") is
+    "error: ZeroDivisionError: division by zero (line 1)".
+    """
+
+    def tool(code: str) -> str:
+        result = sandbox.run(TOOL.format(code=code))
+        if result.passed:
+            text = result.output.strip()
+        else:
+            reason = (result.error.strip() or result.status).splitlines()[0]
+            shown = reason if result.status == "failed" else f"{result.status}: {reason}"
+            text = f"error: {shown}"
+        return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+
+    return tool
+
+
+@contextlib.contextmanager
+def open_tool(name: str) -> Iterator[Callable[[str], str]]:
+    """What tool calls are given to: text of a call -> text of its result, until the end of `with`.
+
+    "calculator", or "python", which runs in a sandbox. Raises ConfigError for another name.
+
+    Example: with open_tool("calculator") as tool: tool("37*12") == "444"
+    """
+    if name == "calculator":
+        yield evaluate
+    elif name == "python":
+        with Sandbox() as sandbox:
+            yield python_tool(sandbox)
+    else:
+        raise ConfigError(f"tool {name!r} is unknown; choose calculator or python")

@@ -1,0 +1,1 @@
+"""A training stage around the loop of train.py."""

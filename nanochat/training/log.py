@@ -1,0 +1,192 @@
+"""A live line per training step, and the metrics file that everything later is drawn from."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from nanochat.checkpoint.rng import git_commit, versions
+from nanochat.common import print0, rank_and_world
+from nanochat.files import write_atomic
+from nanochat.hardware import device_name, mfu
+from nanochat.training.energy import EnergyMeter, node_count
+
+METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
+SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a second
+
+
+class TrainLog:
+    """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
+
+    flops_per_token and peak (FLOP/s of all ranks together) give MFU, by the model's own formula.
+    session: what is recorded once, at `first_step`: see session_record. meter: joules of the steps
+    and of what lay between them are recorded too.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        stage: str,
+        *,
+        flops_per_token: int,
+        peak: float,
+        session: dict | None = None,
+        first_step: int = 0,
+        meter: EnergyMeter | None = None,
+    ):
+        self.run_folder, self.stage = run_folder, stage
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self.meter, self.last_joules = meter, time.monotonic()
+        self.last_line = float("-inf")
+        self.extra, self.bar = "", None
+        if session:
+            energy = {"energy_source": meter.source} if meter else {}
+            self.write({"step": first_step, "session": session | energy})
+        if rank_and_world()[0] == 0 and sys.stdout.isatty():
+            self.bar, self.task = make_bar(stage)
+
+    def write(self, record: dict) -> None:
+        append_metrics(self.run_folder, {"stage": self.stage, **record})
+
+    def __call__(self, state, metrics: dict) -> None:
+        tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
+        share = mfu(tokens_per_second, self.flops_per_token, self.peak)
+        total = state.num_steps
+        self.write(
+            {
+                **metrics,
+                "tokens_per_second": round(tokens_per_second, 1),
+                "mfu": round(share, 4),
+                **self.joules(at_end=metrics["step"] == total),
+            }
+        )
+        left = (total - metrics["step"]) * state.seconds / max(1, state.step) if total else None
+        line = (
+            f"{self.stage} {metrics['step']:>5,}/{f'{total:,}' if total else '?'} | "
+            f"loss {state.average_loss:.4f} | lr x{metrics['lr']:.3f} | "
+            f"{tokens_per_second:,.0f} tokens/s | MFU {100 * share:.1f}% | "
+            f"{f'{left / 60:.1f} min left' if left is not None else 'timing'}{self.extra}"
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=metrics["step"], total=total, description=line)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or metrics["step"] == total:
+            self.last_line = time.monotonic()
+            print0(line)
+
+    def joules(self, at_end: bool) -> dict:
+        """{"joules": taken since the last reading} when there is a meter and a reading is due; None
+        for the last time when the counter fails, which must not end a training run."""
+        now = time.monotonic()
+        if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
+            return {}
+        self.last_joules = now
+        try:
+            return {"joules": round(self.meter.take(), 3)}
+        except (OSError, RuntimeError, ValueError) as error:
+            print0(f"energy is no longer measured: {error}")
+            self.meter = None
+            return {"joules": None}
+
+    def note(self, state, **figures: float) -> None:
+        """Records evaluation figures at the current step, and shows them from now on."""
+        self.write({"step": state.step, **figures})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self.extra = f" | {shown}"
+        print0(f"{self.stage} step {state.step:,}: {shown}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def session_record(model, flops_per_token: int, peak: float, peak_source: str) -> dict:
+    """What one start of a training script ran on and with, for the report; peak: FLOP/s of all
+    ranks together."""
+    return {
+        "command": command_line(),
+        "device": device_name(model.device),
+        "ranks": rank_and_world()[1],
+        "nodes": node_count(),
+        "dtype": str(model.compute_dtype).removeprefix("torch."),
+        "flops_per_token": flops_per_token,
+        "peak_flops": peak,
+        "peak_source": peak_source,
+        "cuda": torch.version.cuda if model.device.type == "cuda" else None,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def command_line() -> list[str]:
+    """The script as it was started, as one would type it: ["python", "-m", "scripts.base_train"].
+
+    subtle: without the interpreter's own path, which is nobody else's.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return ["python", *program, *sys.argv[1:]]
+
+
+def make_bar(stage: str):
+    """A started rich progress bar whose description is the live line."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None))
+    bar.start()
+    return bar, bar.add_task(stage, total=None)
+
+
+def append_metrics(run_folder: Path | str, record: dict) -> None:
+    """Appends {"stage", "step", ...} with the time; rank 0 writes, the others do nothing.
+
+    Example: append_metrics(run_folder, {"stage": "base", "step": 10, "loss": 4.2})
+    """
+    if rank_and_world()[0] != 0:
+        return
+    path = Path(run_folder) / METRICS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"time": time.time(), **record}) + "\n"
+    with path.open("a+b") as file:
+        end = file.seek(0, 2)
+        if end:
+            file.seek(end - 1)
+            if (
+                file.read(1) != b"\n"
+            ):  # a crash cut the last line short: keep it from spoiling this one
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_metrics(run_folder: Path | str) -> list[dict]:
+    """The records in order, [] without a file; lines that are none (cut short by a crash, without a
+    step, not UTF-8) are left out and their number is printed."""
+    path = Path(run_folder) / METRICS
+    records, broken = [], 0
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
+        else:
+            broken += 1
+    if broken:
+        print0(f"{path}: left out {broken} lines that are no record of a step (as after a crash)")
+    return records
+
+
+def truncate_metrics(run_folder: Path | str, step: int) -> int:
+    """Removes, atomically, the lines past the resumed `step`; returns how many. -1: all lines."""
+    if rank_and_world()[0] != 0:
+        return 0
+    records = read_metrics(run_folder)
+    kept = [record for record in records if record["step"] <= step]
+    if records or (Path(run_folder) / METRICS).exists():
+        write_atomic(Path(run_folder) / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+    return len(records) - len(kept)

@@ -1,0 +1,76 @@
+"""Bits per byte of held-out text: what a model needs to say it."""
+
+import math
+from collections.abc import Iterable
+from contextlib import closing
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+
+from nanochat.common import DataError, all_reduce_sum, rank_and_world
+from nanochat.dataloader import batches
+from nanochat.gpt import GPT
+
+LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: GPT, batches: Iterable, num_batches: int, token_bytes
+) -> tuple[float, int]:
+    """How many bits the model needs for a byte of text, and over how many bytes of all ranks that
+    was measured.
+
+    batches: Batch of inputs, targets (B, T), targets -1 where nothing is measured; each rank brings
+    its own. token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`); ids of 0 bytes, the
+    special ones, are left out. Unlike the loss, the figure does not depend on the tokenizer. Raises
+    DataError if there is no byte to measure.
+
+    Example: a model that gives every one of 2^13 ids the same probability, on tokens of 4 bytes
+    each: 13 / 4 = 3.25.
+    """
+    token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
+    step = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    sums = torch.zeros(2, dtype=torch.float32 if model.device.type == "mps" else torch.float64)
+    sums = sums.to(model.device)  # nats, bytes
+    for batch in islice(batches, num_batches):
+        targets = batch.targets.to(model.device)
+        sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
+        counted = sizes > 0  # (B, T)
+        features = model.features(batch.inputs.to(model.device))[counted]  # (N, D)
+        for part, part_targets in zip(
+            features.split(step), targets[counted].split(step), strict=True
+        ):
+            nll = F.cross_entropy(model.logits(part), part_targets, reduction="none")
+            sums[0] += nll.to(sums.dtype).sum()
+        sums[1] += sizes.sum()
+    nats, num_bytes = all_reduce_sum(sums).tolist()
+    if num_bytes == 0:
+        raise DataError(
+            "bits per byte: the batches hold no text to measure. Give more batches, or check that "
+            "the validation split is not empty"
+        )
+    return nats / (math.log(2) * num_bytes), int(num_bytes)
+
+
+def measure_rows(
+    model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int
+) -> tuple[float, int]:
+    """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py), at most all of them
+    once, dealt to the ranks.
+    """
+    rank, world_size = rank_and_world()
+    wanted = min(len(rows), max(1, num_tokens // rows.max_length))
+    at_once = min(device_batch_size, max(1, wanted // world_size)) * world_size
+    source = batches(
+        rows,
+        rows_per_step=at_once,
+        device_batch_size=at_once // world_size,
+        rank=rank,
+        world_size=world_size,
+        device=model.device,
+        pad_id=tokenizer.bos,
+    )
+    with closing(source):
+        return bits_per_byte(model, source, wanted // at_once or 1, tokenizer.token_bytes())

@@ -1,0 +1,182 @@
+"""Folders that are whole or not there."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nanochat.checkpoint.manifest import (
+    MANIFEST,
+    check,
+    human_bytes,
+    publish,
+    read_manifest,
+    remove,
+    standing_in_for,
+    sweep,
+    sweep_beside,
+    temporary_beside,
+    write_manifest,
+)
+from nanochat.common import CheckpointError
+
+
+def make(folder, text="abc"):
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text(text)
+    (folder / "sub" / "b.txt").write_text("")
+    return write_manifest(folder, {"step": 7})
+
+
+def test_manifest_holds_size_and_sha256_of_every_file(tmp_path):
+    made = make(tmp_path / "x")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    abc = hashlib.sha256(b"abc").hexdigest()
+    assert made["files"] == {
+        "a.txt": {"bytes": 3, "sha256": abc},
+        "sub/b.txt": {"bytes": 0, "sha256": empty},
+    }
+    assert check(tmp_path / "x") == made and made["step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [("a.txt", "4 bytes", "expected 3"), ("a.txt", "SHA-256", "ba7816bf8f01"), (None, "", "")],
+)
+def test_check_says_what_was_found_and_expected(tmp_path, name, found, expected):
+    make(tmp_path / "x")
+    path = tmp_path / "x" / (name or "sub/b.txt")
+    path.write_text({"4 bytes": "abcd", "SHA-256": "abd", "": ""}[found])
+    if not name:
+        path.unlink()
+        found, expected = "missing", "0 bytes"
+    with pytest.raises(CheckpointError) as error:
+        check(tmp_path / "x")
+    assert str(path) in str(error.value)
+    assert found in str(error.value) and expected in str(error.value)
+
+
+def test_check_can_be_limited_to_some_files(tmp_path):
+    make(tmp_path / "x")
+    (tmp_path / "x" / "a.txt").write_text("changed")
+    check(tmp_path / "x", under=("sub",))
+    with pytest.raises(CheckpointError):
+        check(tmp_path / "x", under=("sub", "a"))
+
+
+def test_every_flipped_bit_and_every_truncation_of_a_manifest_is_noticed(tmp_path):
+    make(tmp_path / "x")
+    path = tmp_path / "x" / MANIFEST
+    good = path.read_bytes()
+    for i in range(len(good)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+        with pytest.raises(CheckpointError):
+            read_manifest(tmp_path / "x")
+        path.write_bytes(good[:i])
+        with pytest.raises(CheckpointError):
+            read_manifest(tmp_path / "x")
+    path.write_bytes(good)
+    read_manifest(tmp_path / "x")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", json.dumps({"checksum": 3})])
+def test_a_manifest_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_publish_replaces_a_folder_and_leaves_nothing_else(tmp_path):
+    final = tmp_path / "step_000001"
+    make(final, "old")
+    make(temporary_beside(final), "new")
+    publish(temporary_beside(final), final)
+    assert (final / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def dead_pid():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_stands_there_is_not_replaced_when_that_is_asked(tmp_path):
+    final = tmp_path / "step_000001"
+    make(final, "old")
+    make(temporary_beside(final), "new")
+    with pytest.raises(CheckpointError, match="step_000001 exists, and it is not replaced"):
+        publish(temporary_beside(final), final, replace=False)
+    assert (final / "a.txt").read_text() == "old"
+    publish(temporary_beside(final), tmp_path / "step_000002", replace=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000001", "step_000002"]
+    with pytest.raises(OSError, match="Invalid"):
+        publish(tmp_path, final)  # no folder goes into itself: the old one is put back
+    assert (final / "a.txt").read_text() == "old"
+
+
+def test_sweep_restores_a_folder_whose_replacement_never_came(tmp_path, capsys):
+    pid = dead_pid()
+    moved, unfinished = (tmp_path / f".step_000001.{kind}-{pid}" for kind in ("old", "tmp"))
+    make(moved)
+    unfinished.mkdir()
+    assert standing_in_for(moved) == tmp_path / "step_000001"
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    check(tmp_path / "step_000001")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_sweep_deletes_a_folder_whose_replacement_came(tmp_path):
+    moved = tmp_path / f".step_000001.old-{dead_pid()}"
+    make(moved, "old")
+    make(tmp_path / "step_000001", "new")
+    assert standing_in_for(moved) is None
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    assert (tmp_path / "step_000001" / "a.txt").read_text() == "new"
+
+
+def test_what_a_living_process_writes_is_left_alone_until_it_is_gone(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = [f".step_00000{i}.{kind}-{process.pid}" for i, kind in ((1, "old"), (2, "tmp"))]
+    for name in (*names, f".step_000003.tmp-{os.getpid()}", ".step_000004.tmp-host"):
+        make(tmp_path / name)
+    sweep(tmp_path)
+    sweep_beside(tmp_path / "step_000002")
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    process.communicate(b"\n")
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_sweep_beside_looks_at_its_own_names_alone(tmp_path, capsys):
+    pid, final = dead_pid(), tmp_path / "hf[1]"
+    others = [f".hf1.tmp-{pid}", f".hf[1].tmp-{pid}x", f"hf[1].tmp-{pid}", ".hf[1].old-mine"]
+    for name in (*others, f".hf[1].tmp-{pid}", f".hf[1].old-{pid}"):
+        make(tmp_path / name, name)
+    sweep_beside(final)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
+    assert (final / "a.txt").read_text() == f".hf[1].old-{pid}"
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    (tmp_path / f".hf[1].tmp-{pid}").write_text("a file")
+    make(tmp_path / f".hf[1].old-{pid}")
+    sweep_beside(final)  # the old one's place is taken by now
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
+    sweep_beside(tmp_path / "nowhere" / "x")
+
+
+def test_remove_and_sizes(tmp_path):
+    make(tmp_path / "x")
+    remove(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+    assert [human_bytes(n) for n in (0, 999, 1500, 2.2e9)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.5 kB",
+        "2.2 GB",
+    ]

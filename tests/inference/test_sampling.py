@@ -1,0 +1,226 @@
+"""Noise by counters, and what top-k, top-p and temperature let through."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.common import ConfigError
+from nanochat.inference.sampling import (
+    SamplingParams,
+    candidates,
+    choose,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    logprobs,
+    penalize,
+    sample,
+    sample_each,
+    sample_table,
+    settings_table,
+    splitmix64,
+    uniform,
+)
+
+
+def slow_splitmix64(x: int) -> int:
+    """The same in Python's unbounded integers."""
+    z = (x + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def draws(probabilities: list[float], noise: list[float], **params) -> list[int]:
+    """What each noise draws from one distribution."""
+    logits = torch.tensor(probabilities).log().expand(len(noise), -1)
+    return sample(logits, SamplingParams(**params), np.array(noise)).tolist()
+
+
+def test_splitmix64_gives_the_published_first_outputs_of_seed_0():
+    states = np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64)
+    assert splitmix64(states).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_splitmix64_equals_its_slow_twin(x):
+    assert splitmix64(np.array([x], dtype=np.uint64))[0] == slow_splitmix64(x)
+
+
+def test_noise_of_a_row_does_not_depend_on_the_other_rows():
+    crowd = uniform(7, [0, 1, 2, 1], [5, 5, 5, 6])
+    assert crowd[1] == uniform(7, [1], [5])[0]
+    assert len({*crowd, *uniform(8, [0, 1, 2, 1], [5, 5, 5, 6])}) == 8
+
+
+def test_rows_may_have_seeds_of_their_own():
+    rows = uniform([7, 2**64 + 8, -1], [0, 1, 2], [5, 5, 6])
+    alone = [uniform(7, [0], [5]), uniform(8, [1], [5]), uniform(2**64 - 1, [2], [6])]
+    assert rows.tolist() == [float(one[0]) for one in alone]
+
+
+def test_noise_is_uniform_and_uncorrelated_between_neighbours():
+    noise = uniform(1, np.repeat(np.arange(200), 200), np.tile(np.arange(200), 200))
+    grid = noise.reshape(200, 200)
+    assert noise.min() >= 0 and noise.max() < 1
+    # 40,000 draws: standard error of the mean 1/sqrt(12 * 40,000) = 0.0014, of a correlation 0.005
+    assert abs(noise.mean() - 0.5) < 0.006
+    for one, other in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.02
+
+
+def test_a_negative_seed_is_a_seed_too():
+    assert 0 <= uniform(-1, [0], [0])[0] < 1 and uniform(-1, [0], [0]) != uniform(1, [0], [0])
+
+
+def test_ids_share_the_unit_interval_in_order():
+    noise = [0.0, 0.19, 0.21, 0.49, 0.51, 1 - 2**-53]
+    assert draws([0.2, 0.3, 0.5], noise) == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_impossible_id_is_never_drawn():
+    assert draws([0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 1 - 2**-53]) == [1, 1, 1]
+
+
+def test_temperature_sharpens():
+    # probabilities 0.2, 0.8 at temperature 1/2 become 0.04/0.68 = 0.0588, 0.9412
+    assert draws([0.2, 0.8], [0.058, 0.06], temperature=0.5) == [0, 1]
+
+
+def test_temperature_0_takes_the_first_of_the_largest():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
+    assert sample(logits, SamplingParams(temperature=0), np.array([0.9, 0.9])).tolist() == [1, 0]
+
+
+def test_top_k_keeps_k_and_breaks_ties_by_id():
+    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    assert keep_top_k(logits, 2).tolist() == [
+        [False, True, True, False, False],
+        [True, True, False, False, False],
+    ]
+    assert keep_top_k(logits, 9).all()
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p():
+    weights = torch.tensor([[10, 50, 40], [25, 25, 50]])
+    assert keep_top_p(weights, 0.5).tolist() == [[False, True, False], [False, False, True]]
+    assert keep_top_p(weights, 0.51).tolist() == [[False, True, True], [True, False, True]]
+    assert keep_top_p(weights, 1.0).all()
+
+
+def test_top_k_1_and_a_tiny_top_p_are_greedy():
+    noise = [0.01, 0.5, 0.99]
+    assert draws([0.3, 0.4, 0.3], noise, top_k=1) == [1, 1, 1]
+    assert draws([0.3, 0.4, 0.3], noise, top_p=1e-9) == [1, 1, 1]
+
+
+def test_top_p_counts_within_what_top_k_left():
+    # top 2 of (0.1, 0.4, 0.5) are 0.444, 0.556; 0.5 of that mass is reached by the larger alone
+    assert draws([0.1, 0.4, 0.5], [0.01, 0.99], top_k=2, top_p=0.5) == [2, 2]
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 20}, {"top_p": 0.7}, {"temperature": 1.7}])
+def test_shares_of_many_draws_are_the_probabilities(params):
+    logits = torch.randn(1, 50) * 2
+    probabilities = (logits[0] / params.get("temperature", 1)).softmax(-1)
+    order = probabilities.sort(descending=True)
+    if k := params.get("top_k"):
+        probabilities[order.indices[k:]] = 0
+    if p := params.get("top_p"):
+        probabilities[order.indices[order.values.cumsum(-1) - order.values >= p]] = 0
+    probabilities /= probabilities.sum()
+    n = 20_000
+    noise = (np.arange(n) + 0.5) / n  # every part of [0, 1) once: shares are exact to 1/n
+    ids = sample(logits.expand(n, -1), SamplingParams(**params), noise)
+    shares = torch.bincount(ids, minlength=50) / n
+    assert (shares - probabilities).abs().max() < 1.5 / n
+
+
+def test_a_vocabulary_of_65536_flat_ids_is_drawn_evenly():
+    ids = sample(
+        torch.zeros(1, 65536).expand(3, -1), SamplingParams(), np.array([0.0, 0.5, 0.9999])
+    )
+    assert ids.tolist() == [0, 32768, math.floor(0.9999 * 65536)]
+
+
+def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest():
+    logits = torch.tensor([[0.5, 0.26, 0.24]]).log()
+    assert keep_min_p(logits, 0.5).tolist() == [[True, True, False]]
+    assert keep_min_p(logits, 1.0).tolist() == [[True, False, False]]
+    assert keep_min_p(logits, 0.0).all()
+    # 0.5 and 0.26 are left: shares 0.658 and 0.342
+    assert draws([0.5, 0.26, 0.24], [0.0, 0.65, 0.66, 0.99], min_p=0.5) == [0, 0, 1, 1]
+
+
+def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.0])
+    assert penalize(logits, torch.tensor([0, 1, 3]), 2.0).tolist() == [1.0, -4.0, 1.0, 0.0]
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.0]
+    params = [SamplingParams(0), SamplingParams(0, repetition_penalty=3.0)]
+    both = logits.expand(2, -1)
+    assert choose(both, params, np.zeros(2), [[0], [0, 1, 0]]) == [0, 2]
+
+
+def test_logprobs_by_hand():
+    logits = torch.tensor([0.25, 0.5, 0.25]).log() + 7
+    of_token, top = logprobs(logits, 2, 2)
+    assert of_token == pytest.approx(math.log(0.25))
+    assert top[0] == (1, pytest.approx(math.log(0.5))) and len(top) == 2
+
+
+def test_few_candidates_stand_for_the_whole_vocabulary():
+    # 8 different values over 1,000 ids: ties at the edge of the k largest are everywhere
+    logits = torch.randint(0, 8, (6, 1000)).float()
+    logits[0, 7] = 20.0
+    logits[1:, :5] = torch.arange(5.0) + 30
+    for k in (1, 5, 30, 90, 900):
+        some, ids = candidates(logits, k)
+        kept = keep_top_k(logits, k)
+        if ids is None:
+            assert some is logits
+        else:
+            assert (ids.diff() > 0).all() and torch.equal(some, logits.gather(-1, ids))
+            assert torch.equal(ids[keep_top_k(some, k)], kept.nonzero()[:, 1])
+    assert candidates(logits[1:], 5)[1] is not None and candidates(logits[:1], 5)[1] is None
+
+
+SETTINGS = [
+    {"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2},
+    {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.01}, {"top_k": 1},
+    {"temperature": 0, "top_k": 3, "top_p": 0.1}, {"top_k": 10_000, "top_p": 1.0, "min_p": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_rows_with_settings_of_their_own_equal_rows_drawn_alone(coarse):
+    logits = torch.randn(len(SETTINGS) * 8, 300) * 3
+    if coarse:
+        logits = logits.round()  # many ties
+    params = [SamplingParams(**one) for one in SETTINGS * 8]
+    noise = uniform(5, range(len(params)), range(len(params)))
+    alone = [
+        sample(logits[i : i + 1], one, noise[i : i + 1]).item() for i, one in enumerate(params)
+    ]
+    assert sample_each(logits, params, noise).tolist() == alone
+    table = sample_table(logits, settings_table(params), torch.from_numpy(noise))
+    assert table.tolist() == alone
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"temperature": -1},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+    ],
+)
+def test_impossible_settings_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        SamplingParams(**wrong)
