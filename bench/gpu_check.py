@@ -30,9 +30,10 @@ from nanochat.common import choose_dtype
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import attention_backends
-from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
+from nanochat.loss import LossFn, chunked_loss, loss_and_grad, plain_loss
 from nanochat.train import LoopState, LossScaler, Periodic, train
-from nanochat.training.config import StageConfig, build_optimizers, make_schedule
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers, make_schedule
 
 
 class Sizes:
@@ -228,7 +229,7 @@ def steps(sizes: Sizes, depth: int, rows: int, accum: int = 1, fp8: bool = False
             model,
             optimizers,
             repeat(batch),
-            loss_fn=make_loss_fn(model, compiled=True),
+            loss_fn=LossFn(model, compiled=True),
             schedule=make_schedule(StageConfig()),
             accum_steps=accum,
             state=state,
@@ -317,7 +318,7 @@ def optimizers(sizes: Sizes) -> dict:
 def sft(sizes: Sizes) -> dict:
     """Rows of many widths at small depth: how often that compiles, and for how long."""
     model = sizes.model(2 if sizes.dry else 4)
-    loss_fn = make_loss_fn(model, compiled=True)
+    loss_fn = LossFn(model, compiled=True)
     widths = (16, 24, 32) if sizes.dry else (256, 512, 1024, 2048)
     found = {}
     with attention_backends(sizes.device):
@@ -437,7 +438,7 @@ def float16(sizes: Sizes) -> dict:
     with attention_backends(sizes.device):
         train(
             model, list(made.values()), repeat(batch),
-            loss_fn=make_loss_fn(model, compiled=compiled), schedule=make_schedule(StageConfig()),
+            loss_fn=LossFn(model, compiled=compiled), schedule=make_schedule(StageConfig()),
             accum_steps=1, state=state, log=lambda state, m: losses.append(round(m["loss"], 4)),
             events=(Periodic(spoil, 1),), scaler=scaler,
         )  # fmt: skip
@@ -458,7 +459,7 @@ def deterministic(sizes: Sizes) -> dict:
         with attention_backends(sizes.device):
             train(
                 model, list(made.values()), repeat(batch),
-                loss_fn=make_loss_fn(model, compiled=True),
+                loss_fn=LossFn(model, compiled=True),
                 schedule=make_schedule(StageConfig()), accum_steps=2, state=state,
                 log=lambda state, m, losses=losses: losses.append(m["loss"]),
             )  # fmt: skip
@@ -499,7 +500,7 @@ def checkpoint(sizes: Sizes) -> dict:
         with attention_backends(sizes.device):
             train(
                 model, list(made.values()), repeat(batch),
-                loss_fn=make_loss_fn(model, compiled=False),
+                loss_fn=LossFn(model, compiled=False),
                 schedule=make_schedule(StageConfig(warmdown=0)), accum_steps=1, state=state,
                 log=lambda state, m: losses.append(m["loss"]),
             )  # fmt: skip

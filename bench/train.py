@@ -24,8 +24,10 @@ from nanochat.configurator import cli
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name, peak_flops, synchronize
-from nanochat.loss import make_loss_fn
-from nanochat.training.config import StageConfig, build_optimizers, can_compile, largest_that_fits
+from nanochat.loss import LossFn
+from nanochat.training.batch_plan import can_compile, rows_that_fit
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def peak_memory(device: torch.device) -> int:
 def time_steps(model, batches: list[Batch], config: Config, device: torch.device) -> list[float]:
     """Seconds of each timed step: all `batches` forward and backward, then the optimizers."""
     optimizers = build_optimizers(model, StageConfig()).values()
-    loss_fn = make_loss_fn(model, compiled=can_compile(device, config.compile))
+    loss_fn = LossFn(model, compiled=can_compile(device, config.compile))
     count = sum(b.targets.numel() for b in batches)
     seconds = []
     for _ in range(config.warm_steps + config.steps):
@@ -99,7 +101,10 @@ def measure(depth: int, config: Config, device: torch.device) -> dict:
     model.compute_dtype = choose_dtype(device)[0]
     rows = config.device_batch_size
     if rows == "auto":
-        rows = largest_that_fits(model, 32, T) if device.type == "cuda" else 16
+        rows = 16
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+            rows = min(32, rows_that_fit(model, free, T, config.compile))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.randint(0, config.vocab_size, (config.accum_steps, 2, rows, T), device=device)

@@ -82,7 +82,7 @@ class AdamW(NamedOptimizer):
 
     STATE = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0):
+    def __init__(self, groups, lr=1e-3, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0):
         super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()

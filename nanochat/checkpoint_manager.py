@@ -8,6 +8,8 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -33,8 +35,8 @@ from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versio
 from nanochat.common import (
     CheckpointError,
     ConfigError,
-    all_reduce_sum,
     choose_dtype,
+    on_rank0,
     rank_and_world,
 )
 from nanochat.conversation import CHAT_TEMPLATE
@@ -51,9 +53,12 @@ __all__ = [  # all that a script needs of checkpoints, from here
     "checkpoint_of",
     "find_checkpoint",
     "load_checkpoint",
+    "load_folder",
     "load_model",
     "load_training_state",
+    "prepare_checkpoint",
     "prune",
+    "read_training_state",
     "save_checkpoint",
     "verify",
 ]
@@ -77,7 +82,28 @@ def save_checkpoint(
     optimizers: dict | None = None,
 ) -> Path:
     """Writes a checkpoint and returns its folder. All ranks call it, rank 0 writes, and a failure
-    is raised on all.
+    is raised on all. Arguments as in prepare_checkpoint, which see."""
+    write = prepare_checkpoint(
+        stage, tag, step, model=model, tokenizer=tokenizer, run=run, state=state,
+        optimizers=optimizers,
+    )  # fmt: skip
+    Writer(background=False).run(write)
+    return step_dir(stage, tag, step)
+
+
+def prepare_checkpoint(
+    stage: str,
+    tag: str,
+    step: int,
+    *,
+    model: GPT,
+    tokenizer: Tokenizer,
+    run: dict,
+    state: dict,
+    optimizers: dict | None = None,
+) -> Callable[[], Path]:
+    """Takes the state of this moment, from a GPU as a copy in main memory; all ranks call it. The
+    result writes it and returns the folder, on rank 0, now or beside the next steps.
 
     run: what describes the run (its config, parent checkpoint, data fingerprint, metrics); stage,
     tag, step, versions, git commit and tokenizer fingerprint are added. state: what the loop needs
@@ -99,18 +125,59 @@ def save_checkpoint(
     tensors = {WEIGHTS: weights}
     for name, optimizer in (optimizers or {}).items():
         tensors[f"{OPTIMIZER}/{name}.safetensors"] = optimizer.state_tensors()
-    failure = None
-    if rank_and_world()[0] == 0:
-        try:
-            write_folder(final, texts, tensors, tokenizer, model.config.sequence_len, place)
-        except Exception as error:
-            failure = error
-    failed = all_reduce_sum(torch.tensor(float(failure is not None), device=model.device))
-    if failure:
-        raise failure
-    if failed:
-        raise CheckpointError(f"{final}: rank 0 could not save it; its own message says why")
-    return final
+    if model.device.type == "cuda" and rank_and_world()[0] == 0:
+        tensors = {name: copies_on_host(named) for name, named in tensors.items()}
+
+    def write() -> Path:
+        write_folder(final, texts, tensors, tokenizer, model.config.sequence_len, place)
+        return final
+
+    return write
+
+
+def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in pinned memory, copied from the GPU in one go."""
+    copies = {
+        name: torch.empty_like(t, device="cpu", pin_memory=t.is_cuda) for name, t in named.items()
+    }
+    for name, tensor in named.items():
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    torch.cuda.synchronize()
+    return copies
+
+
+class Writer:
+    """Runs what rank 0 writes, in the background or at once; what fails is raised on all ranks, in
+    the background at the next `run` or `wait`. All ranks call every method."""
+
+    def __init__(self, background: bool):
+        self.background = background
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
+
+    def run(self, task: Callable[[], object]) -> None:
+        """Waits for the task before, then begins this one."""
+        self.wait()
+        if rank_and_world()[0] == 0:
+            self.pending = self.pool.submit(task)
+        if not self.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the task is done; raises what it raised."""
+        pending, self.pending = self.pending, None
+
+        def result() -> None:
+            if pending is not None:
+                pending.result()
+
+        on_rank0(result)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.pool.shutdown()
 
 
 def folder_texts(
@@ -238,6 +305,11 @@ def load_model(
     path = checkpoint_of(source, model_tag, step)
     if source not in STAGES:
         verify(path)
+    return load_folder(path, device, phase)
+
+
+def load_folder(path: Path, device, phase: str) -> tuple[GPT, Tokenizer, dict]:
+    """As load_model, of a folder whose files are verified already."""
     weights, config, tokenizer, run = read_folder(path)
     device = torch.device(device)
     weights = {name: weights.pop(name).to(device, copy=True) for name in list(weights)}
@@ -287,7 +359,13 @@ def load_training_state(path: Path | str) -> tuple[dict, dict[str, dict[str, tor
 
     The second is {} when the optimizers were left out of the checkpoint.
     """
-    path = Path(path)
-    names = [n for n in verify(path, under=(STATE, OPTIMIZER))["files"] if n.startswith(OPTIMIZER)]
+    verify(path, under=(STATE, OPTIMIZER))
+    return read_training_state(Path(path))
+
+
+def read_training_state(path: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+    """As load_training_state, of a folder whose files are verified already."""
+    files = manifest.read_manifest(path)["files"]
+    names = [name for name in files if name.startswith(OPTIMIZER)]
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return state, {Path(name).stem: load_file(path / name) for name in names}

@@ -6,12 +6,18 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from nanochat.hardware import device_name
+
+T = TypeVar("T")
+# How long ranks wait for each other: rank 0 may be saving, another compiling.
+RANKS_WAIT = timedelta(hours=1)
 
 
 class NanochatError(Exception):
@@ -84,6 +90,37 @@ def gather(items: list) -> list:
     return [part[i] for i in range(longest) for part in of_rank if i < len(part)]
 
 
+def on_rank0(function: Callable[[], T]) -> T:
+    """What function() returns on rank 0, on every rank; an error there is raised on all of them.
+
+    For every decision that looks at the disk: ranks that look for themselves may disagree.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return function()
+    outcome = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error if isinstance(error, NanochatError) else NanochatError(repr(error))
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every rank holds the same bits, by their sums; tensors of 32-bit numbers."""
+    if rank_and_world()[1] == 1:
+        return True
+    sums = torch.stack([t.view(torch.int32).sum(dtype=torch.int64) for t in tensors])
+    least, most = sums.clone(), sums
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return torch.equal(least, most)
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if rank_and_world()[1] > 1:
@@ -133,7 +170,9 @@ def compute_init(
         torch.use_deterministic_algorithms(True)
     if ddp and not dist.is_initialized():
         backend = "nccl" if device_type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if device_type == "cuda" else None)
+        dist.init_process_group(
+            backend, device_id=device if device_type == "cuda" else None, timeout=RANKS_WAIT
+        )
         if backend == "gloo":  # subtle: its threads abort a process that ends inside the group
             atexit.register(compute_cleanup)
     torch.manual_seed(seed)

@@ -103,24 +103,27 @@ def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
     return features.index_select(0, F.pad(chosen, (0, missing))), targets
 
 
-def make_loss_fn(model, compiled: bool):
+class LossFn:
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    On a CPU the head is computed only where there is a target: a gather is cheap there, and a third
-    of a small model's work is its head. Elsewhere it would make the host wait for the device.
+    `features` is the model's own, compiled where it pays: evaluation shares it on a GPU. On a CPU
+    the head is computed only where there is a target: a gather is cheap there, and a third of a
+    small model's work is its head. Elsewhere it would make the host wait for the device.
     """
-    gather = model.device.type == "cpu"
-    features = torch.compile(model.features, dynamic=False) if compiled else model.features
-    # subtle: gathered rows differ in number at every step; dynamic, so as not to compile each.
-    kernel = torch.compile(loss_and_grad, dynamic=gather) if compiled else loss_and_grad
 
-    def loss_fn(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        x = features(batch.inputs).flatten(0, 1)  # (N, D)
+    def __init__(self, model, compiled: bool):
+        self.gather = model.device.type == "cpu"
+        self.features = torch.compile(model.features, dynamic=False) if compiled else model.features
+        # subtle: gathered rows differ in number at every step; dynamic, so as not to compile each.
+        self.kernel = (
+            torch.compile(loss_and_grad, dynamic=self.gather) if compiled else loss_and_grad
+        )
+
+    def __call__(self, model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.features(batch.inputs).flatten(0, 1)  # (N, D)
         targets = batch.targets.flatten()
         valid = targets >= 0
-        if gather:
+        if self.gather:
             x, targets = gather_rows(x, targets, valid)
-        loss = chunked_loss(x, model.lm_head.weight, targets, model.config.logit_softcap, kernel)
-        return loss, valid.sum()
-
-    return loss_fn
+        weight, cap = model.lm_head.weight, model.config.logit_softcap
+        return chunked_loss(x, weight, targets, cap, self.kernel), valid.sum()

@@ -57,16 +57,6 @@ class Periodic:
         return at_end or (self.every > 0 and state.step > 0 and state.step % self.every == 0)
 
 
-def trapezoid(progress: float, warmup: float, warmdown: float, final: float = 0.0) -> float:
-    """Learning-rate factor: linear up over the first `warmup` fraction, 1, linear down to `final`
-    over the last `warmdown` fraction. Example: trapezoid(0.9, 0, 0.2) == 0.5."""
-    if progress < warmup:
-        return progress / warmup
-    if progress > 1 - warmdown:
-        return final + (1 - final) * (1 - progress) / warmdown
-    return 1.0
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Yields asked(): whether SIGTERM or Ctrl-C came. A second one ends the program at once."""

@@ -8,8 +8,8 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 
 from dataclasses import dataclass, replace
 
-from nanochat.checkpoint_manager import load_model, stop_ids
-from nanochat.common import ConfigError, choose_dtype, compute_cleanup, compute_init, print0
+from nanochat.checkpoint_manager import stop_ids
+from nanochat.common import ConfigError, choose_dtype, compute_cleanup, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
@@ -20,7 +20,7 @@ from nanochat.report.report import remake
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, find_resume, run_stage
+from nanochat.training.stage import StageData, start_stage
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
 
@@ -67,56 +67,47 @@ def horizon(config: Config, model: GPT, tokens_per_step: int) -> int | None:
     return max(1, round(tokens / tokens_per_step))
 
 
+def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
+    """The untrained model of these settings, and the tokenizer that tok_train left."""
+    tokenizer = Tokenizer.load(base_dir() / "tokenizer")
+    overrides = {"sequence_len": config.sequence_len, "logit_softcap": config.logit_softcap}
+    if config.num_kv_heads:
+        overrides["n_kv_head"] = config.num_kv_heads
+    shape = GPTConfig.from_depth(config.depth, tokenizer.vocab_size, config.head_dim, **overrides)
+    model = GPT(shape, config.seed).to(device)
+    model.compute_dtype, model.stop_ids = choose_dtype(device)[0], stop_ids(tokenizer)
+    return model, tokenizer
+
+
 def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
-    tag = config.model_tag or f"d{config.depth}"
-    resume_from, meta = find_resume("base", tag, config), None
-    if resume_from:
-        model, tokenizer, meta = load_model(resume_from, device, "train")
-    else:
-        tokenizer = Tokenizer.load(base_dir() / "tokenizer")
-        overrides = {"sequence_len": config.sequence_len, "logit_softcap": config.logit_softcap}
-        if config.num_kv_heads:
-            overrides["n_kv_head"] = config.num_kv_heads
-        vocab_size = tokenizer.vocab_size
-        shape = GPTConfig.from_depth(config.depth, vocab_size, config.head_dim, **overrides)
-        model = GPT(shape, config.seed).to(device)
-        model.compute_dtype, model.stop_ids = choose_dtype(device)[0], stop_ids(tokenizer)
+    stage = start_stage(
+        "base", config, tag=f"d{config.depth}", new_model=lambda device: new_model(config, device)
+    )
+    model, tokenizer = stage.model, stage.tokenizer
     T = model.config.sequence_len
     print0(
         f"d{model.config.n_layer}: {model.num_params():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOPs a token"
     )
+    plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
+    num_steps = horizon(config, model, plan.rows_per_step * T)
+    planned_steps = horizon(replace(config, num_steps=None), model, plan.rows_per_step * T)
     source = open_source(config.data, num_shards=config.num_shards)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
     print0(rows.describe())
 
     def sample(state) -> None:
-        engine = Engine(model, tokenizer)
+        engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
         prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
         completions = engine.complete(prompts, max_tokens=24, temperature=0)
         for prompt, (completion, *_) in zip(PROMPTS, completions, strict=True):
             print0(f"  {prompt}{completion}".replace("\n", " "))
 
-    rows_per_step = max(1, round(config.total_batch_size / T))
-    num_steps = horizon(config, model, rows_per_step * T)
-    planned = horizon(replace(config, num_steps=None), model, rows_per_step * T)
     report = {"source": source.name, "tokens": rows.shards.num_tokens}
-    data = StageData(rows, val_rows, T, rows_per_step, planned, source.fingerprint, report)
-    run_stage(
-        "base",
-        config,
-        model,
-        tokenizer,
-        data,
-        tag=tag,
-        num_steps=num_steps,
-        resume_from=resume_from,
-        meta=meta,
-        events=(Periodic(sample, config.sample_every),),
-    )
-    remake(tag)
+    data = StageData(rows, val_rows, source.fingerprint, report, num_steps, planned_steps)
+    stage.train(data, plan, (Periodic(sample, config.sample_every),))
+    remake(stage.tag)
     compute_cleanup()
 
 

@@ -6,13 +6,12 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 
 from dataclasses import dataclass
 
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import ConfigError, compute_cleanup, compute_init, print0
+from nanochat.common import ConfigError, compute_cleanup, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, find_resume, run_stage
+from nanochat.training.stage import StageData, one_horizon, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -41,42 +40,33 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
-    if config.num_steps and config.target_seconds:
-        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     if config.parent not in ("base", "mid"):
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
-    wanted = config.parent_tag, config.parent_step
-    model, tokenizer, parent = load_model(config.parent, device, "train", *wanted)
-    tag, meta = config.model_tag or parent["tag"], None
-    if resume_from := find_resume("sft", tag, config):
-        model, tokenizer, meta = load_model(resume_from, device, "train")
-    T = config.max_tokens or model.config.sequence_len
-    if model.config.sequence_len < T:
-        raise ConfigError(f"--max-tokens {T} is beyond the context, {model.config.sequence_len}")
-    parts = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
-    print0(", ".join(f"{name} {count:,}" for name, count in parts.report()))
-    tokens = tokenize_conversations(parts, tokenizer, name="SFT mixture")
-    rows = PaddedRows(tokens, T, config.seed, config.examples_per_step)
+    parent = config.parent, config.parent_tag, config.parent_step
+    stage = start_stage("sft", config, parent=parent)
+    T, context = config.max_tokens, stage.model.config.sequence_len
+    T = T or context
+    if context < T:
+        raise ConfigError(f"--max-tokens {T} is beyond the context, {context}")
+    plan = stage.plan_batch(config.examples_per_step, T)
+    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
+    report = dict(parts.report())
+    print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
     held_out = mixture(config.val_mixture, "test", config.seed)
-    val_tokens = tokenize_conversations(held_out, tokenizer, name="SFT validation")
-    val_rows = PaddedRows(val_tokens, T, config.seed, config.examples_per_step)
-    epoch = max(1, len(rows) // config.examples_per_step)
-    report = {**dict(parts.report()), **rows.counts}
-    data = StageData(rows, val_rows, T, config.examples_per_step, epoch, fingerprint(parts), report)
-    run_stage(
-        "sft",
-        config,
-        model,
-        tokenizer,
-        data,
-        tag=tag,
-        num_steps=config.num_steps or (None if config.target_seconds else epoch),
-        resume_from=resume_from,
-        meta=meta,
-        parent=parent["path"],
+    rows, val_rows = (
+        PaddedRows(
+            tokenize_conversations(conversations, stage.tokenizer, name=name),
+            T,
+            config.seed,
+            plan.rows_per_step,
+        )
+        for conversations, name in ((parts, "SFT mixture"), (held_out, "SFT validation"))
     )
-    remake(tag)
+    epoch = max(1, len(rows) // plan.rows_per_step)
+    report |= rows.counts
+    num_steps = one_horizon(config, epoch)
+    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    remake(stage.tag)
     compute_cleanup()
 
 

@@ -8,13 +8,12 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import ConfigError, compute_cleanup, compute_init, print0
+from nanochat.common import compute_cleanup, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, find_resume, run_stage
+from nanochat.training.stage import StageData, one_horizon, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -39,40 +38,24 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
-    if config.num_steps and config.target_seconds:
-        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
-    model, tokenizer, parent = load_model(
-        "base", device, "train", config.base_tag, config.base_step
-    )
-    tag, meta = config.model_tag or parent["tag"], None
-    if resume_from := find_resume("mid", tag, config):
-        model, tokenizer, meta = load_model(resume_from, device, "train")
-    T = model.config.sequence_len
-    parts = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
+    stage = start_stage("mid", config, parent=("base", config.base_tag, config.base_step))
+    T = stage.model.config.sequence_len
+    plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
+    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
     report = dict(parts.report())
     print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
-    train_tokens = tokenize_conversations(parts, tokenizer, name="mid mixture")
-    rows = PackedRows(train_tokens, T, config.seed, config.mask_loss)
     held_out = mixture(config.val_mixture, "test", config.seed)
-    val_tokens = tokenize_conversations(held_out, tokenizer, name="mid validation")
+    tokens, val_tokens = (
+        tokenize_conversations(conversations, stage.tokenizer, name=name)
+        for conversations, name in ((parts, "mid mixture"), (held_out, "mid validation"))
+    )
+    rows = PackedRows(tokens, T, config.seed, config.mask_loss)
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
-    rows_per_step = max(1, round(config.total_batch_size / T))
-    epoch = max(1, len(rows) // rows_per_step)
-    run_stage(
-        "mid",
-        config,
-        model,
-        tokenizer,
-        StageData(rows, val_rows, T, rows_per_step, epoch, fingerprint(parts), report),
-        tag=tag,
-        num_steps=config.num_steps or (None if config.target_seconds else epoch),
-        resume_from=resume_from,
-        meta=meta,
-        parent=parent["path"],
-    )
-    remake(tag)
+    epoch = max(1, len(rows) // plan.rows_per_step)
+    num_steps = one_horizon(config, epoch)
+    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    remake(stage.tag)
     compute_cleanup()
 
 

@@ -9,10 +9,11 @@ from nanochat.dataloader import Batch
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import attention_backends
-from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
+from nanochat.loss import LossFn, chunked_loss, loss_and_grad, plain_loss
 from nanochat.muon import Muon, muon_update
 from nanochat.train import LoopState, Periodic, train
-from nanochat.training.config import StageConfig, build_optimizers, make_schedule
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers, make_schedule
 
 pytestmark = [
     pytest.mark.cuda,
@@ -99,7 +100,7 @@ def test_no_step_waits_for_the_device():
             model,
             list(build_optimizers(model, StageConfig()).values()),
             iter(lambda: batch, None),
-            loss_fn=make_loss_fn(model, compiled=True),
+            loss_fn=LossFn(model, compiled=True),
             schedule=make_schedule(StageConfig()),
             accum_steps=2,
             state=state,
@@ -116,7 +117,7 @@ def test_compiled_gradients_are_the_plain_ones():
         torch.nn.init.normal_(block.self_attn.o_proj.weight, std=0.05)
         torch.nn.init.normal_(block.mlp.fc2.weight, std=0.05)
     with attention_backends(cuda):
-        make_loss_fn(model, compiled=True)(model, batch)[0].backward()
+        LossFn(model, compiled=True)(model, batch)[0].backward()
     fast = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     model.compute_dtype = torch.float32

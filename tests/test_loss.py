@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat import loss as loss_module
-from nanochat.loss import chunked_loss, loss_and_grad, make_loss_fn, plain_loss
+from nanochat.loss import LossFn, chunked_loss, loss_and_grad, plain_loss
 
 
 def inputs(dtype=torch.float32, N=37, D=16, V=64):
@@ -70,5 +70,5 @@ def test_gathering_keeps_every_target_and_adds_only_rows_without_one(monkeypatch
 
 def test_the_compiled_kernel_agrees(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
-    losses = [make_loss_fn(model, compiled)(model, batch)[0] for compiled in (False, True)]
+    losses = [LossFn(model, compiled)(model, batch)[0] for compiled in (False, True)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-4)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from nanochat.dataloader import Batch
-from nanochat.loss import make_loss_fn
-from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train, trapezoid
-from nanochat.training.config import StageConfig, build_optimizers, make_schedule
+from nanochat.loss import LossFn
+from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers, make_schedule, trapezoid
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
@@ -25,7 +26,7 @@ def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
         model,
         list(optimizers.values()),
         cycle(micro_batches),
-        loss_fn=make_loss_fn(model, compiled=False),
+        loss_fn=LossFn(model, compiled=False),
         schedule=make_schedule(StageConfig()),
         accum_steps=accum_steps,
         state=state,

@@ -1,10 +1,17 @@
-"""One training stage from set-up to last checkpoint: resume, events, saves, around the one loop."""
+"""One training stage from set-up to last checkpoint: resume, events, saves, around the one loop.
 
-import dataclasses
+A script starts the stage, makes rows for the batch plan that it gets, and trains on them:
+
+    stage = start_stage("sft", config, parent=("mid", None, None))
+    plan = stage.plan_batch(config.examples_per_step, row_tokens)
+    stage.train(StageData(rows, val_rows, fingerprint, report, num_steps, planned_steps), plan)
+"""
+
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,21 +19,23 @@ import torch
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
-from nanochat.common import ConfigError, barrier, print0, rank_and_world
+from nanochat.common import (
+    ConfigError,
+    all_equal,
+    compute_init,
+    on_rank0,
+    print0,
+    rank_and_world,
+)
 from nanochat.dataloader import batches
 from nanochat.hardware import attention_backends, peak_flops, peak_rss
-from nanochat.loss import make_loss_fn
+from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
-from nanochat.training.config import (
-    StageConfig,
-    build_optimizers,
-    can_compile,
-    make_schedule,
-    out_of_memory,
-    plan_batch,
-)
+from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
+from nanochat.training.config import StageConfig
 from nanochat.training.energy import open_meter
 from nanochat.training.log import TrainLog, session_record, truncate_metrics
+from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.validation import measure_rows
 
 # Settings that a resumed run may change without a word, and those that it may not change.
@@ -36,28 +45,25 @@ FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage trains and is measured on."""
+    """What a stage trains and is measured on, and for how long."""
 
     rows: object  # row(i) -> (inputs, targets); see dataloader.py
     val_rows: object
-    row_tokens: int  # the longest row
-    rows_per_step: int
-    planned_steps: int | None  # of a whole run, whatever --num-steps says
     fingerprint: str  # of data and mixture, for the record
     report: dict  # counts worth keeping in run.json
+    num_steps: int | None  # None: from config.target_seconds
+    planned_steps: int | None  # of a whole run, whatever --num-steps says
 
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
     """The checkpoint to continue from, or None to start anew. An existing run is never overwritten:
-    without --resume or --fresh it is an error."""
+    without --resume or --fresh it is an error. Rank 0 looks at the disk for all."""
     run_folder = checkpoints.checkpoint_dir(stage) / tag
     existing = checkpoints.available_checkpoints(stage, tag)
     if config.fresh and run_folder.exists():
         aside = run_folder.with_name(f"{tag}.old-{int(time.time())}")
-        if rank_and_world()[0] == 0:
-            os.rename(run_folder, aside)
-            print0(f"the earlier run is now {aside}")
-        barrier()
+        os.rename(run_folder, aside)
+        print0(f"the earlier run is now {aside}")
         return None
     if not existing:
         if config.resume:
@@ -87,221 +93,253 @@ def compare_settings(path: Path, config: StageConfig, meta: dict, data: StageDat
         print0("resumed with other data than the run began with: the order of rows is another")
 
 
-def resume(path: Path, optimizers: dict, scaler, device) -> tuple[LoopState, int]:
-    """(LoopState, cursor) of a checkpoint; its optimizers, scaler and generators are restored."""
-    saved, tensors = checkpoints.load_training_state(path)
-    if missing := optimizers.keys() - tensors.keys():
-        raise ConfigError(f"{path} was saved without its optimizers {sorted(missing)}: no resuming")
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_tensors(tensors[name])
-    restore_rng(saved["rng"])
-    print_differences(saved["environment"], device)
-    state = LoopState(**saved["loop"])
-    print0(f"resumed {path} at step {state.step}")
-    if scaler and saved["scaler"]:
-        scaler.scale = saved["scaler"]["scale"]
-        scaler.good_steps = saved["scaler"].get("good_steps", 0)
-    return state, saved["cursor"]
+def one_horizon(config: StageConfig, epoch: int) -> int | None:
+    """The number of steps: as given, or an epoch's; None when it follows from target_seconds."""
+    if config.num_steps and config.target_seconds:
+        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
+    return config.num_steps or (None if config.target_seconds else epoch)
 
 
-def run_record(config, data: StageData, parent: str | None, rows_per_step, device_batch) -> dict:
-    """What run.json says of how the run was set up."""
-    return {
-        "config": asdict(config),
-        "parent": parent,
-        "world_size": rank_and_world()[1],
-        "device_batch_size": device_batch,
-        "rows_per_step": rows_per_step,
-        "planned_steps": data.planned_steps,
-        "data_fingerprint": data.fingerprint,
-        "data": data.report,
-    }
+def start_stage(
+    name: str,
+    config: StageConfig,
+    *,
+    parent: tuple[str, str | None, int | None] | None = None,
+    tag: str = "",
+    new_model: Callable[[torch.device], tuple] | None = None,
+) -> "Stage":
+    """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
+    the one that `parent` names (stage, tag, step), else new_model(device) -> (model, tokenizer).
 
-
-def progress_of(state: LoopState, device: torch.device) -> dict:
-    """What run.json says of how far the run is, and of the most memory that this process held."""
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
-    return {
-        "tokens": state.tokens,
-        "seconds": state.seconds,
-        "loss": state.average_loss,
-        "peak_memory_bytes": memory,
-    }
-
-
-def make_events(stage, tag, config, model, tokenizer, data, parts: "Parts") -> tuple:
-    """evaluate(state) and save(state), which the loop runs when they are due."""
-
-    def evaluate(state: LoopState) -> None:
-        model.eval()
-        bits, _ = measure_rows(
-            model, tokenizer, data.val_rows, config.eval_tokens, parts.device_batch
-        )
-        model.train()
-        parts.run["val_bpb"] = bits
-        parts.log.note(state, val_bpb=bits)
-
-    def save(state: LoopState) -> None:
-        steps_now = state.step - parts.first_step
-        parts.saved = checkpoints.save_checkpoint(
-            stage,
-            tag,
-            state.step,
-            model=model,
-            tokenizer=tokenizer,
-            run=parts.run | progress_of(state, model.device),
-            state={
-                "loop": asdict(state),
-                "cursor": parts.first_cursor + steps_now * parts.rows_per_step,
-                "scaler": parts.scaler.state_dict() if parts.scaler else None,
-            },
-            optimizers=parts.optimizers,
-        )
-        checkpoints.prune(stage, tag, config.keep_last, config.keep_every)
-        if parts.mirror:
-            parts.mirror.push(parts.saved)
-
-    return evaluate, save
+    tag: the run's name where neither --model-tag nor a parent gives one.
+    """
+    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
+    compiled = can_compile(device, config.compile)
+    folder = on_rank0(lambda: checkpoints.checkpoint_of(*parent)) if parent else None
+    tag = config.model_tag or (folder.parent.name if folder else tag)
+    resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
+    if resume_from:
+        model, tokenizer, meta = checkpoints.load_folder(resume_from, device, "train")
+    elif folder:
+        model, tokenizer, _ = checkpoints.load_folder(folder, device, "train")
+    else:
+        model, tokenizer = new_model(device)
+    if config.fp8:
+        model.use_fp8()
+    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta)
 
 
 @dataclass
-class Parts:
-    """What a running stage holds beside its model and data."""
+class Stage:
+    """A running stage: see start_stage."""
 
-    optimizers: dict
-    scaler: LossScaler | None
-    rows_per_step: int
-    device_batch: int
-    first_step: int
-    first_cursor: int
-    log: TrainLog
-    mirror: Mirror | None
-    run: dict  # becomes run.json
-    saved: Path | None  # the newest checkpoint of this run
+    name: str
+    config: StageConfig
+    tag: str
+    model: object
+    tokenizer: object
+    compiled: bool
+    parent: Path | None
+    resume_from: Path | None
+    meta: dict | None  # of resume_from
 
+    def __post_init__(self):
+        self.loss_fn = LossFn(self.model, self.compiled)
+        self.run_folder = checkpoints.checkpoint_dir(self.name) / self.tag
+        self.saved = self.resume_from  # the newest checkpoint of this run
 
-def run_stage(
-    stage: str,
-    config: StageConfig,
-    model,
-    tokenizer,
-    data: StageData,
-    *,
-    tag: str,
-    num_steps: int | None,
-    resume_from: Path | None = None,
-    meta: dict | None = None,
-    parent: str | None = None,
-    events: tuple[Periodic, ...] = (),
-) -> Path:
-    """Trains `model` on `data` and returns the folder of the last checkpoint.
+    def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
+        """How a step of about so many rows, each of up to row_tokens tokens, is computed here."""
+        config, meta = self.config, self.meta
+        same_ranks = meta and meta["world_size"] == rank_and_world()[1]
+        if config.device_batch_size == "auto" and same_ranks:
+            config = replace(config, device_batch_size=meta["device_batch_size"])
+        self.row_tokens = row_tokens
+        return plan_batch(
+            self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
+        )
 
-    num_steps None: from config.target_seconds. resume_from and meta: the checkpoint that `model`
-    was loaded from, to be continued. parent: the checkpoint folder that the stage began with.
-    Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
-    """
-    device, (rank, world) = model.device, rank_and_world()
-    optimizers = build_optimizers(model, config)
-    scaled = model.compute_dtype == torch.float16
-    scaler = LossScaler() if scaled else None
-    state, cursor = LoopState(num_steps=num_steps), 0
-    if resume_from:
-        compare_settings(resume_from, config, meta, data)
-        state, cursor = resume(resume_from, optimizers, scaler, device)
+    def train(self, data: StageData, plan: BatchPlan, events: tuple[Periodic, ...] = ()) -> Path:
+        """Trains to the end and returns the folder of the last checkpoint.
+
+        Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
+        """
+        config, model = self.config, self.model
+        self.data, self.plan = data, plan
+        self.optimizers = build_optimizers(model, config)
+        self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
+        state, self.first_cursor = LoopState(num_steps=data.num_steps), 0
+        if self.resume_from:
+            compare_settings(self.resume_from, config, self.meta, data)
+            state, self.first_cursor = self.restore(data.num_steps)
+            if state.num_steps and state.step >= state.num_steps:
+                print0(f"{self.name} {self.tag} is finished, at step {state.step}")
+                return self.resume_from
+        self.first_step = state.step
+        self.record = {
+            "config": asdict(config),
+            "parent": str(self.parent) if self.parent else None,
+            "world_size": rank_and_world()[1],
+            "device_batch_size": plan.device_batch,
+            "rows_per_step": plan.rows_per_step,
+            "planned_steps": data.planned_steps,
+            "data_fingerprint": data.fingerprint,
+            "data": data.report,
+        }
+        truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
+        self.log = self.open_log(state.step)
+        self.mirror = Mirror(config.mirror) if config.mirror and rank_and_world()[0] == 0 else None
+        due = Periodic(self.evaluate, config.eval_every), *events
+        with ExitStack() as stack:
+            stack.callback(self.log.close)
+            if self.mirror:
+                stack.callback(self.mirror.close)
+            self.writer = stack.enter_context(checkpoints.Writer(model.device.type == "cuda"))
+            done = self.loop(state, (*due, Periodic(self.save, config.save_every)))
+            if not done:
+                self.save(state)
+            self.writer.wait()
+        if not done:
+            print0(f"stopped at step {state.step}, saved {self.saved}; go on with --resume")
+            raise SystemExit(130)
+        print0(
+            f"{self.name}: {state.seconds:.0f} s of training, {state.tokens:,} targets; "
+            f"saved {self.saved}"
+        )
+        return self.saved
+
+    def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
+        """(LoopState, cursor) of the checkpoint; optimizers, scaler and generators are restored."""
+        path, config = self.resume_from, self.config
+        saved, tensors = checkpoints.read_training_state(path)
+        if missing := self.optimizers.keys() - tensors.keys():
+            raise ConfigError(
+                f"{path} was saved without its optimizers {sorted(missing)}: no resuming"
+            )
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_tensors(tensors[name])
+        restore_rng(saved["rng"])
+        print_differences(saved["environment"], self.model.device)
+        state = LoopState(**saved["loop"])
+        print0(f"resumed {path} at step {state.step}")
+        if self.scaler and saved["scaler"]:
+            self.scaler = LossScaler(**saved["scaler"])
         finished = state.step == state.num_steps
         if config.target_seconds is None:
             state.num_steps = num_steps
-        elif config.target_seconds != meta["config"]["target_seconds"] and not finished:
+        elif config.target_seconds != self.meta["config"]["target_seconds"] and not finished:
             state.num_steps = None  # timed anew
-        if state.num_steps and state.step >= state.num_steps:
-            print0(f"{stage} {tag} is finished, at step {state.step}")
-            return resume_from
-        if config.device_batch_size == "auto" and meta["world_size"] == world:
-            config = dataclasses.replace(config, device_batch_size=meta["device_batch_size"])
-    rows_per_step, device_batch = plan_batch(model, config, data.rows_per_step, data.row_tokens)
-    run_folder = checkpoints.checkpoint_dir(stage) / tag
-    truncate_metrics(run_folder, state.step if resume_from else -1)
-    run = run_record(config, data, parent, rows_per_step, device_batch)
-    log = open_log(run_folder, stage, model, data.row_tokens, state.step)
-    mirror = Mirror(config.mirror) if config.mirror and rank == 0 else None
-    parts = Parts(
-        optimizers,
-        scaler,
-        rows_per_step,
-        device_batch,
-        state.step,
-        cursor,
-        log,
-        mirror,
-        run,
-        saved=resume_from,
-    )
-    evaluate, save = make_events(stage, tag, config, model, tokenizer, data, parts)
-    due = (Periodic(evaluate, config.eval_every), *events, Periodic(save, config.save_every))
-    with ExitStack() as stack:
-        stack.callback(log.close)
-        if mirror:
-            stack.callback(mirror.close)
-        if not loop(config, model, tokenizer, data, parts, state, due):
-            save(state)
-            print0(f"stopped at step {state.step}, saved {parts.saved}; go on with --resume")
-            raise SystemExit(130)
-    print0(
-        f"{stage}: {state.seconds:.0f} s of training, {state.tokens:,} targets; saved {parts.saved}"
-    )
-    return parts.saved
+        return state, saved["cursor"]
 
+    def loop(self, state: LoopState, events) -> bool:
+        """Feeds the training loop, from the cursor on; False when it was asked to stop."""
+        rank, world = rank_and_world()
+        source = batches(
+            self.data.rows,
+            rows_per_step=self.plan.rows_per_step,
+            device_batch_size=self.plan.device_batch,
+            cursor=self.first_cursor,
+            rank=rank,
+            world_size=world,
+            device=self.model.device,
+            pad_id=self.tokenizer.bos,
+        )
+        attention = attention_backends(self.model.device)
+        with closing(source), attention, stop_on_signals() as asked_to_stop:
+            try:
+                return train(
+                    self.model,
+                    list(self.optimizers.values()),
+                    source,
+                    loss_fn=self.loss_fn,
+                    schedule=make_schedule(self.config),
+                    accum_steps=self.plan.accum_steps,
+                    state=state,
+                    log=self.log,
+                    events=events,
+                    seconds=self.config.target_seconds,
+                    grad_clip=self.config.grad_clip,
+                    scaler=self.scaler,
+                    asked_to_stop=asked_to_stop,
+                )
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(out_of_memory(self.plan.device_batch)) from error
+            except DivergedError as error:
+                self.writer.wait()
+                last = self.saved or "none yet"
+                raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
-def loop(config, model, tokenizer, data: StageData, parts: Parts, state, events) -> bool:
-    """Feeds the training loop, from the cursor on; False when it was asked to stop."""
-    rank, world = rank_and_world()
-    source = batches(
-        data.rows,
-        rows_per_step=parts.rows_per_step,
-        device_batch_size=parts.device_batch,
-        cursor=parts.first_cursor,
-        rank=rank,
-        world_size=world,
-        device=model.device,
-        pad_id=tokenizer.bos,
-    )
-    attention = attention_backends(model.device)
-    with closing(source), attention, stop_on_signals() as asked_to_stop:
-        try:
-            return train(
-                model,
-                list(parts.optimizers.values()),
-                source,
-                loss_fn=make_loss_fn(model, compiled=can_compile(model.device, config.compile)),
-                schedule=make_schedule(config),
-                accum_steps=parts.rows_per_step // (parts.device_batch * world),
-                state=state,
-                log=parts.log,
-                events=events,
-                seconds=config.target_seconds,
-                grad_clip=config.grad_clip,
-                scaler=parts.scaler,
-                asked_to_stop=asked_to_stop,
+    def evaluate(self, state: LoopState) -> None:
+        """Bits per byte of the validation rows; also that all ranks still hold the same weights."""
+        if not all_equal(p.detach() for p in self.model.parameters()):
+            raise DivergedError(
+                f"step {state.step}: the ranks no longer hold the same weights; resume from the "
+                f"last checkpoint, and if it happens again look for a faulty device"
             )
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(out_of_memory(parts.device_batch)) from error
-        except DivergedError as error:
-            last = parts.saved or "none yet"
-            raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
+        # compiled only on a GPU: on a CPU that would take longer than it saves
+        on_gpu = self.model.device.type == "cuda"
+        features = self.loss_fn.features if on_gpu else self.model.features
+        self.model.eval()
+        bits, _ = measure_rows(
+            self.model,
+            self.tokenizer,
+            self.data.val_rows,
+            self.config.eval_tokens,
+            self.plan.device_batch,
+            features,
+        )
+        self.model.train()
+        self.record["val_bpb"] = bits
+        self.log.note(state, val_bpb=bits)
 
+    def save(self, state: LoopState) -> None:
+        """Writes a checkpoint: beside the next steps on a GPU, at once elsewhere."""
+        device, config = self.model.device, self.config
+        cuda = device.type == "cuda"
+        progress = {
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "loss": state.average_loss,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak_rss(),
+        }
+        steps_now = state.step - self.first_step
+        cursor = self.first_cursor + steps_now * self.plan.rows_per_step
+        write = checkpoints.prepare_checkpoint(
+            self.name,
+            self.tag,
+            state.step,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            run=self.record | progress,
+            state={
+                "loop": asdict(state),
+                "cursor": cursor,
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+            },
+            optimizers=self.optimizers,
+        )
 
-def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: int) -> TrainLog:
-    """The stage's log; prints what MFU is measured against."""
-    rank, world = rank_and_world()
-    peak, source = peak_flops(model.device, model.compute_dtype)
-    print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
-    flops = model.flops_per_token(row_tokens)
-    return TrainLog(
-        run_folder,
-        stage,
-        flops_per_token=flops,
-        peak=peak * world,
-        session=session_record(model, flops, peak * world, source),
-        first_step=first_step,
-        meter=open_meter(model.device) if rank == 0 else None,
-    )
+        def finish() -> None:
+            path = write()
+            checkpoints.prune(self.name, self.tag, config.keep_last, config.keep_every)
+            if self.mirror:
+                self.mirror.push(path)
+
+        self.writer.run(finish)
+        self.saved = checkpoints.step_dir(self.name, self.tag, state.step)
+
+    def open_log(self, first_step: int) -> TrainLog:
+        """The stage's log; prints what MFU is measured against."""
+        model, (rank, world) = self.model, rank_and_world()
+        peak, source = peak_flops(model.device, model.compute_dtype)
+        print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
+        flops = model.flops_per_token(self.row_tokens)
+        return TrainLog(
+            self.run_folder,
+            self.name,
+            flops_per_token=flops,
+            peak=peak * world,
+            session=session_record(model, flops, peak * world, source),
+            first_step=first_step,
+            meter=open_meter(model.device) if rank == 0 else None,
+        )

@@ -17,7 +17,7 @@ LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 
 @torch.no_grad()
 def bits_per_byte(
-    model: GPT, batches: Iterable, num_batches: int, token_bytes
+    model: GPT, batches: Iterable, num_batches: int, token_bytes, features=None
 ) -> tuple[float, int]:
     """How many bits the model needs for a byte of text, and over how many bytes of all ranks that
     was measured.
@@ -31,6 +31,7 @@ def bits_per_byte(
     each: 13 / 4 = 3.25.
     """
     token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
+    compute = features or model.features
     step = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     sums = torch.zeros(2, dtype=torch.float32 if model.device.type == "mps" else torch.float64)
     sums = sums.to(model.device)  # nats, bytes
@@ -38,7 +39,7 @@ def bits_per_byte(
         targets = batch.targets.to(model.device)
         sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
         counted = sizes > 0  # (B, T)
-        features = model.features(batch.inputs.to(model.device))[counted]  # (N, D)
+        features = compute(batch.inputs.to(model.device))[counted]  # (N, D)
         for part, part_targets in zip(
             features.split(step), targets[counted].split(step), strict=True
         ):
@@ -55,10 +56,10 @@ def bits_per_byte(
 
 
 def measure_rows(
-    model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int
+    model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int, features=None
 ) -> tuple[float, int]:
     """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py), at most all of them
-    once, dealt to the ranks.
+    once, dealt to the ranks. features: model.features, compiled where that pays.
     """
     rank, world_size = rank_and_world()
     wanted = min(len(rows), max(1, num_tokens // rows.max_length))
@@ -73,4 +74,5 @@ def measure_rows(
         pad_id=tokenizer.bos,
     )
     with closing(source):
-        return bits_per_byte(model, source, wanted // at_once or 1, tokenizer.token_bytes())
+        num_batches, sizes = wanted // at_once or 1, tokenizer.token_bytes()
+        return bits_per_byte(model, source, num_batches, sizes, features)

@@ -4,37 +4,77 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss import LossFn
 from nanochat.train import LoopState
-from nanochat.training.config import (
-    StageConfig,
-    build_optimizers,
+from nanochat.training.batch_plan import (
+    BatchPlan,
     can_compile,
-    make_schedule,
+    divide_rows,
     plan_batch,
+    rows_that_fit,
+    training_bytes,
 )
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers, make_schedule
 
 
 @pytest.mark.parametrize(
-    "rows, size, expected, told",
+    "rows, ranks, largest, expected",
     [
-        (16, 4, (16, 4), False),
-        (16, 64, (16, 16), False),  # no more than a step has
-        (10, 4, (12, 4), True),  # rounded up to whole micro-batches
-        (1, 8, (1, 1), False),
+        (16, 1, 4, BatchPlan(16, 4, 4)),
+        (16, 1, 64, BatchPlan(16, 16, 1)),  # no more than a step has
+        (10, 1, 4, BatchPlan(9, 3, 3)),
+        (1, 1, 8, BatchPlan(1, 1, 1)),
+        (256, 3, 32, BatchPlan(252, 28, 3)),
+        (256, 6, 32, BatchPlan(252, 21, 2)),
+        (256, 7, 32, BatchPlan(252, 18, 2)),
+        (256, 8, 32, BatchPlan(256, 32, 1)),
+        (2, 4, 8, BatchPlan(4, 1, 1)),  # a row a rank at least
     ],
 )
-def test_plan_divides_and_says_what_it_rounds(tiny_model, capsys, rows, size, expected, told):
-    assert plan_batch(tiny_model(), StageConfig(device_batch_size=size), rows, 32) == expected
-    assert ("do not divide" in capsys.readouterr().out) == told
+def test_rows_are_divided_at_or_below_the_plan(rows, ranks, largest, expected):
+    assert divide_rows(rows, ranks, largest) == expected
+
+
+@pytest.mark.parametrize("ranks", range(1, 17))
+def test_no_number_of_ranks_trains_much_less_than_planned(ranks):
+    assert 240 <= divide_rows(256, ranks, 32).rows_per_step <= 256
+
+
+def plan(model, rows: int, tokens: int, **settings) -> BatchPlan:
+    return plan_batch(model, StageConfig(**settings), rows, tokens, LossFn(model, False), False)
+
+
+def test_a_plan_says_what_it_rounds(tiny_model, capsys):
+    assert plan(tiny_model(), 16, 32, device_batch_size=4) == BatchPlan(16, 4, 4)
+    assert "do not divide" not in capsys.readouterr().out
+    assert plan(tiny_model(), 10, 32, device_batch_size=4) == BatchPlan(9, 3, 3)
+    assert "9 rows a step" in capsys.readouterr().out
 
 
 def test_auto_on_a_cpu_fills_a_micro_batch(tiny_model):
-    assert plan_batch(tiny_model(), StageConfig(), 1024, 256)[1] == 16
+    assert plan(tiny_model(), 1024, 256).device_batch == 16
 
 
 def test_an_impossible_size_is_refused(tiny_model):
     with pytest.raises(ConfigError, match="at least 1 row"):
-        plan_batch(tiny_model(), StageConfig(device_batch_size=0), 8, 32)
+        plan(tiny_model(), 8, 32, device_batch_size=0)
+
+
+def weightless(depth: int) -> GPT:
+    """A model whose weights take no memory."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig.from_depth(depth, vocab_size=65536), seed=None)
+    model.compute_dtype = torch.bfloat16
+    return model
+
+
+def test_the_estimate_of_memory_is_what_an_h100_took():
+    model = weightless(20)
+    assert training_bytes(model, 32, 2048, compiled=True) == pytest.approx(64.9e9, rel=0.03)
+    assert 32 <= rows_that_fit(model, 84e9, 2048, compiled=True) < 48
+    assert rows_that_fit(model, 10e9, 2048, compiled=True) == 1
 
 
 def test_every_parameter_has_one_optimizer_and_the_right_rate(tiny_model):

@@ -1,0 +1,132 @@
+"""How a step's rows are dealt to ranks and micro-batches, and how many rows fit on the device."""
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanochat.common import ConfigError, least_of_ranks, print0, rank_and_world
+from nanochat.cpp import cpp_compiler
+from nanochat.dataloader import Batch
+from nanochat.training.config import StageConfig
+
+CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the cache and gain nothing
+# Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers: as
+# measured at depth 20 on an H100 (64.9 GB, 32 rows of 2,048), and 13 more where nothing is fused.
+ACTIVATION_BYTES, EAGER_ACTIVATION_BYTES = 33, 46
+LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of the chunk of logits at work, and what stands beside it
+MEMORY_SHARE = 0.94  # of what is free; the rest is lost to fragments
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A step of `rows_per_step` rows, over all ranks, in `accum_steps` micro-batches a rank."""
+
+    rows_per_step: int
+    device_batch: int
+    accum_steps: int
+
+
+def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
+    """The plan at rows_per_step or next below it, with micro-batches of up to `largest` rows.
+
+    Example: 256 rows, 7 ranks, up to 32 at a time: 2 x 18 x 7 = 252.
+    """
+    per_rank = max(1, rows_per_step // ranks)
+    accum_steps = -(-per_rank // largest)
+    size = per_rank // accum_steps
+    return BatchPlan(size * accum_steps * ranks, size, accum_steps)
+
+
+def plan_batch(
+    model, config: StageConfig, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
+) -> BatchPlan:
+    """The plan of a stage; prints what it rounds. Where a GPU's own choice is wanted, its memory is
+    estimated and one micro-batch tried, which also compiles it."""
+    world = rank_and_world()[1]
+    size, cuda = config.device_batch_size, model.device.type == "cuda"
+    if size == "auto":
+        size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
+        if cuda:
+            free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved()
+            size = rows_that_fit(model, free, row_tokens, compiled)
+    if size < 1:
+        raise ConfigError(f"--device-batch-size {size}: at least 1 row")
+    plan = divide_rows(rows_per_step, world, size)
+    if cuda and config.device_batch_size == "auto":
+        while not all_ranks_fit(model, loss_fn, plan.device_batch, row_tokens):
+            if plan.device_batch == 1:
+                raise ConfigError(out_of_memory(1))
+            plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
+    if plan.rows_per_step != rows_per_step:
+        print0(
+            f"{rows_per_step} rows a step do not divide into {world} ranks x micro-batches of up "
+            f"to {size}: {plan.rows_per_step} rows a step"
+        )
+    print0(
+        f"{plan.rows_per_step} rows of up to {row_tokens} tokens a step = {plan.accum_steps} "
+        f"micro-batches x {world} ranks x {plan.device_batch} rows"
+    )
+    return plan
+
+
+def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
+    """An estimate of the most GPU memory that training takes, in bytes: weights, gradients,
+    optimizer state, activations of one micro-batch, one chunk of logits."""
+    c, width = model.config, model.compute_dtype.itemsize / 2
+    tables = 2 * c.vocab_size * c.n_embd
+    matrices = model.num_params() - tables
+    persistent = 8 * model.num_params() + 4 * matrices + 8 * tables + 2 * width * matrices
+    each = ACTIVATION_BYTES if compiled else EAGER_ACTIVATION_BYTES
+    activations = width * each * c.n_embd * c.n_layer * rows * row_tokens
+    return persistent + activations + (LOSS_BYTES if compiled else EAGER_LOSS_BYTES)
+
+
+def rows_that_fit(model, free_bytes: float, row_tokens: int, compiled: bool) -> int:
+    """The most rows whose estimated memory fits into what is free; at least 1."""
+    fixed = training_bytes(model, 0, row_tokens, compiled)
+    a_row = training_bytes(model, 1, row_tokens, compiled) - fixed
+    # weights and optimizer state are there already, and were counted in `free_bytes` as taken
+    held = torch.cuda.memory_allocated(model.device) if model.device.type == "cuda" else 0
+    return max(1, int((MEMORY_SHARE * free_bytes - max(0, fixed - held)) // a_row))
+
+
+def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
+    """Whether a forward and backward pass of so many rows fits on every rank's GPU."""
+    ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
+    try:
+        loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
+        fits = 1
+    except torch.OutOfMemoryError:
+        fits = 0
+    model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(model.device)
+    return least_of_ranks(fits, model.device) == 1
+
+
+def out_of_memory(size: int) -> str:
+    smaller = (
+        f"--device-batch-size {size // 2}" if size > 1 else "a smaller --sequence-len or --depth"
+    )
+    return f"out of GPU memory with --device-batch-size {size}; try {smaller}"
+
+
+def can_compile(device: torch.device, wanted: bool) -> bool:
+    """Whether Inductor compiles here; a printed line says why not."""
+    missing = None
+    if not wanted:
+        missing = "--no-compile"
+    elif device.type == "mps":
+        missing = "Inductor does not compile for mps"
+    elif not cpp_compiler():
+        missing = (
+            "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, e.g. the "
+            "package g++ or the Xcode command line tools"
+        )
+    elif device.type == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing = "Triton needs Python.h; install your Python's headers, e.g. python3-dev"
+    if missing:
+        print0(f"the model runs uncompiled, at least 1.4x slower: {missing}")
+    return missing is None

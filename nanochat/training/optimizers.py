@@ -1,0 +1,49 @@
+"""Who is optimized by what, how fast, and when: Muon and AdamW, learning rates, the schedule."""
+
+from collections.abc import Callable
+
+import torch
+
+from nanochat.adamw import AdamW
+from nanochat.muon import Muon
+from nanochat.train import LoopState
+from nanochat.training.config import StageConfig
+
+
+def build_optimizers(model, config: StageConfig) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768)."""
+    scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
+    named = dict(model.named_parameters())
+    matrices = {name: p for name, p in named.items() if ".layers." in name}
+    embedding = {name: p for name, p in named.items() if name.startswith("model.embed_tokens")}
+    head = {name: p for name, p in named.items() if name.startswith("lm_head")}
+    rates = ((embedding, config.embedding_lr), (head, config.unembedding_lr))
+    adamw = AdamW([{"params": params, "lr": lr * scale} for params, lr in rates])
+    half = torch.float16 if model.compute_dtype == torch.float16 else torch.bfloat16
+    muon = Muon(
+        [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],
+        weight_decay=config.weight_decay,
+        dtype=torch.float32 if model.compute_dtype == torch.float32 else half,
+        compiled=config.compile and model.device.type == "cuda",
+    )
+    return {"adamw": adamw, "muon": muon}
+
+
+def trapezoid(progress: float, warmup: float, warmdown: float, final: float = 0.0) -> float:
+    """Learning-rate factor: linear up over the first `warmup` fraction, 1, linear down to `final`
+    over the last `warmdown` fraction. Example: trapezoid(0.9, 0, 0.2) == 0.5."""
+    if progress < warmup:
+        return progress / warmup
+    if progress > 1 - warmdown:
+        return final + (1 - final) * (1 - progress) / warmdown
+    return 1.0
+
+
+def make_schedule(config: StageConfig) -> Callable[[LoopState], dict]:
+    """Learning rate: a trapezoid of progress. Muon's momentum: 0.85 to 0.95 over 300 steps."""
+
+    def schedule(state: LoopState) -> dict:
+        lr = trapezoid(state.progress, config.warmup, config.warmdown, config.final_lr)
+        return {"lr": lr, "momentum": 0.85 + 0.1 * min(1.0, state.step / 300)}
+
+    return schedule
