@@ -1,0 +1,114 @@
+"""Ranks as processes: one decision for all, equal weights, failures heard by everybody."""
+
+import contextlib
+import io
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from nanochat.checkpoint_manager import Writer
+from nanochat.common import CheckpointError, ConfigError, all_equal, on_rank0
+from nanochat.train import LoopState, LossScaler, optimizer_step, read_step
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers
+from nanochat.training.stage import find_resume
+
+RANKS = 4
+
+
+def start(rank: int, port: int, folder: str, work) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["NANOCHAT_BASE_DIR"] = folder
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    try:
+        work(rank, Path(folder))
+    finally:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def on_ranks(work, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(start, args=(port, str(folder), work), nprocs=RANKS)
+
+
+def move_aside(rank: int, folder: Path) -> None:
+    for i in range(10):
+        run = folder / "base_checkpoints" / f"d{i}"
+        if rank == 0:
+            run.mkdir(parents=True)
+        config = StageConfig(fresh=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            dist.barrier()
+            found = on_rank0(lambda tag=run.name, c=config: find_resume("base", tag, c))
+        assert found is None and not run.exists()
+
+
+def hear_a_failure(rank: int, folder: Path) -> None:
+    def refuse():
+        raise ConfigError("no such run")
+
+    assert on_rank0(lambda: rank) == 0
+    with pytest.raises(ConfigError, match="no such run"):
+        on_rank0(refuse)
+    with Writer(background=True) as writer:
+        writer.run(lambda: (_ for _ in ()).throw(CheckpointError("the disk is full")))
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            writer.wait()
+        writer.run(lambda: (folder / "written").touch())
+        writer.wait()
+    assert (folder / "written").exists()
+
+
+def compare_weights(rank: int, folder: Path) -> None:
+    weights = [torch.arange(6.0).view(2, 3), torch.ones(4)]
+    assert all_equal(weights)
+    if rank == 2:
+        weights[1][3] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    assert not all_equal(weights)
+
+
+@pytest.mark.parametrize("work", [move_aside, hear_a_failure, compare_weights])
+def test_four_ranks(work, tmp_path):
+    on_ranks(work, tmp_path)
+
+
+def test_one_infinite_gradient_stops_every_optimizer(tiny_model, tiny_batch):
+    model, scaler = tiny_model(), LossScaler(scale=8.0)
+    optimizers = list(build_optimizers(model, StageConfig()).values())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model.lm_head.weight.grad[0, 0] = float("inf")
+    before = [p.detach().clone() for p in model.parameters()]
+    norm = optimizer_step(model, optimizers, 1.0, scaler)
+    assert not torch.isfinite(norm) and scaler.scale == 4.0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert all(o.num_steps == 0 for o in optimizers)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    assert torch.isfinite(optimizer_step(model, optimizers, 1.0, scaler))
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_an_infinite_loss_in_float16_is_a_skipped_step():
+    state, logged = LoopState(step=1, num_steps=9), []
+    pending = {
+        "step": 1,
+        "loss_and_norm": torch.tensor([float("inf"), float("nan")]),
+        "totals": torch.tensor([10, 0, 10]),
+        "start": 0.0,
+        "end": 1.0,
+        "scaled": True,
+        "values": {"lr": 1.0},
+        "durations": [],
+    }
+    assert not read_step(pending, state, lambda state, metrics: logged.append(metrics))
+    assert state.skipped == 1 and state.average_loss == 0 and len(logged) == 1
