@@ -90,6 +90,9 @@ recipe_gpu() {
 
 # -------------------------------------------------------------------------------------------------------- stages
 
+# torchrun gives its ranks 30 s between SIGTERM and SIGKILL, less than saving a large model takes.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
+
 # run one|all MODULE FLAGS...: `python -m MODULE FLAGS` in one process, or in all NPROC of them under torchrun.
 run() {
   local ranks=$1 module=$2 command

@@ -163,6 +163,8 @@ def compute_init(
         )
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
+        # subtle: read at the first allocation; without it rows of many lengths fragment memory
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu" or deterministic:

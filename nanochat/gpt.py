@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanochat import fp8
 from nanochat.common import ConfigError
+from nanochat.layers import Linear, ReluSquared
 
 
 @dataclass(frozen=True)
@@ -95,38 +95,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
 
 
-class Linear(nn.Linear):
-    """A bias-free linear map whose float32 master weight is cast to the input's dtype.
-
-    fp8: products in 8 bits wherever gradients are taken; evaluation stays as it is.
-    """
-
-    fp8 = False
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fp8 and torch.is_grad_enabled():
-            return fp8.linear(x, self.weight)
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class ReluSquared(torch.autograd.Function):
-    """relu(x)^2; the gradient 2 relu(x) is found again as 2 sqrt(y), so that y alone is kept."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = F.relu(x).square()
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return (2 * y.float().sqrt() * grad.float()).to(grad.dtype)
-
-
 class Attention(nn.Module):
     """Causal attention: rotary positions, then normalised queries and keys; grouped if Hkv < H."""
 
@@ -134,12 +102,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         D, H, Hkv, K = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
-        self.q_proj, self.k_proj, self.v_proj = (
-            Linear(D, H * K),
-            Linear(D, Hkv * K),
-            Linear(D, Hkv * K),
-        )
-        self.o_proj = Linear(H * K, D)
+        self.q_proj, self.o_proj = Linear(D, H * K), Linear(H * K, D)
+        self.k_proj, self.v_proj = Linear(D, Hkv * K), Linear(D, Hkv * K)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache=None
@@ -258,7 +222,7 @@ class GPT(nn.Module):
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
     def use_fp8(self) -> None:
-        """From now on the blocks train with products in 8 bits: see fp8.py."""
+        """From now on the blocks train with products in 8 bits: see layers.py."""
         for layer in self.model.layers.modules():
             if isinstance(layer, Linear):
                 layer.fp8 = True
@@ -272,7 +236,7 @@ class GPT(nn.Module):
 
         With a cache the inputs continue the sequences that it holds. It has positions(T) -> (B, T),
         then in each layer mask(T) -> (B, 1, T, S) or None, and update(layer, k, v) -> all keys and
-        values (B, Hkv, S, K), then advance(T). Generation has its own model: inference_model.py.
+        values (B, Hkv, S, K), then advance(T). Generation has its own: inference/fused_model.py.
         """
         config = self.config
         T = inputs.shape[1]

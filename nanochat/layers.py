@@ -1,11 +1,13 @@
-"""Matrix products in 8-bit floats, for training wide models on cards that multiply them (sm89 on).
+"""Linear and ReluSquared: the layers that cast, or have gradients of their own.
 
-Each tensor is scaled by one number so that its largest entry is the format's largest (Micikevicius
-et al. 2022): e4m3 for inputs and weights, e5m2 for gradients. The results are bfloat16, of weights
-float32. The slow twin is gpt.Linear without it.
+8-bit products are for training wide models on cards that have them (sm89 on). Each tensor is scaled
+by one number so that its largest entry is the format's largest (Micikevicius et al. 2022): e4m3 for
+inputs and weights, e5m2 for gradients. The slow twin is Linear without them.
 """
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
@@ -34,7 +36,7 @@ def column_major(x: torch.Tensor) -> torch.Tensor:
     return x.t().contiguous().t()
 
 
-class Product(torch.autograd.Function):
+class Product8(torch.autograd.Function):
     """x (N, C) @ weight (R, C)^T -> (N, R), and both gradients, each in 8 bits."""
 
     @staticmethod
@@ -53,7 +55,39 @@ class Product(torch.autograd.Function):
         return grad_x, grad_w
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear8(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """F.linear for x (..., C) bfloat16 and a float32 master weight (R, C), in 8 bits; R, C and the
     number of rows must be multiples of 16."""
-    return Product.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
+    return Product8.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """A bias-free linear map whose float32 master weight is cast to the input's dtype.
+
+    fp8: products in 8 bits wherever gradients are taken; evaluation stays as it is.
+    """
+
+    fp8 = False
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fp8 and torch.is_grad_enabled():
+            return linear8(x, self.weight)
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class ReluSquared(torch.autograd.Function):
+    """relu(x)^2; the gradient 2 relu(x) is found again as 2 sqrt(y), so that y alone is kept."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.relu(x).square()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return (2 * y.float().sqrt() * grad.float()).to(grad.dtype)

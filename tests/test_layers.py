@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from nanochat import fp8
-from nanochat.gpt import GPT, GPTConfig, ReluSquared
+from nanochat import layers
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.layers import ReluSquared
 
 
 def relative_error(found, expected) -> float:
@@ -12,9 +13,9 @@ def relative_error(found, expected) -> float:
 
 
 def test_the_largest_entry_becomes_the_formats_largest():
-    x, scale = fp8.quantize(torch.tensor([1.0, -896.0, 0.0]), fp8.E4M3)
+    x, scale = layers.quantize(torch.tensor([1.0, -896.0, 0.0]), layers.E4M3)
     assert float(scale) == 2.0 and x.float().tolist() == [0.5, -448.0, 0.0]
-    zeros, _ = fp8.quantize(torch.zeros(3), fp8.E5M2)
+    zeros, _ = layers.quantize(torch.zeros(3), layers.E5M2)
     assert zeros.float().tolist() == [0.0, 0.0, 0.0]
 
 
@@ -24,7 +25,7 @@ def test_values_and_gradients(rows, columns):
     x = torch.randn(2, 32, columns, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(rows, columns, generator=generator).requires_grad_()
     grad = torch.randn(2, 32, rows, generator=generator)
-    y = fp8.linear(x, weight)
+    y = layers.linear8(x, weight)
     y.backward(grad.bfloat16())
     a, w = x.detach().double(), weight.detach().double()
     assert y.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
