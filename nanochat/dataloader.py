@@ -23,7 +23,6 @@ from nanochat.data.packing import (
     padding_share,
     row_bounds,
     shuffled,
-    steps_of_similar_length,
 )
 from nanochat.data.token_shards import (
     TokenShard,
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 NO_LOSS = -1
-SORT_STEPS = 64  # rows are sorted by length within this many steps
 
 
 @dataclass(frozen=True)
@@ -186,31 +184,32 @@ class PackedRows:
 class PaddedRows:
     """One conversation a row, loss on what the assistant says; rows differ in length.
 
-    Rows of a step have similar lengths: an epoch's rows are shuffled, sorted by length within 64
-    steps, and the steps shuffled. A conversation is kept up to the last turn of the assistant that
-    fits into seq_len inputs. `counts` says how many were cut there, and how many dropped because
-    not one turn fits, or because there is none.
+    A step's rows are a random sample of all conversations. Only inside the step are they sorted,
+    longest first, so that a micro-batch holds rows of similar length, and ranks get micro-batches
+    of similar length at the same time. A conversation is kept up to the last turn of the assistant
+    that fits into seq_len inputs. `counts` says how many were cut there, and how many dropped
+    because not one turn fits, or because there is none.
     """
 
     fixed_length = False
 
     def __init__(self, conversations: TokenShards, seq_len: int, seed: int, rows_per_step: int):
-        self.max_length = self.seq_len = seq_len
+        self.max_length = seq_len
         self.seed = seed
         self.rows_per_step = rows_per_step
         self.bos = conversations.bos
-        self.shard = conversations.shards[0]
-        assert len(conversations.shards) == 1 and self.shard.mask is not None
+        (self.shard,) = conversations.shards
         turn_ends = np.flatnonzero(self.shard.tokens == conversations.turn_end) + 1
         self._starts, self._ends, self.counts = cut_at_turns(self.shard.offsets, turn_ends, seq_len)
-        told = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
-        print0(f"{conversations.name}: {told} (rows of up to {seq_len:,} tokens)")
+        counts = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
+        print0(f"{conversations.name}: {counts} (rows of up to {seq_len:,} tokens)")
         if not len(self):
             raise DataError(
                 f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
                 f"tokens; expected at least one. Take longer rows, or look at the data"
             )
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._epochs: dict[int, np.ndarray] = {}  # the orders that the step below needs
+        self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -218,22 +217,26 @@ class PaddedRows:
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets), int64 (length,), of row `index` >= 0 of the endless sequence."""
-        epoch, position = divmod(index, len(self))
-        if epoch != self._epoch[0]:
-            self._epoch = (epoch, self._order(epoch))
-        k = self._epoch[1][position]
+        step, place = divmod(index, self.rows_per_step)
+        if step != self._step[0]:
+            self._step = (step, self._longest_first(step))
+        k = self._step[1][place]
         start, end = self._starts[k], self._ends[k]
         targets = self.shard.tokens[start:end].astype(np.int64)
         inputs = np.concatenate([[self.bos], targets[:-1]])
         return inputs, np.where(self.shard.mask[start:end], targets, NO_LOSS)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """The epoch's rows; the first ones fill up a step that the epoch before it began."""
-        rows = shuffled(len(self), self.seed, epoch, 0)
-        head = min(-epoch * len(self) % self.rows_per_step, len(rows))
-        lengths = (self._ends - self._starts)[rows[head:]]
-        body = steps_of_similar_length(lengths, self.rows_per_step, SORT_STEPS, self.seed, epoch, 1)
-        return np.concatenate([rows[:head], rows[head:][body]])
+    def _longest_first(self, step: int) -> np.ndarray:
+        """The conversations of a step: the next rows_per_step of the shuffled epochs, sorted."""
+        indices = np.arange(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+        epochs, places = np.divmod(indices, len(self))  # a step may reach into the next epoch
+        known, self._epochs = self._epochs, {}
+        for epoch in np.unique(epochs).tolist():
+            if (order := known.get(epoch)) is None:
+                order = shuffled(len(self), self.seed, epoch, 0)
+            self._epochs[epoch] = order
+        rows = np.array([self._epochs[e][i] for e, i in zip(epochs, places, strict=True)])
+        return rows[np.argsort(self._starts[rows] - self._ends[rows], kind="stable")]
 
 
 # ---------------------------------------------------------------- batches
@@ -249,14 +252,13 @@ def batches(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     pad_id: int = 0,
-    pad_multiple: int = 64,
 ) -> Iterator[Batch]:
     """This rank's micro-batches, without end.
 
     rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
     rows from cursor + n * rows_per_step on, over all ranks.
-    Rows that differ in length are padded to the longest of the micro-batch, rounded up to
-    pad_multiple. On CUDA the next batch is prepared by a thread and copied while the device
+    Rows that differ in length are padded to the smallest of `pad_widths` that holds the longest of
+    the micro-batch. On CUDA a thread prepares the whole next step, which is copied while the device
     computes. Raises ConfigError when the sizes do not divide.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
@@ -271,11 +273,13 @@ def batches(
             f"{device_batch_size} x {world_size} ranks = {at_once}. Nearest: {nearest}"
         )
 
+    widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)
+
     def prepare() -> Iterator[Batch]:
         first = cursor + rank * device_batch_size
         while True:
             pairs = [rows.row(i) for i in range(first, first + device_batch_size)]
-            yield _collate(pairs, rows, pad_id, pad_multiple)
+            yield _collate(pairs, widths, pad_id)
             first += at_once
 
     device = torch.device(device)
@@ -284,13 +288,19 @@ def batches(
     return (_move(batch, device) for batch in prepare())
 
 
-def _collate(
-    pairs: list[tuple[np.ndarray, np.ndarray]], rows, pad_id: int, pad_multiple: int
-) -> Batch:
-    width = rows.max_length
-    if not rows.fixed_length:
-        longest = max(len(inputs) for inputs, _ in pairs)
-        width = min(width, -(-longest // pad_multiple) * pad_multiple)
+def pad_widths(max_length: int) -> list[int]:
+    """The widths that micro-batches of rows up to max_length are padded to: at most five, so that
+    a compiled model meets few shapes. Multiples of 64, but for the last, which is max_length.
+
+    Example: pad_widths(2048) == [256, 512, 1024, 1536, 2048]
+    """
+    rounded = {-(-max_length * eighths // (8 * 64)) * 64 for eighths in (1, 2, 4, 6)}
+    return [*sorted(width for width in rounded if width < max_length), max_length]
+
+
+def _collate(pairs: list[tuple[np.ndarray, np.ndarray]], widths: list[int], pad_id: int) -> Batch:
+    longest = max(len(inputs) for inputs, _ in pairs)
+    width = next(width for width in widths if width >= longest)
     inputs = np.full((len(pairs), width), pad_id, dtype=np.int64)
     targets = np.full((len(pairs), width), NO_LOSS, dtype=np.int64)
     for i, (row_inputs, row_targets) in enumerate(pairs):

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from nanochat.common import ConfigError, DataError
 from nanochat.data.token_shards import TokenShard, TokenShards
-from nanochat.dataloader import PackedRows, PaddedRows, batches, tokenize_conversations
+from nanochat.dataloader import (
+    PackedRows,
+    PaddedRows,
+    batches,
+    pad_widths,
+    tokenize_conversations,
+)
 from nanochat.tokenizer import Tokenizer
 
 BOS = 9000
@@ -183,25 +189,56 @@ def many_chats(n: int) -> TokenShards:
 
 
 def test_padded_epochs_have_every_conversation_once_in_another_order():
-    rows = PaddedRows(many_chats(30), seq_len=64, seed=0, rows_per_step=4)
+    rows = PaddedRows(many_chats(32), seq_len=64, seed=0, rows_per_step=4)
     epochs = [epoch(rows, n) for n in range(3)]
     assert all(sorted(one) == sorted(epochs[0]) for one in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    again = PaddedRows(many_chats(30), seq_len=64, seed=0, rows_per_step=4)
+    again = PaddedRows(many_chats(32), seq_len=64, seed=0, rows_per_step=4)
     assert epoch(again, 2) == epochs[2]
 
 
-def test_rows_of_a_step_have_similar_lengths_in_every_epoch():
-    """Sorted, 100 rows of 2..51 tokens in steps of 4 differ by 2 or so; 30 would be chance.
+def two_tasks(n: int, seq_len: int, rows_per_step: int, seed: int = 7) -> PaddedRows:
+    """One half of the conversations has 10 to 30 tokens, the other 150 to 500."""
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(10, 30, n // 2), rng.integers(150, 500, n // 2)])
+    chats = chats_of(*lengths.tolist(), turn_ends=np.cumsum(lengths))
+    return PaddedRows(chats, seq_len, seed, rows_per_step)
 
-    Epochs of 101 rows do not begin at a step; only a step over the boundary may be mixed.
-    """
+
+def test_a_step_is_a_random_sample_of_the_rows():
+    """Of 32 rows as many are of either task as when a coin is thrown; targets vary as little."""
+    rows = two_tasks(8_000, seq_len=512, rows_per_step=32)
+    lengths = np.array([len(rows.row(i)[0]) for i in range(len(rows))]).reshape(-1, 32)
+    long = (lengths > 100).sum(1)
+    assert abs(long.mean() - 16) < 0.1 and abs(long.std() - np.sqrt(32 / 4)) < 0.3
+    targets = np.array([(rows.row(i)[1] >= 0).sum() for i in range(len(rows))]).reshape(-1, 32)
+    of_a_row = targets.std() / targets.mean()
+    of_a_step = targets.sum(1).std() / targets.sum(1).mean()
+    assert of_a_step == pytest.approx(of_a_row / np.sqrt(32), rel=0.15) and of_a_step < 0.2
+
+
+def test_rows_are_sorted_inside_a_step_also_over_the_end_of_an_epoch():
     rows = PaddedRows(many_chats(101), seq_len=64, seed=0, rows_per_step=4)
     lengths = np.array([len(rows.row(i)[0]) for i in range(404)]).reshape(-1, 4)
-    spread = lengths.max(1) - lengths.min(1)
-    boundary = np.array([25, 50, 75])
-    assert np.delete(spread, boundary).max() <= 8
-    assert sorted(lengths[:, 0].tolist()) != lengths[:, 0].tolist()
+    assert (np.diff(lengths) <= 0).all()
+    first = lengths[:, 0].tolist()
+    assert first != sorted(first) and first != sorted(first, reverse=True)
+    seen = Counter(lengths.ravel().tolist())
+    assert seen == Counter(4 * [2 + (i * 37) % 50 for i in range(101)])
+
+
+def test_padding_is_small_and_widths_are_few(capsys):
+    rows, at_once = two_tasks(4_000, seq_len=500, rows_per_step=32), 8
+    some = list(islice(batches(rows, rows_per_step=32, device_batch_size=at_once), 500))
+    places = sum(batch.inputs.numel() for batch in some)
+    tokens = sum(len(rows.row(i)[0]) for i in range(500 * at_once))
+    shuffled = np.random.default_rng(1).permutation([len(rows.row(i)[0]) for i in range(4000)])
+    unsorted = at_once * shuffled.reshape(-1, at_once).max(1).sum()
+    padding, without = 1 - tokens / places, 1 - tokens / unsorted
+    with capsys.disabled():
+        print(f"\npadding: {padding:.1%}; {without:.1%} if rows were not sorted inside a step")
+    assert padding < 0.4 and padding < 0.7 * without
+    assert {batch.inputs.shape[1] for batch in some} <= {64, 128, 256, 384, 500}
 
 
 # ---------------------------------------------------------------- batches
@@ -259,17 +296,34 @@ def test_ranks_take_neighbouring_rows():
     assert found == expected
 
 
-def test_rows_are_padded_to_the_longest_rounded_up():
-    chats = chats_of(3, 9, 2, 4, turn_ends=[3, 12, 14, 18])
-    rows = PaddedRows(chats, seq_len=11, seed=0, rows_per_step=4)
+@pytest.mark.parametrize(
+    ("max_length", "widths"),
+    [
+        (2048, [256, 512, 1024, 1536, 2048]),
+        (1000, [128, 256, 512, 768, 1000]),
+        (256, [64, 128, 192, 256]),
+        (64, [64]),
+        (11, [11]),
+    ],
+)
+def test_pad_widths(max_length, widths):
+    assert pad_widths(max_length) == widths
+
+
+@pytest.mark.parametrize(
+    ("longest", "width"), [(9, 64), (64, 64), (65, 128), (150, 192), (195, 200)]
+)
+def test_rows_are_padded_to_the_next_width(longest, width):
+    lengths = [3, longest, 2, 4]
+    chats = chats_of(*lengths, turn_ends=np.cumsum(lengths))
+    rows = PaddedRows(chats, seq_len=200, seed=0, rows_per_step=4)
     sizes = {"rows_per_step": 4, "device_batch_size": 4, "pad_id": 77}
-    for multiple, width in ((1, 9), (5, 10), (8, 11), (64, 11)):  # never beyond seq_len
-        [(inputs, targets)] = take(1, rows, pad_multiple=multiple, **sizes)
-        for i in range(4):
-            row_inputs, row_targets = (x.tolist() for x in rows.row(i))
-            padding = width - len(row_inputs)
-            assert inputs[i] == row_inputs + [77] * padding
-            assert targets[i] == row_targets + [-1] * padding
+    [(inputs, targets)] = take(1, rows, **sizes)
+    for i in range(4):
+        row_inputs, row_targets = (x.tolist() for x in rows.row(i))
+        padding = width - len(row_inputs)
+        assert inputs[i] == row_inputs + [77] * padding
+        assert targets[i] == row_targets + [-1] * padding
 
 
 def test_packed_rows_keep_their_length():

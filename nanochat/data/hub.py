@@ -29,12 +29,15 @@ def faults() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
 
 
-def with_retries(what: str, action: Callable[[], object], patience: float = SECONDS_TO_CONNECT):
-    """action(), tried again after network faults; DataError with the ways out if they stay."""
+def with_retries(what: str, function: Callable[[], object]):
+    """function(), tried again after network faults; DataError with the ways out if they stay.
+
+    A function that finds its download damaged raises DataError, and is tried again too.
+    """
     start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return action()
+            return function()
         except (*faults(), DataError) as error:
             last = error
         if (status := getattr(getattr(last, "response", None), "status_code", 0)) in GONE:
@@ -45,7 +48,7 @@ def with_retries(what: str, action: Callable[[], object], patience: float = SECO
         cause = last.__cause__ or last
         offline = "Offline" in type(cause).__name__  # HF_HUB_OFFLINE=1
         unreachable = offline or "Connect" in type(cause).__name__
-        late = unreachable and time.monotonic() - start >= patience
+        late = unreachable and time.monotonic() - start >= SECONDS_TO_CONNECT
         if attempt == ATTEMPTS or offline or late:
             break
         wait = min(0.25 * 2**attempt, 15)

@@ -1,4 +1,4 @@
-"""Which pieces of which documents stand together in a row or a step: from lengths alone.
+"""Which pieces of which documents stand together in a row: from lengths alone.
 
 A packed row has T + 1 ids and is filled with pieces, each <|bos|> and up to T tokens of one
 document. A longer document is split into pieces of T and a rest. Pieces are placed by best fit,
@@ -117,20 +117,3 @@ def cut_at_turns(
         "dropped because the assistant says nothing": int((~kept & ~long).sum()),
     }
     return starts[kept], ends[kept], counts
-
-
-def steps_of_similar_length(
-    lengths: np.ndarray, rows_per_step: int, sort_steps: int, *key: int
-) -> np.ndarray:
-    """An order of the rows in which those of a step are about equally long, and steps are not
-    sorted.
-
-    Rows are sorted within windows of sort_steps steps, then the steps are shuffled by `key`. Rows
-    that do not fill a last step stay last.
-    """
-    num_steps = len(lengths) // rows_per_step
-    full = num_steps * rows_per_step
-    window = np.arange(full) // (sort_steps * rows_per_step)
-    steps = np.lexsort((lengths[:full], window)).reshape(num_steps, rows_per_step)
-    steps = steps[shuffled(num_steps, *key)]
-    return np.concatenate([steps.ravel(), np.arange(full, len(lengths))])

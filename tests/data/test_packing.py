@@ -13,7 +13,6 @@ from nanochat.data.packing import (
     row_bounds,
     shuffled,
     split_documents,
-    steps_of_similar_length,
 )
 
 quick = settings(max_examples=60, deadline=None)
@@ -99,28 +98,3 @@ def test_cut_at_turns_by_hand():
     assert starts.tolist() == [0, 5]
     assert ends.tolist() == [5, 9]
     assert list(counts.values()) == [2, 1, 1, 1]
-
-
-@quick
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 4), st.integers(1, 3))
-def test_steps_hold_neighbours_by_length(lengths, rows_per_step, sort_steps):
-    lengths = np.array(lengths, dtype=np.int64)
-    order = steps_of_similar_length(lengths, rows_per_step, sort_steps, 42, 0)
-    assert sorted(order.tolist()) == list(range(len(lengths)))
-    num_steps = len(lengths) // rows_per_step
-    window_rows = sort_steps * rows_per_step
-    for step in order[: num_steps * rows_per_step].reshape(num_steps, rows_per_step):
-        window = step[0] // window_rows
-        assert set(step // window_rows) == {window}
-        inside = lengths[: num_steps * rows_per_step][window * window_rows :][:window_rows]
-        held = lengths[step].tolist()
-        # Nothing of the window lies strictly between two rows of the step but rows of the step.
-        between = [x for x in inside.tolist() if min(held) < x < max(held)]
-        assert len(between) <= rows_per_step - 2 or not between
-
-
-def test_steps_are_not_sorted():
-    lengths = np.arange(400)
-    order = steps_of_similar_length(lengths, 4, 100, 42, 0)
-    firsts = order[::4].tolist()
-    assert firsts != sorted(firsts) and sorted(firsts) == list(range(0, 400, 4))

@@ -310,8 +310,9 @@ def test_address_where_nobody_answers(monkeypatch):
     clock = itertools.count(0, 0.06)
     fake = types.SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
     monkeypatch.setattr("nanochat.data.hub.time", fake)
+    monkeypatch.setattr("nanochat.data.hub.SECONDS_TO_CONNECT", 0.1)
     with pytest.raises(DataError) as caught:
-        with_retries("owner/name/x.parquet", connect, patience=0.1)
+        with_retries("owner/name/x.parquet", connect)
     message = str(caught.value)
     for part in ("owner/name/x.parquet: tried 2 times at http://127.0.0.1:9", "--data=packaged"):
         assert part in message
