@@ -39,7 +39,7 @@ from nanochat.common import (
     on_rank0,
     rank_and_world,
 )
-from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.conversation import CHAT_TEMPLATE, stop_ids
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -276,11 +276,6 @@ def generation_config(tokenizer: Tokenizer) -> dict:
     """generation_config.json: an answer ends at either stop id, as in our own generators."""
     bos = tokenizer.special("<|bos|>")
     return {"bos_token_id": bos, "eos_token_id": list(stop_ids(tokenizer)), "pad_token_id": bos}
-
-
-def stop_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """What ends an answer: <|assistant_end|>, or the <|bos|> of a next document."""
-    return tokenizer.special("<|assistant_end|>"), tokenizer.special("<|bos|>")
 
 
 # ---------------------------------------------------------------- loading

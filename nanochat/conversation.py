@@ -13,6 +13,8 @@ import numpy as np
 from nanochat.common import ConfigError, DataError
 from nanochat.tokenizer import Tokenizer
 
+# What ends an answer: its own end, or the <|bos|> of a next document.
+STOP_TOKENS = ("<|assistant_end|>", "<|bos|>")
 # What stands around a part of an assistant's message, and whether the assistant says it.
 PART_MARKS = {
     "text": ("", "", 1),
@@ -63,6 +65,11 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
 )
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer and are no part of it."""
+    return tuple(tokenizer.special(name) for name in STOP_TOKENS)
 
 
 class Segment(NamedTuple):

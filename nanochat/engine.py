@@ -19,12 +19,12 @@ from nanochat.inference.calculator import evaluate
 from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.inference.fused_model import InferenceModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan, padded_size
-from nanochat.inference.request import STOP_TOKENS, Request, RequestState, TokenOutput
+from nanochat.inference.request import Request, RequestState, TokenOutput
 from nanochat.inference.sampling import SamplingParams, choose, logprobs, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
 from nanochat.inference.tool_calls import AnswerReader, Tool, ToolRunner
 
-__all__ = ["STOP_TOKENS", "AnswerReader", "Engine", "TokenOutput", "Request", "SamplingParams"]
+__all__ = ["AnswerReader", "Engine", "TokenOutput", "Request", "SamplingParams"]
 
 STEPS_REMEMBERED = 4096  # for the tokens per second
 

@@ -8,9 +8,9 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 
 from dataclasses import dataclass, replace
 
-from nanochat.checkpoint_manager import stop_ids
 from nanochat.common import ConfigError, choose_dtype, compute_cleanup, print0
 from nanochat.configurator import cli
+from nanochat.conversation import stop_ids
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine

@@ -15,16 +15,11 @@ import string
 import unicodedata
 
 from nanochat.common import ConfigError
+from nanochat.conversation import PART_MARKS, STOP_TOKENS
 
-TOOL_SPAN = re.compile(
-    r"<\|python_start\|>.*?(?:<\|python_end\|>|$)|<\|output_start\|>.*?(?:<\|output_end\|>|$)", re.S
-)
-END = re.compile(r"<\|(?:assistant_end|bos|user_start)\|>")
-MARKS = {
-    "text": ("", ""),
-    "python": ("<|python_start|>", "<|python_end|>"),
-    "python_output": ("<|output_start|>", "<|output_end|>"),
-}
+TOOL_MARKS = [(re.escape(start), re.escape(end)) for start, end, _ in PART_MARKS.values() if start]
+TOOL_SPAN = re.compile("|".join(f"{start}.*?(?:{end}|$)" for start, end in TOOL_MARKS), re.S)
+END = re.compile("|".join(map(re.escape, (*STOP_TOKENS, "<|user_start|>"))))
 
 
 class Task:
@@ -124,7 +119,7 @@ def gold_completion(conversation: dict) -> str:
     generate."""
     content = conversation["messages"][-1]["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    text = "".join(part["text"].join(MARKS[part["type"]]) for part in parts)
+    text = "".join(part["text"].join(PART_MARKS[part["type"]][:2]) for part in parts)
     return text + "<|assistant_end|>"
 
 

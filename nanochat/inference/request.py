@@ -5,11 +5,11 @@ in the making. Touches no tensor.
 from dataclasses import dataclass
 
 from nanochat.common import ConfigError
+from nanochat.conversation import stop_ids
 from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.scheduler import Sequence
 from nanochat.inference.tool_calls import AnswerReader, ToolCalls
 
-STOP_TOKENS = ("<|assistant_end|>", "<|bos|>")
 MOST_LOGPROBS = 100
 
 
@@ -83,8 +83,7 @@ class RequestState:
         self.position = 0
         self.calls = ToolCalls(tokenizer) if request.tools else None
         self._reader = AnswerReader(tokenizer, request.stop_strings)
-        names = (tokenizer.special(name) for name in STOP_TOKENS)
-        self._stops = frozenset(names if request.stop is None else request.stop)
+        self._stops = frozenset(stop_ids(tokenizer) if request.stop is None else request.stop)
 
     def push(
         self,

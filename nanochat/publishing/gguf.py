@@ -19,9 +19,9 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import dequantize, quantize
 
 from nanochat.bpe.tokenizer_json import visible_merges
-from nanochat.checkpoint_manager import load_checkpoint, stop_ids
+from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import CheckpointError
-from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.conversation import CHAT_TEMPLATE, stop_ids
 from nanochat.gpt import GPTConfig
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 

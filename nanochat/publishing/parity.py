@@ -20,10 +20,9 @@ from nanochat.checkpoint_manager import (
     generation_config,
     hugging_face_config,
     load_checkpoint,
-    stop_ids,
 )
 from nanochat.common import CheckpointError
-from nanochat.conversation import render, render_for_completion
+from nanochat.conversation import render, render_for_completion, stop_ids
 from nanochat.gpt import GPT
 from nanochat.publishing import export_files, parity_texts
 
