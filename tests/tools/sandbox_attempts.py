@@ -1,7 +1,7 @@
 """What hostile programs try, and a driver that tries it as another user or without namespaces.
 
 Every attempt prints a line: "refused ..." where the kernel said no, "ESCAPED ..." where it worked.
-    python tests/sandbox_attempts.py '{"user": 65534, "deny_unshare": true, "things": {...}}'
+    python tests/tools/sandbox_attempts.py '{"user": 65534, "deny_unshare": true, "things": {...}}'
 prints {tier: {name: [status, output, error]}} as JSON.
 """
 

@@ -136,7 +136,7 @@ def as_nobody(things) -> dict:
     spec = json.dumps({"user": user, "tiers": tiers, "things": things})
     paths = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [python, str(ROOT / "tests" / "sandbox_attempts.py"), spec]
+    command = [python, str(Path(__file__).with_name("sandbox_attempts.py")), spec]
     run = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
