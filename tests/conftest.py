@@ -48,6 +48,14 @@ def share_compiled(pytestconfig):
     return share
 
 
+@pytest.fixture(scope="session", autouse=True)
+def base_dir_of_fixtures(share_compiled, tmp_path_factory):
+    """Where fixtures that outlive a test write, unless they say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(tmp_path_factory.mktemp("base"))))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def base_dir(tmp_path, monkeypatch, share_compiled):
     """Every test writes into its own base folder, never into the user's."""

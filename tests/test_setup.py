@@ -19,7 +19,7 @@ SCRIPTS = [
     ".ci/run",
     *(f"runs/{p.name}" for p in sorted((ROOT / "runs").glob("*.sh"))),
 ]
-# One is sourced, the other runs every part in a process of its own, whatever became of those before.
+# One is sourced; the other goes on after a part that failed.
 GO_ON = ("runs/setup.sh", "runs/gpu_check.sh")
 
 
