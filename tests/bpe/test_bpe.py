@@ -59,7 +59,7 @@ pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="there is no C++ 
 
 @pytest.fixture(autouse=True)
 def base_dir(tmp_path, monkeypatch):
-    """A base folder where nothing is compiled yet: some tests here compile, or damage what is kept."""
+    """A base folder where nothing is compiled yet: tests here compile, and damage what is kept."""
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "nanochat"))
     return tmp_path / "nanochat"
 
