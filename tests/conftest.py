@@ -57,9 +57,9 @@ def base_dir_of_fixtures(share_compiled, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def base_dir(tmp_path, monkeypatch, share_compiled):
-    """Every test writes into its own base folder, never into the user's."""
-    base = share_compiled(tmp_path / "nanochat")
+def base_dir(tmp_path_factory, monkeypatch, share_compiled):
+    """Every test writes into its own base folder, never into the user's; outside of tmp_path."""
+    base = share_compiled(tmp_path_factory.mktemp("base"))
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
     return base
 
