@@ -1,11 +1,19 @@
-"""What several test files need: a place of their own on disk, and the optional shared data."""
+"""What several test files need: a base folder of their own, tiny models, the optional shared data.
 
+Under pytest-xdist (runs/test.sh) every worker, and what it starts, computes with one thread.
+"""
+
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import pytest
 import torch
 from hypothesis import settings
 
+from nanochat.bpe import native
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 
@@ -16,11 +24,44 @@ settings.load_profile("nanochat")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker ends with a long one alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def share_compiled(pytestconfig):
+    """share_compiled(base): a new base folder finds the C++ tokenizer that an earlier one compiled.
+
+    Compiling takes seconds, and a program that a test starts would do it again. The library is kept
+    in .pytest_cache, for all workers and the next run; it is named after what it is made of.
+    """
+    kept = pytestconfig.cache.mkdir("compiled") / native.SOURCE.name
+
+    def share(base: Path) -> Path:
+        kept.mkdir(exist_ok=True)
+        base.mkdir(parents=True, exist_ok=True)
+        (base / native.SOURCE.name).symlink_to(kept)
+        return base
+
+    return share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def base_dir_of_fixtures(share_compiled, tmp_path_factory):
+    """Where fixtures that outlive a test write, unless they say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(tmp_path_factory.mktemp("base"))))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def base_dir(tmp_path, monkeypatch):
-    """Every test writes into its own base folder, never into the user's."""
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "nanochat"))
-    return tmp_path / "nanochat"
+def base_dir(tmp_path_factory, monkeypatch, share_compiled):
+    """Every test writes into its own base folder, never into the user's; outside of tmp_path."""
+    base = share_compiled(tmp_path_factory.mktemp("base"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    return base
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def set_gradients(named, step):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.slow
 def test_equals_torch(weight_decay):
     ours, theirs = parameters(), parameters()
     options = dict(lr=0.01, betas=(0.8, 0.95), eps=1e-8, weight_decay=weight_decay)

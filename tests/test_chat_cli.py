@@ -44,6 +44,7 @@ def environment(base) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_one_question_through_a_pipe(base_dir):
     command = [*COMMAND, "-i", checkpoint(*SUM), "-p", "-"]
     done = subprocess.run(
@@ -126,6 +127,7 @@ class Terminal:
         os.close(self.master)
 
 
+@pytest.mark.slow
 def test_commands_arrows_and_ctrl_c_on_a_terminal(base_dir, tmp_path):
     source = checkpoint(*ROUND, context=8192)
     terminal = Terminal([*COMMAND, "-i", source, "--max-tokens=8000"], environment(base_dir))

@@ -64,6 +64,7 @@ def run(tasks, **settings) -> None:
     main(Config(tasks=tasks, device_type="cpu", max_tokens=8, **settings))
 
 
+@pytest.mark.slow
 def test_figures_answers_and_controls(checkpoint, data, capsys):
     run(f"mmlu@{data / 'mmlu'}|gsm8k@{data / 'gsm8k'}|identity", limit=2, control=True)
     record = read_metrics(checkpoint)[-1]
@@ -156,6 +157,7 @@ def test_python_as_the_tool_runs_in_the_sandbox(checkpoint, data):
     assert read_metrics(checkpoint)[-1]["examples/gsm8k"] == 2
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_is_measured_by_the_same_code(base_dir, checkpoint, data, tmp_path):
     pytest.importorskip("transformers")
     tasks = f"arc-easy@{data / 'arc'}|mmlu@{data / 'mmlu'}|gsm8k@{data / 'gsm8k'}"

@@ -22,10 +22,13 @@ from scripts.chat_web import Config, listen, main
 ROOT = Path(__file__).resolve().parents[1]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory, share_compiled):
     """A checkpoint whose answers go round ten letters for as long as they may."""
-    base = tmp_path_factory.mktemp("base")
+    base = share_compiled(tmp_path_factory.mktemp("base"))
     before, os.environ["NANOCHAT_BASE_DIR"] = os.environ.get("NANOCHAT_BASE_DIR"), str(base)
     tokenizer = chain_tokenizer()
     model = chain_model(tokenizer, "<|assistant_start|>ABCDEFGHIJA", context=2048)

@@ -157,7 +157,7 @@ def flip_a_bit(path):
 def test_damage_to_any_file_is_refused_and_the_good_one_found(
     two_saved, base_dir, name, damage, capsys
 ):
-    shutil.copytree(two_saved, base_dir)
+    shutil.copytree(two_saved, base_dir, dirs_exist_ok=True)
     good, bad = (base_dir / "base_checkpoints" / "tiny" / f"step_00000{i}" for i in (1, 2))
     damage(bad / name)
     with pytest.raises(CheckpointError) as error:
@@ -224,6 +224,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.slow
 def test_transformers_computes_the_same_logits(shape, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")

@@ -121,6 +121,7 @@ cli(main, Config)
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
+@pytest.mark.slow
 def test_a_script_that_is_stopped_says_so_and_clears_up(tmp_path, number, code, said):
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(

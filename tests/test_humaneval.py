@@ -206,6 +206,7 @@ def test_the_package_and_the_hubs_file_hold_the_same_164_problems(shared_data):
     assert [sorted(row.items()) for row in hub.rows] == [sorted(r.items()) for r in package.rows]
 
 
+@pytest.mark.slow
 def test_canonical_solutions_pass_and_others_fail(runner):
     needs_package()
     task = HumanEval(PACKAGE, runner)

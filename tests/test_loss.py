@@ -68,6 +68,7 @@ def test_gathering_keeps_every_target_and_adds_only_rows_without_one(monkeypatch
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_compiled_kernel_agrees(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
     losses = [LossFn(model, compiled)(model, batch)[0] for compiled in (False, True)]

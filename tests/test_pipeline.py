@@ -28,10 +28,14 @@ QUICK = "--no-compile --eval-tokens=512 --eval-every=0"
 CHATS = "identity:0.1,arithmetic:0.02,smoltalk@{chats}:1"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, share_compiled):
     """A base folder, raw text and chats; the tokenizer is trained."""
     folder = tmp_path_factory.mktemp("pipeline")
+    share_compiled(folder / "base")
     texts, chats = folder / "texts", folder / "chats"
     texts.mkdir()
     chats.mkdir()

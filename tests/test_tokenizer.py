@@ -230,6 +230,7 @@ def test_hugging_face_tokenizers_give_equal_ids(tokenizer, saved, text):
     assert fast.encode(text).ids == [tokenizer.bos, *ids]
 
 
+@pytest.mark.slow
 def test_every_letter_is_split_as_hugging_face_does(tmp_path):
     """Merges over every boundary that the pattern may draw, so that ids show where it cut."""
     pairs = [

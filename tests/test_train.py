@@ -165,6 +165,7 @@ def losses_of_ranks(world: int) -> list[float]:
     return json.loads(out.stdout.split("LOSSES", 1)[1].splitlines()[0])
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one():
     """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group."""
     assert losses_of_ranks(2) == pytest.approx(losses_of_ranks(1), rel=1e-4)

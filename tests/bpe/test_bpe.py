@@ -57,6 +57,13 @@ KINDS = {
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="there is no C++ compiler")
 
 
+@pytest.fixture(autouse=True)
+def base_dir(tmp_path, monkeypatch):
+    """A base folder where nothing is compiled yet: tests here compile, and damage what is kept."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "nanochat"))
+    return tmp_path / "nanochat"
+
+
 @pytest.fixture(scope="module")
 def core() -> native.Core:
     return native.core()
@@ -87,6 +94,7 @@ def decode(ids: list[int], merges: list[reference.Pair]) -> bytes:
 # ---------------------------------------------------------------- the reference, by hand
 
 
+@pytest.mark.slow
 def test_reference_by_hand():
     # "ab" once, " ab" twice, " abc" once: (a, b) 4 times, (" ", ab) 3 times, (" ab", c) once.
     words = reference.count_words(["ab ab ab abc"], SPLIT_PATTERN)
@@ -98,6 +106,7 @@ def test_reference_by_hand():
     assert reference.encode("ab abc abca", ids, SPLITTER) == [256, 258, 258, 97]
 
 
+@pytest.mark.slow
 def test_ties_go_to_the_smallest_pair():
     assert reference.learn_merges({b"zy": 2, b"ba": 2, b"bc": 2}, 2) == [(98, 97), (98, 99)]
 
@@ -128,11 +137,13 @@ def random_texts(count: int, seed: int) -> list[str]:
     return [one() for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_scanner_splits_as_the_pattern_does(core):
     for text in [*random_texts(200_000, seed=1), *KINDS.values()]:
         assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
 
 
+@pytest.mark.slow
 def test_blocks_of_ascii_are_split_as_the_pattern_does(core):
     # 64 bytes are split at once: all short sequences of what the pattern tells apart.
     for characters in product("as1 \t\n.'l", repeat=5):
@@ -140,6 +151,7 @@ def test_blocks_of_ascii_are_split_as_the_pattern_does(core):
         assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
 
 
+@pytest.mark.slow
 def test_long_texts_are_split_as_the_pattern_does(core):
     rng = random.Random(2)
     plain = [*"aZsTdlrevm\n\n\r\t10234.,=-_()", "'", "'", '"', "word", "Behind", " ", " ", " " * 8]
@@ -151,6 +163,7 @@ def test_long_texts_are_split_as_the_pattern_does(core):
             assert native.split(core, text) == SPLITTER.pieces(text), repr(text)
 
 
+@pytest.mark.slow
 def test_scanner_takes_every_code_point(core):
     for first in range(0, 0x110000, 64):
         block = [chr(c) for c in range(first, first + 64) if not 0xD800 <= c < 0xE000]
@@ -178,6 +191,7 @@ def test_long_texts_are_cut_only_where_a_piece_begins_anyway(core, data):
             assert SPLITTER.pieces(data[:i]) + SPLITTER.pieces(data[i:]) == whole
 
 
+@pytest.mark.slow
 def test_one_long_text_equals_its_parts(core, merges):
     text = KINDS["english"] * 400 + KINDS["white space"] * 200 + KINDS["CRLF"] * 400
     assert len(text) > 1 << 20  # cut in four or more
@@ -204,6 +218,7 @@ def test_merges_of_overlaps_and_ties_equal_the_reference(words):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_merges_equal_rustbpe(kind):
     text = KINDS[kind]
     other = rustbpe.Tokenizer()
@@ -228,6 +243,7 @@ def test_weights_have_64_bits(core):
     core.counter_free(counter)
 
 
+@pytest.mark.slow
 def test_any_number_of_threads(merges):
     texts = [*KINDS.values(), *random_texts(2000, seed=2)] * 2
     expected = bpe.train(texts, 1500, num_threads=1)
@@ -331,6 +347,7 @@ def run_python(code: str, *arguments: str, **variables: str) -> subprocess.Compl
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss has another unit there")
 @pytest.mark.parametrize("kind", ["long", "short", "foreign"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(kind):
     result = run_python(MEMORY.replace("100e6", "20e6" if kind == "short" else "100e6"),
                         argparse.__file__, kind)  # fmt: skip
@@ -354,6 +371,7 @@ def test_one_text_in_the_place_of_several_and_what_is_no_text():
 # ---------------------------------------------------------------- encoding
 
 
+@pytest.mark.slow
 def test_ids_equal_tiktoken_and_tokenizers(merges):
     tokens = token_bytes(merges)
     ranks = {token: i for i, token in enumerate(tokens)}
@@ -371,6 +389,7 @@ def test_ids_equal_tiktoken_and_tokenizers(merges):
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=200) | st.text(max_size=80))
+@pytest.mark.slow
 def test_round_trip_of_any_bytes(merges, data):
     encoder = bpe.Encoder(merges)
     ids = encoder.encode(data)
@@ -436,6 +455,7 @@ def test_two_million_bytes_without_a_boundary(text, merges):
     assert time.process_time() - start < 4
 
 
+@pytest.mark.slow
 def test_more_words_than_the_encoder_remembers(merges):
     rng = random.Random(5)
     words = [" " + "".join(rng.choices("abcdefgh", k=9)) for _ in range(1_300_000)]
@@ -449,6 +469,7 @@ def test_more_words_than_the_encoder_remembers(merges):
     assert encoder.encode(tail) == encode_with(tail, merges)
 
 
+@pytest.mark.slow
 def test_many_python_threads_share_an_encoder(merges):
     encoder = bpe.Encoder(merges)
     texts = random_texts(4000, seed=4)
@@ -492,6 +513,7 @@ print("alive")
 
 
 @pytest.mark.parametrize("work", ["train", "encode"])
+@pytest.mark.slow
 def test_interrupted_twice_while_a_batch_is_at_work(work):
     # The second interruption ends the waiting for the thread that is at work in the core.
     assert run_python(INTERRUPTED, work).returncode in (0, 1, -signal.SIGINT)
@@ -507,6 +529,7 @@ time.sleep(0.1)
 """
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_while_a_thread_encodes():
     assert run_python(AT_THE_END).returncode == 0
 
@@ -520,6 +543,7 @@ def test_ids_outlive_their_encoder(merges):
     assert part.tolist() == expected[1000:]
 
 
+@pytest.mark.slow
 def test_a_failing_text_ends_encoding_and_training(merges):
     def texts():
         yield from [CODE] * 900  # more than a batch
@@ -543,6 +567,7 @@ def test_an_encoder_can_be_pickled(merges):
 # ---------------------------------------------------------------- without the core
 
 
+@pytest.mark.slow
 def test_fallback_gives_equal_ids(merges):
     encoder = FallbackEncoder(merges, list(range(256 + len(merges))), SPLIT_PATTERN)
     texts = [
@@ -588,6 +613,7 @@ def check_result(result: subprocess.CompletedProcess) -> list[str]:
     return [*lines, trained]
 
 
+@pytest.mark.slow
 def test_python_can_be_forced():
     native_line = check_result(run_python(TRAIN))
     python_lines = check_result(run_python(TRAIN, NANOCHAT_BPE="python"))
@@ -597,6 +623,7 @@ def test_python_can_be_forced():
     assert "NANOCHAT_BPE='rust' is unknown; choose python" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path):
     lines = check_result(run_python(TRAIN, PATH=str(tmp_path), CXX=""))
     assert len(lines) == 2
@@ -604,6 +631,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
         assert part in lines[0]
 
 
+@pytest.mark.slow
 def test_a_compiler_with_arguments_and_one_that_is_not_there(monkeypatch, tmp_path):
     plain = cpp_compiler()
     monkeypatch.setattr(cpp, "build", lambda source, compiler, folder: folder.mkdir())
@@ -619,6 +647,7 @@ def test_a_compiler_with_arguments_and_one_that_is_not_there(monkeypatch, tmp_pa
     assert len(lines) == 2 and "CXX='/nowhere/g++-99 -m64' is not there" in lines[0]
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_it_is_compiled_anew(tmp_path):
     (tmp_path / "bpe").write_text("a file")
     lines = check_result(run_python(TRAIN, NANOCHAT_BASE_DIR=str(tmp_path)))
@@ -629,6 +658,7 @@ WRITES_JUNK = '[ "${@: -1}" = --version ] || echo junk > "${@: -1}"'
 
 
 @pytest.mark.parametrize("script", ["echo sorry >&2; exit 1", "exit 0", WRITES_JUNK])
+@pytest.mark.slow
 def test_a_broken_compiler(tmp_path, script):
     compiler = tmp_path / "broken"
     compiler.write_text(f"#!/usr/bin/env bash\n{script}\n")
@@ -638,6 +668,7 @@ def test_a_broken_compiler(tmp_path, script):
     assert len(lines) == 2 and f"the C++ compiler {compiler} does not work" in lines[0]
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NANOCHAT_BASE_DIR": str(tmp_path)}
     started = [
@@ -653,6 +684,7 @@ def test_processes_that_compile_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "no hash", "no library", "a file"])
+@pytest.mark.slow
 def test_a_damaged_cache_is_compiled_again(tmp_path, capsys, damage):
     source = native.SOURCE._replace(flags=("-O0", *native.SOURCE.flags[1:]))  # quickly
     folder, compiler = tmp_path / "bpe", cpp_compiler()

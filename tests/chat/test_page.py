@@ -41,6 +41,7 @@ def test_the_policy_is_computed_from_the_text():
 # ---- asking
 
 
+@pytest.mark.slow
 def test_an_answer_streams_in(tab, server):
     timing = {"tokens_per_second": 41.27, "time_to_first_token": 0.083}
     tab.ask("What is **France**?", "A *coun", server.gate, "try*.", timing=timing)
@@ -222,6 +223,7 @@ def test_a_reload_in_the_middle_keeps_what_there_was(tab, server):
     assert tab.answers() == ["one two three"] and not tab.page.is_visible(".state")
 
 
+@pytest.mark.slow
 def test_export_and_import(tab, new_tab, tmp_path):
     tab.ask("/system Be kind.")
     tab.answered("What is 1+1?", ("python", "1+1"), ("output", "2"), "2")
@@ -281,6 +283,7 @@ def test_a_file_that_is_none_is_refused_whole(tab, tmp_path):
     assert tab.titles() == []
 
 
+@pytest.mark.slow
 def test_two_tabs_see_each_others_conversations(new_tab):
     tab = new_tab()
     tab.answered("One?", "1")
@@ -515,6 +518,7 @@ def test_the_end_stays_in_sight_until_the_reader_scrolls_away(tab, server):
 
 
 @pytest.mark.parametrize("width", [320, 390, 820])
+@pytest.mark.slow
 def test_nothing_scrolls_sideways(new_tab, width):
     tab = new_tab(viewport={"width": width, "height": 700})
     fits = "document.documentElement.scrollWidth <= innerWidth"
@@ -616,6 +620,7 @@ def test_screenshots(new_tab, server, width, height, scheme):
 # ---- on the real server
 
 
+@pytest.mark.slow
 def test_on_the_real_server(browser, tmp_path):
     """The program that people start, with a model that says the letters A to J without end."""
     reason = "needs nanochat/chat/server.py, which is not here"

@@ -422,6 +422,7 @@ def test_a_client_that_leaves_before_a_whole_answer_frees_its_place():
         running.until(lambda health: health["in_flight"] == health.get("running") == 0)
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_an_answer_with_what_there_is():
     with Running(ROUND, limits={"seconds": 1.0, "max_tokens": 100_000}, context=65536) as running:
         answer = running.chat().json()
@@ -484,6 +485,7 @@ def test_pages_of_other_sites_are_kept_out():
         assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.slow
 def test_no_request_of_the_documents_form_makes_the_server_fail():
     """Schemathesis: requests made from the OpenAPI document, right ones and wrong ones."""
     with Running(SAYS_ONE, limits={"max_tokens": 8}) as running:
@@ -608,6 +610,7 @@ async def ask(address, letter: str, leaves: bool) -> str | None:
         writer.transport.abort()
 
 
+@pytest.mark.slow
 def test_200_streams_a_third_cut_off_none_lost_none_mixed_up():
     """Every prompt leads round a circle of its own letters; what is said twice is wrong twice."""
     circles = [

@@ -8,6 +8,7 @@ from test_server import SAYS_SUM, Running
 from nanochat.chat.server import PAGE
 
 
+@pytest.mark.slow
 def test_the_page_gets_its_answers_here_and_its_policy_lets_it_work():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")

@@ -53,6 +53,7 @@ def save_until_killed(folder, completed):
         completed.value = step
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_last_complete_one_is_there(base_dir):
     rng = random.Random(1)
     completed = multiprocessing.get_context("forkserver").Value("i", 0, lock=False)
@@ -86,6 +87,7 @@ def replace_and_die(folder, value, point):
     save(1, model=model, tokenizer=tokenizer, run={"value": value})
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_of_replacing_a_checkpoint_one_of_the_two_is_there(base_dir):
     save(1, model=tiny_model(n_layer=1), run={"value": 0})
     values = [0]
@@ -125,6 +127,7 @@ def write_at_once(folder, value, barrier, messages):
         messages.put((value, f"{type(error).__name__}: {error}"))
 
 
+@pytest.mark.slow
 def test_of_two_that_write_one_place_at_once_one_wins_and_the_other_is_told(base_dir):
     context = multiprocessing.get_context("forkserver")
     barrier, messages = context.Barrier(2), context.Queue()
@@ -140,6 +143,7 @@ def test_of_two_that_write_one_place_at_once_one_wins_and_the_other_is_told(base
     assert [p.name for p in find_checkpoint("base").parent.iterdir()] == ["step_000001"]
 
 
+@pytest.mark.slow
 def test_more_space_is_advised_only_where_it_helps(base_dir):
     good = save(1)
     (good.parents[1] / "other").write_text("a file where the run's folder would be")
@@ -159,6 +163,7 @@ def save_with_limit(folder, limit, messages):
 
 
 @pytest.mark.parametrize("limit", [100_000, 0], ids=["weights do not fit", "nothing fits"])
+@pytest.mark.slow
 def test_full_disk_leaves_the_earlier_checkpoint_and_nothing_else(base_dir, limit):
     good = save(1)
     size = sum(p.numel() * 4 for p in tiny_model().parameters())
@@ -192,8 +197,8 @@ def save_as_rank(rank, folder, messages):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_of_two_ranks_one_writes_and_both_learn_of_a_failure(base_dir):
-    base_dir.mkdir()
     messages = multiprocessing.get_context("forkserver").Queue()
     processes = [start(save_as_rank, rank, base_dir, messages) for rank in (0, 1)]
     (_, draw0, error0), (_, draw1, error1) = sorted(messages.get(timeout=60) for _ in processes)

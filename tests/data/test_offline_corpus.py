@@ -61,6 +61,7 @@ def country(name: str, long: str = "none", capital: str = "", people: str = "") 
         ("plain", "plain"),
     ],
 )
+@pytest.mark.slow
 def test_plain(markup, text):
     assert offline_corpus.plain(markup) == text
 

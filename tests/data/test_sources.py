@@ -190,6 +190,7 @@ def test_name_that_is_nothing():
         open_source("./nowhere")
 
 
+@pytest.mark.slow
 def test_packaged_text(capsys):
     try:
         source = open_source("packaged")
@@ -247,6 +248,7 @@ def got(finished: subprocess.CompletedProcess) -> dict[str, str]:
     return {name: path for _, name, path in found}
 
 
+@pytest.mark.slow
 def test_download_from_a_hub_with_faults(hub, shared_data, tmp_path):
     folder = shared_data / "hub" / "datasets" / "openai" / "gsm8k"
     expected = {
@@ -276,6 +278,7 @@ print("got", *[shard.name for shard in source.shards("train") + source.shards("v
 """
 
 
+@pytest.mark.slow
 def test_hub_data_set_as_source(hub, tmp_path):
     finished = run_python(SOURCE, tmp_path, hub())
     assert finished.returncode == 0, finished.stderr
@@ -298,6 +301,7 @@ for action in (lambda: hub_file("openai/gsm8k", "x"), lambda: open_source("opena
 
 
 @pytest.mark.parametrize("offline, expected", [("0", "404"), ("1", "--data=packaged")])
+@pytest.mark.slow
 def test_what_a_hub_cannot_give(hub, tmp_path, offline, expected):
     finished = run_python(FAILING, tmp_path, hub(), HF_HUB_OFFLINE=offline)
     errors = [line for line in finished.stdout.splitlines() if line.startswith("error ")]

@@ -62,6 +62,7 @@ def right(task, rows, model, tokenizer, scorer=score, **options):
 
 
 @BOTH
+@pytest.mark.slow
 def test_multiple_choice_takes_the_lowest_mean_not_the_lowest_sum(byte_tokenizer, scorer):
     model = model_that_prefers({" ": {"a": 2.5, "b": 3}, "b": {"b": 2.6}})
     # After the blank: a costs ln(318 + e^2.5 + e^3) - 2.5 = 3.359, b 2.859; b after b costs
@@ -169,6 +170,7 @@ def random_answers(task, row, rng):
     return [Score(rng.random(), False) for _ in range(options)]
 
 
+@pytest.mark.slow
 def test_random_answers_score_their_expectation(shared_data):
     bundle, rng = Bundle(shared_data / "eval_bundle.zip"), random.Random(0)
     expected, simulated = [], []
@@ -205,6 +207,7 @@ def small_random_model(vocab_size, context) -> GPT:
 
 
 @pytest.mark.parametrize("context", [1024, 200])
+@pytest.mark.slow
 def test_fast_equals_plain_on_every_task(context, shared_data, text_tokenizer):
     bundle, model = Bundle(shared_data / "eval_bundle.zip"), small_random_model(512, context)
     shared = cut = 0
@@ -261,6 +264,7 @@ def rank_main(rank: int, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tmp_path):
     folder = write_bundle(tmp_path / "bundle")
     alone = measure(folder)
@@ -270,6 +274,7 @@ def test_two_ranks_measure_what_one_does(tmp_path):
         assert torch.load(folder / f"rank{rank}.pt", weights_only=False) == alone
 
 
+@pytest.mark.slow
 def test_the_script_writes_figures_and_samples(tmp_path, capsys):
     path = save()
     options = {"eval_tokens": 0, "core": True, "bundle": str(write_bundle(tmp_path / "bundle"))}
@@ -285,6 +290,7 @@ def test_the_script_writes_figures_and_samples(tmp_path, capsys):
     assert "CORE: " in capsys.readouterr()[0]
 
 
+@pytest.mark.slow
 def test_the_script_measures_a_hugging_face_folder_alike(tmp_path, base_dir, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")

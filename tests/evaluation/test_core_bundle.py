@@ -131,6 +131,7 @@ def test_files_other_than_the_known_ones_are_named(shared_data, tmp_path, capsys
     assert printed.count("published figures") == 1 and "copa.jsonl is not the known file" in printed
 
 
+@pytest.mark.slow
 def test_the_public_bundle_has_its_tasks_rows_and_baselines(shared_data):
     bundle = Bundle(shared_data / "eval_bundle.zip")
     tasks = {task.label: task for task in bundle.tasks()}

@@ -86,6 +86,7 @@ def drawn_examples(draw):
 
 @settings(max_examples=40, deadline=None)
 @given(drawn_examples(), st.sampled_from([1, 100, 10_000]), st.sampled_from([2, 4]))
+@pytest.mark.slow
 def test_fast_equals_plain_on_any_rows_in_batches_of_any_size(examples, tokens_at_once, kv_heads):
     model = random_model(n_kv_head=kv_heads)
     assert_same(score(model, examples, tokens_at_once), score_plainly(model, examples))

@@ -40,6 +40,7 @@ from nanochat.inference.calculator import MAX_CHARS, CalculatorError, calculate,
         ("'hello'.find('l') + 1", "3"),
     ],
 )
+@pytest.mark.slow
 def test_values(expression, value):
     assert calculate(expression) == value
     assert evaluate(expression) == value

@@ -36,12 +36,15 @@ from scripts.doctor import Config, examine, main, read_text
 pytest.importorskip("transformers", reason="needs the [export] extra")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, share_compiled):
     """(checkpoint, its export, its tokenizer) of a model trained for seconds, made once."""
     folder = tmp_path_factory.mktemp("doctor")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(folder / "base")))
         checkpoint, tokenizer, _ = save_small()
         export(checkpoint, folder / "hf_model")
     return checkpoint, folder / "hf_model", tokenizer

@@ -38,12 +38,15 @@ FILES = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, share_compiled):
     """(base folder, checkpoint, its export in bfloat16), made once."""
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(folder / "base")))
         run = {"config": {"depth": 2, "data": "/home/me/texts"}}
         run["parent"] = "/home/me/.cache/nanochat/mid_checkpoints/tiny/step_000009"
         checkpoint = save(stage="sft", run=run)

@@ -17,12 +17,15 @@ from nanochat.tokenizer import SPECIAL_TOKENS
 pytest.importorskip("transformers", reason="needs the [export] extra")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, share_compiled):
     """(checkpoint, its export in bfloat16, the report), made once."""
     folder = tmp_path_factory.mktemp("parity")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOCHAT_BASE_DIR", str(folder / "base"))
+        patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(folder / "base")))
         checkpoint = save(stage="sft")
         report = export(checkpoint, folder / "hf_model")
     return checkpoint, folder / "hf_model", report

@@ -59,6 +59,7 @@ def test_a_file_in_the_folder_s_place_is_told(tmp_path):
         write_space(tmp_path / "x" / "y", "me/model")
 
 
+@pytest.mark.slow
 def test_the_page_answers(tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio", reason="needs the [dev] extra")
     pytest.importorskip("transformers", reason="needs the [export] extra")
@@ -81,6 +82,7 @@ def test_the_page_answers(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.slow
 def test_an_answer_that_fails_ends(monkeypatch):
     pytest.importorskip("gradio", reason="needs the [dev] extra")
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")

@@ -26,6 +26,7 @@ def metadata(text: str) -> ModelCardData:
     return card.data
 
 
+@pytest.mark.slow
 def test_the_hub_s_own_parser_reads_back_every_result_with_its_error(sft):
     data = metadata(render(sft))
     assert (data.license, data.library_name, data.pipeline_tag) == (
@@ -154,6 +155,7 @@ def test_it_is_written_as_the_folder_s_readme(sft, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["base", "sft"])
+@pytest.mark.slow
 def test_the_card_s_snippets_run_on_the_checkpoint_as_they_stand(stage, monkeypatch):
     pytest.importorskip("transformers")
     folder = make_base()

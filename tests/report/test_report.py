@@ -277,6 +277,7 @@ class Reader(HTMLParser):
             self.cell += data
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_what_was_recorded(stages):
     page = make_page(stages, Assumptions(price_per_hour=24))
     html, markdown = to_html(page), to_markdown(page)
@@ -365,6 +366,7 @@ def test_curves_are_thinned_and_take_the_page_s_colours():
 # ---------------------------------------------------------------- files
 
 
+@pytest.mark.slow
 def test_the_report_is_written_with_its_card_and_remembers_what_was_assumed(stages):
     folder = write_report("tiny", Assumptions(price_per_hour=24))
     assert {p.name for p in folder.iterdir()} == {
@@ -394,6 +396,7 @@ def test_the_script_prints_the_tables_and_where_the_report_is(stages, capsys, mo
     assert Path(re.search(r"report: +(\S+report\.html)", out)[1]).exists()
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(stages):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     program = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -1,4 +1,4 @@
-"""Landlock's interface, as far as it differs between kernels; what it does is in test_execution."""
+"""Landlock's interface, as far as it differs between kernels; what it does is in test_sandbox."""
 
 import sys
 

@@ -34,7 +34,11 @@ from nanochat.tools.sandbox import (
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 # As whom, and in which tier; "denied": the tier that is found where namespaces cannot be made.
-PLACES = ["me-namespaces", "me-restricted", "nobody-namespaces", "nobody-denied"]
+PLACES = ["me-namespaces"]
+PLACES += [
+    pytest.param(place, marks=pytest.mark.slow)
+    for place in ("me-restricted", "nobody-namespaces", "nobody-denied")
+]
 
 
 @functools.cache
@@ -310,6 +314,7 @@ def children_of_session(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("tier", ["namespaces", "restricted"])
+@pytest.mark.slow
 def test_the_sandbox_ends_with_its_owner(tier):
     """The owner is killed in the middle of a program; all that it started and made goes too."""
     if reason := refusal(tier):

@@ -255,6 +255,7 @@ def rank_main(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     torch.manual_seed(0)
