@@ -337,16 +337,27 @@ def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
                 f"{expected[:12]} (in {where}). Restore tokenizer.json from this checkpoint's own "
                 f"backup, or point --model-tag at another run."
             )
-    with torch.device("meta"):
-        wanted = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
-    shapes = {name: tuple(t.shape) for name, t in weights.items()}
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(name) != shapes.get(name):
-            raise CheckpointError(
-                f"{path / WEIGHTS}: {name} has shape {shapes.get(name)}, "
-                f"{CONFIG} needs {wanted.get(name)}"
-            )
+    check_names_and_shapes(weights, config, path / WEIGHTS)
     return weights, config, tokenizer, run
+
+
+def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) -> None:
+    """CheckpointError unless `weights` are the tensors that a model of `config` has."""
+    if config.n_layer > len(weights):  # before a model of a million layers is made
+        raise CheckpointError(
+            f"{where} has {len(weights)} tensors, {CONFIG} says {config.n_layer} layers"
+        )
+    with torch.device("meta"):
+        wanted = {name: tuple(t.shape) for name, t in GPT(config, seed=None).state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    problems = [
+        f"{name} has shape {shapes.get(name)}, {CONFIG} needs {wanted.get(name)}"
+        for name in sorted(wanted.keys() | shapes.keys())
+        if wanted.get(name) != shapes.get(name)
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{where}: {'; '.join(problems[:5])}{more}")
 
 
 def load_training_state(path: Path | str) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:

@@ -30,7 +30,7 @@ from nanochat.data.offline_corpus import python_topics
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.publishing import karpathy_checkpoint
 from nanochat.publishing.import_tokenizer import from_ranks
-from nanochat.publishing.parity_texts import SENTENCES, conversation
+from nanochat.publishing.parity_texts import conversation, written
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TEXT_CHARACTERS = 6000
@@ -195,7 +195,7 @@ def fits(best: Candidate, text: str) -> bool:
 
 def default_text() -> str:
     """English prose: two sentences of ours, then pages of Python's own manual, always the same."""
-    prose = SENTENCES.strip().splitlines()[0]
+    prose = written()["sentences"][0]
     topics = [text for _, text in python_topics() if len(text) > 2000]
     return f"{prose}\n\n{' '.join(' '.join(topics[:8]).split())}"[:TEXT_CHARACTERS]
 

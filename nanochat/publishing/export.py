@@ -11,12 +11,13 @@ from glob import escape
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.checkpoint.mirror import check_arrived
-from nanochat.checkpoint_manager import CONFIG, RUN, WEIGHTS, load_checkpoint, save_tensors
+from nanochat.checkpoint_manager import CONFIG, RUN, load_checkpoint, save_tensors
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.gpt import GPTConfig
@@ -71,7 +72,7 @@ def export(
     manifest.sweep_beside(output)
     refuse_to_overwrite(output, overwrite)
     weights, config, _, run = load_checkpoint(checkpoint)
-    check_exportable(weights, config)
+    check_exportable(config)
     weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}
     record = {**json.loads((checkpoint / CONFIG).read_text(encoding="utf-8")), "dtype": dtype}
     temporary = manifest.temporary_beside(output)
@@ -140,25 +141,10 @@ def refuse_to_overwrite(output: Path, overwrite: bool) -> None:
         )
 
 
-def check_exportable(weights: dict, config: GPTConfig) -> None:
-    """CheckpointError for a weight or a setting that transformers' class has no place for."""
-    names = target_names(config)
-    strange = sorted(weights.keys() ^ names)
-    if strange:
-        raise CheckpointError(
-            f"transformers' nanochat class cannot hold this model: {', '.join(strange[:5])} "
-            f"{'is' if len(strange) == 1 else 'are'} not in both"
-        )
-    again = from_hf(to_hf(config))
-    if again != config:
+def check_exportable(config: GPTConfig) -> None:
+    """CheckpointError for a setting that transformers' class has no place for."""
+    if (again := from_hf(to_hf(config))) != config:
         raise CheckpointError(f"config.json cannot hold this model: {again} is not {config}")
-
-
-def target_names(config: GPTConfig) -> set[str]:
-    """The tensors that transformers' class has, no more and no less."""
-    parts = [f"self_attn.{x}_proj" for x in "qkvo"] + ["mlp.fc1", "mlp.fc2"]
-    blocks = {f"model.layers.{i}.{part}.weight" for i in range(config.n_layer) for part in parts}
-    return blocks | {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def rounded(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -178,27 +164,14 @@ def write_weights(
     folder: Path, weights: dict[str, torch.Tensor], fingerprint: str, shard_bytes: int
 ) -> None:
     """model.safetensors; or, beyond `shard_bytes`, numbered files and the index that names them."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_tensors(folder / WEIGHTS, weights, fingerprint)
-        return
-    places = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors(folder / file, shard, fingerprint)
-        places |= dict.fromkeys(shard, file)
-    total = {
-        "total_parameters": sum(tensor.numel() for tensor in weights.values()),
-        "total_size": sum(tensor.nbytes for tensor in weights.values()),
-    }
-    write_json(folder / INDEX, {"metadata": total, "weight_map": dict(sorted(places.items()))})
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=shard_bytes)
+    for file, names in split.filename_to_tensors.items():
+        save_tensors(folder / file, {name: weights[name] for name in names}, fingerprint)
+    if split.is_sharded:
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        total = {"total_parameters": parameters, **split.metadata}
+        places = dict(sorted(split.tensor_to_filename.items()))
+        write_json(folder / INDEX, {"metadata": total, "weight_map": places})
 
 
 def released_run(run: dict) -> dict:

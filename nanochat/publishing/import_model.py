@@ -15,14 +15,14 @@ from nanochat.checkpoint_manager import (
     RUN,
     TEMPLATE,
     WEIGHTS,
+    check_names_and_shapes,
     folder_texts,
     write_folder,
 )
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import CHAT_TEMPLATE
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 from nanochat.publishing import karpathy_checkpoint
-from nanochat.publishing.export import target_names
 from nanochat.publishing.export_files import CARD, INDEX, PARITY, TOKENIZER, changed_since_proof
 from nanochat.publishing.import_tokenizer import read_tokenizer_json
 from nanochat.publishing.karpathy_checkpoint import read_json
@@ -226,14 +226,18 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
                     weights[key] = tensor.float()
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-    if tied and EMBEDDING in weights:  # without: check_shapes names it
+    if tied and EMBEDDING in weights:  # without: named below
         if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
             raise CheckpointError(
                 f"{folder}: {HEAD} and {EMBEDDING} are said to be tied but differ"
             )
         print0(f"{folder}: {HEAD} is tied to {EMBEDDING}; the checkpoint gets two equal tensors")
         weights[HEAD] = weights[EMBEDDING].clone()
-    check_shapes(weights, config, folder)
+    if strange := [n for n in weights if any(part in n for part in karpathy_checkpoint.LATER)]:
+        raise CheckpointError(
+            f"{folder} has {karpathy_checkpoint.later(strange)}: not this architecture"
+        )
+    check_names_and_shapes(weights, config, folder)
     if len(dtypes) > 1:
         print0(f"{folder}: weights are stored in {', '.join(sorted(dtypes))}")
     return weights, dtypes.pop() if len(dtypes) == 1 else "float32", files
@@ -255,28 +259,6 @@ def weight_files(folder: Path) -> list[str]:
             f"{folder / INDEX}: weight_map is {places!r:.60}, expected the file of each tensor"
         )
     return sorted(set(names))
-
-
-def check_shapes(weights: dict, config: GPTConfig, where: Path) -> None:
-    """CheckpointError unless these are the tensors that the model has."""
-    if config.n_layer > len(weights):  # before anything of that size is made
-        raise CheckpointError(
-            f"{where} has {len(weights)} tensors, {CONFIG} says {config.n_layer} layers"
-        )
-    if strange := sorted(weights.keys() - target_names(config)):
-        raise CheckpointError(
-            f"{where} has {karpathy_checkpoint.later(strange)}: not this architecture"
-        )
-    with torch.device("meta"):
-        wanted = {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
-    problems = []
-    for name, shape in wanted.items():
-        found = tuple(weights[name].shape) if name in weights else None
-        if found != shape:
-            problems.append(f"{name} has shape {found}, {CONFIG} needs {shape}")
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{where}: {'; '.join(problems[:5])}{more}")
 
 
 # ---------------------------------------------------------------- a native checkpoint of it

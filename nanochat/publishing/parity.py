@@ -279,7 +279,7 @@ def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
     the likeliest counts as a near-tie. Stop ids are left out, so that all are 64 tokens long.
     """
     check, near_ties, tokens = Check(), 0, 0
-    lines = parity_texts.SENTENCES.strip().splitlines()[:4]
+    lines = parity_texts.written()["sentences"][:4]
     chats = [[{"role": "user", "content": text}] for text in lines]
     prompts = [render_for_completion({"messages": chat}, tokenizer) for chat in chats]
     prompts += [[tokenizer.bos, *tokenizer.encode_ordinary(text[:24])] for text in lines]

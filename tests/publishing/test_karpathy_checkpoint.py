@@ -219,10 +219,10 @@ def test_no_code_of_a_pickle_runs(tmp_path, monkeypatch, protocol, evil):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tokenizer.pkl"
     path.write_bytes(pickle.dumps(evil(), protocol=protocol))
-    with pytest.raises(DataError, match="Nothing of it was run"):
+    with pytest.raises(DataError, match="Nothing in it was run"):
         read_pickled_encoding(path)
     path.write_bytes(pickle.dumps({"name": evil()}, protocol=protocol))
-    with pytest.raises(DataError, match="Nothing of it was run"):
+    with pytest.raises(DataError, match="Nothing in it was run"):
         read_pickled_encoding(path)
     assert "NANOCHAT_EVIL" not in os.environ and not (tmp_path / "evil").exists()
 
