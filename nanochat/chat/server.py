@@ -12,7 +12,6 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -27,10 +26,9 @@ from nanochat.chat.completions import AppState, Completion
 from nanochat.chat.docs import docs_page
 from nanochat.chat.prompts import chat_requests, completion_requests
 from nanochat.chat.schema import ChatRequest, CompletionRequest, ErrorBody
+from nanochat.chat.static import add_page
 from nanochat.common import ConfigError, DataError, NanochatError
 
-PAGE = Path(__file__).with_name("page") / "ui.html"
-NO_PAGE = "<!doctype html><title>nanochat</title><p>chat/page/ui.html is missing. The API works."
 ERRORS = {
     400: "The request cannot be understood or obeyed.",
     401: "No API key, or a wrong one.",
@@ -48,7 +46,6 @@ def create_app(
     api_key: str | None = None,
     origins: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
-    page: Path = PAGE,
 ) -> FastAPI:
     """The app around an engine's thread, which it starts and stops.
 
@@ -64,7 +61,7 @@ def create_app(
 
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_api(app, served)
-    add_pages(app, page)
+    add_pages(app)
     add_error_forms(app)
     paths = {route.path for route in app.routes}
     limits = served.limits
@@ -142,14 +139,9 @@ def add_api(app: FastAPI, served: AppState) -> None:
         return JSONResponse(body, 200 if thread.failure is None else 503)
 
 
-def add_pages(app: FastAPI, page: Path) -> None:
+def add_pages(app: FastAPI) -> None:
     """The addresses that people look at."""
-    html = page.read_text(encoding="utf-8") if page.is_file() else NO_PAGE
-    headers = {"content-security-policy": content_security_policy(html)}
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(html, headers=headers)
+    add_page(app)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

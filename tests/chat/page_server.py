@@ -1,22 +1,19 @@
 """A small server on loopback for the chat page's tests: it replays scripted answers as a stream.
 
 A model cannot be made to write an attack or to stop at a chosen word; this can. It speaks the
-stream format that nanochat.chat.server speaks, serves nanochat/chat/page/ui.html under the
-strictest content policy that the page promises to work under, and records every request.
+stream format that nanochat.chat.server speaks, serves nanochat/chat/page/ under the
+server's own content policy, and records every request.
 """
 
-import base64
-import hashlib
 import json
-import re
 import select
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "nanochat" / "chat" / "page" / "ui.html"
+from nanochat.chat.static import PAGE, POLICY, TYPES
+
 LONGEST_WAIT = 60.0  # seconds that a script may wait for its gate
 
 
@@ -32,20 +29,6 @@ class Script:
     finish: str | None = "stop"
     breaks: bool = False  # the connection ends without [DONE]
     timing: dict | None = None
-
-
-def content_policy(page: str) -> str:
-    """The policy with the hashes of the page's one style and one script element."""
-
-    def source(tag: str) -> str:
-        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; script-src {source('script')}; style-src {source('style')}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )
 
 
 class PageServer:
@@ -103,10 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.owner.paths.append(self.path)
-        if self.path == "/":
-            page = PAGE.read_text("utf-8")
-            policy = {"Content_Security_Policy": content_policy(page)}
-            self.reply(200, "text/html; charset=utf-8", page, **policy)
+        file = PAGE / (self.path[1:] or "index.html")
+        if file.parent == PAGE and file.is_file():
+            policy = {"Content_Security_Policy": POLICY}
+            self.reply(200, TYPES[file.suffix], file.read_text("utf-8"), **policy)
         elif self.path == "/health":
             self.reply(200, "application/json", '{"status": "ok"}')
         elif self.path == "/v1/models" and self.allowed():

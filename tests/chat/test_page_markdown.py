@@ -244,7 +244,7 @@ def check(tab, where: str, found: dict | None = None) -> None:
     assert set(found["tags"]) <= ALLOWED_TAGS, (where, found["tags"])
     assert set(found["attributes"]) <= ALLOWED_ATTRIBUTES, (where, found["attributes"])
     assert all(one in (["https:", ""], ["http:", ""], ["mailto:", ""]) for one in found["links"])
-    assert found["scripts"] == 1 and found["prototype"], where
+    assert found["scripts"] == 12 and found["prototype"], where
     assert tab.unexpected() == [], where
 
 

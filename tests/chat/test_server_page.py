@@ -5,15 +5,15 @@ import shutil
 import pytest
 from test_server import SAYS_SUM, Running
 
-from nanochat.chat.server import PAGE
+from nanochat.chat.static import PAGE
 
 
 @pytest.mark.slow
 def test_the_page_gets_its_answers_here_and_its_policy_lets_it_work():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
-    if chromium is None or not PAGE.is_file():
-        pytest.skip("needs Chromium and nanochat/chat/page/ui.html")
+    if chromium is None or not PAGE.is_dir():
+        pytest.skip("needs Chromium and nanochat/chat/page/")
     complaints: list[str] = []
     with Running(*SAYS_SUM, hosts=["127.0.0.1"]) as running, playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
