@@ -162,7 +162,7 @@ rehearse() {
   local chat_eval=(${chat_eval[@]+"${chat_eval[@]}"} --limit=32)
   remove_rehearsal
   train_stages rehearsal --num-steps=2
-  run one scripts.summary --rehearsal --model-tag=rehearsal ${PRICE_PER_HOUR:+"--price-per-hour=$PRICE_PER_HOUR"}
+  run one scripts.report --rehearsal --model-tag=rehearsal ${PRICE_PER_HOUR:+"--price-per-hour=$PRICE_PER_HOUR"}
   remove_rehearsal
   say "Rehearsal done, its checkpoints removed; now the real run"
   number=2

@@ -4,17 +4,13 @@ A checkpoint is a folder that is also a complete Hugging Face model folder. Size
 files stand in manifest.json, the last to be written. Nothing in it is pickled.
 """
 
-import errno
 import json
-import re
-import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf, to_hf
@@ -25,22 +21,20 @@ from nanochat.checkpoint.index import (
     checkpoint_dir,
     checkpoint_of,
     find_checkpoint,
-    good_checkpoint,
     prune,
     step_dir,
     verify,
 )
 from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
+from nanochat.checkpoint.writing import Writer, copies_on_host, write_folder
 from nanochat.common import (
     CheckpointError,
     ConfigError,
     choose_dtype,
-    on_rank0,
     rank_and_world,
 )
 from nanochat.conversation import CHAT_TEMPLATE, stop_ids
-from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -135,51 +129,6 @@ def prepare_checkpoint(
     return write
 
 
-def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in pinned memory, copied from the GPU in one go."""
-    copies = {
-        name: torch.empty_like(t, device="cpu", pin_memory=t.is_cuda) for name, t in named.items()
-    }
-    for name, tensor in named.items():
-        copies[name].copy_(tensor.detach(), non_blocking=True)
-    torch.cuda.synchronize()
-    return copies
-
-
-class Writer:
-    """Runs what rank 0 writes, in the background or at once; what fails is raised on all ranks, in
-    the background at the next `run` or `wait`. All ranks call every method."""
-
-    def __init__(self, background: bool):
-        self.background = background
-        self.pool = ThreadPoolExecutor(1)
-        self.pending: Future | None = None
-
-    def run(self, task: Callable[[], object]) -> None:
-        """Waits for the task before, then begins this one."""
-        self.wait()
-        if rank_and_world()[0] == 0:
-            self.pending = self.pool.submit(task)
-        if not self.background:
-            self.wait()
-
-    def wait(self) -> None:
-        """Until the task is done; raises what it raised."""
-        pending, self.pending = self.pending, None
-
-        def result() -> None:
-            if pending is not None:
-                pending.result()
-
-        on_rank0(result)
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.pool.shutdown()
-
-
 def folder_texts(
     config: GPTConfig, tokenizer: Tokenizer, run: dict, state: dict, place: dict, device
 ) -> dict[str, str]:
@@ -195,71 +144,6 @@ def folder_texts(
     }
     texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
     return {**texts, TEMPLATE: CHAT_TEMPLATE}
-
-
-def write_folder(
-    final: Path,
-    texts: dict[str, str],
-    tensors: dict[str, dict],
-    tokenizer: Tokenizer,
-    model_max_length: int,
-    place: dict,
-    replace: bool = True,
-) -> None:
-    """Writes the files beside `final`, their manifest last, and renames the folder into place; or
-    leaves nothing behind. replace: see manifest.publish."""
-    temporary = manifest.temporary_beside(final)
-    manifest.sweep(final.parent)
-    free = shutil.disk_usage(base_dir()).free
-    try:
-        for name, named in tensors.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(temporary / name, named, tokenizer.fingerprint)
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        tokenizer.save(temporary, model_max_length)
-        manifest.write_manifest(temporary, place)
-        manifest.publish(temporary, final, replace)
-    except (OSError, SafetensorError) as error:
-        needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-        hint = f"It needs {manifest.human_bytes(needed)}; {manifest.human_bytes(free)} were free "
-        hint += f"in {base_dir()}. Free some space, keep fewer checkpoints, or leave the optimizer "
-        hint += "out. "
-        raise CheckpointError(
-            f"{final} could not be written: {error}. {hint if no_room(error) else ''}"
-            f"{good_checkpoint(final.parent)}"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
-
-
-def no_room(error: Exception) -> bool:
-    """Whether the disk, a quota or the largest size of a file was reached."""
-    number = re.search(r"(?:Errno|os error) (\d+)", str(error))  # the second: safetensors' words
-    return bool(number) and int(number[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:
-    """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
-    metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
-    save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
-    # subtle: safetensors writes the metadata in the order of a hash map, which changes from one
-    # process to the next. The same header with its keys in order has the same length.
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= length, "the header grew: safetensors spells JSON in another way"
-        file.seek(8)
-        file.write(text.ljust(length))
-    path.chmod(0o644)  # safetensors lets nobody else read it
-
-
-def own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, in storage of its own as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:

@@ -20,6 +20,7 @@ from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.packing import (
     cut_at_turns,
     cut_tokens,
+    pad_widths,
     padding_share,
     row_bounds,
     shuffled,
@@ -286,16 +287,6 @@ def batches(
     if device.type == "cuda":
         return _ahead(prepare(), device, rows_per_step // at_once)
     return (_move(batch, device) for batch in prepare())
-
-
-def pad_widths(max_length: int) -> list[int]:
-    """The widths that micro-batches of rows up to max_length are padded to: at most five, so that
-    a compiled model meets few shapes. Multiples of 64, but for the last, which is max_length.
-
-    Example: pad_widths(2048) == [256, 512, 1024, 1536, 2048]
-    """
-    rounded = {-(-max_length * eighths // (8 * 64)) * 64 for eighths in (1, 2, 4, 6)}
-    return [*sorted(width for width in rounded if width < max_length), max_length]
 
 
 def _collate(pairs: list[tuple[np.ndarray, np.ndarray]], widths: list[int], pad_id: int) -> Batch:

@@ -15,6 +15,7 @@ import torch
 
 from nanochat.common import ConfigError
 from nanochat.gpt import GPT
+from nanochat.hardware import attention_backends
 from nanochat.inference.calculator import evaluate
 from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.inference.fused_model import InferenceModel
@@ -102,7 +103,8 @@ class Engine:
             events += self._collect_tool_results(patient=not events)
             scheduled = self.scheduler.schedule()
             if scheduled.chunks:
-                chosen, logits = self._compute(scheduled)
+                with attention_backends(self.fast.device, fixed_shapes=False):
+                    chosen, logits = self._compute(scheduled)
                 sequences = [chunk.sequence for chunk in scheduled.chunks if chunk.last]
                 for sequence, token, row in zip(sequences, chosen, logits, strict=True):
                     events.append(self._accept(self._answers[sequence.id], token, row))
@@ -162,6 +164,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             request = Request(prompt, max_tokens, params)
             request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
+        max_batch = min(max_batch, max(1, len(prompts) * num_samples))  # slots that are needed
         requests = (
             (i, s, Request(prompt, max_tokens, params, s, stop))
             for i, prompt in enumerate(prompts)

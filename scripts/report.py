@@ -2,6 +2,7 @@
 
     python -m scripts.report
     python -m scripts.report --model-tag=d20 --price-per-hour=24
+    python -m scripts.report --model-tag=rehearsal --rehearsal --price-per-hour=24
 
 Training and evaluation scripts remake both by themselves when they end, with the price and the
 other assumptions that were given here last.
@@ -9,9 +10,15 @@ other assumptions that were given here last.
 
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.table import Table
+
 from nanochat.configurator import cli
-from nanochat.report.formulas import Assumptions
+from nanochat.report.figures import format_memory
+from nanochat.report.formulas import Assumptions, cost
 from nanochat.report.report import CARD, print_tables, write_report
+from nanochat.report.run import StageRecord
+from nanochat.report.run_records import lineage, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -25,9 +32,32 @@ class Config:
     their data sheets, and nothing for other devices."""
     grams_per_kwh: float | None = None
     """CO2 of your electricity; default: the world's average, 481."""
+    rehearsal: bool = False
+    """Only estimate memory, hours and price of the whole run from the steps that were made."""
+
+
+def estimate(stages: list[StageRecord], price_per_hour: float | None, console: Console) -> None:
+    """Memory, hours and price of the whole run, from each stage's last, compiled, step."""
+    table, hours = Table("stage", "steps planned", "s/step", "hours", "peak memory"), 0.0
+    for stage in stages:
+        seconds, planned = stage.steps[-1]["dt"], stage.run["planned_steps"] or 0
+        hours += planned * seconds / 3600
+        used, took = (
+            format_memory(stage.run["peak_memory_bytes"]),
+            f"{planned * seconds / 3600:.2f}",
+        )
+        table.add_row(stage.name, f"{planned:,}", f"{seconds:.2f}", took, used)
+    console.print(table)
+    price = ""
+    if price_per_hour:
+        price = f", {cost(hours, price_per_hour):,.2f} at {price_per_hour} an hour"
+    console.print(f"training would take about {hours:.1f} hours{price}; evaluations come on top")
 
 
 def main(config: Config) -> None:
+    if config.rehearsal:
+        stages = lineage(newest_checkpoint(config.model_tag))
+        return estimate(stages, config.price_per_hour, Console(width=100))
     assumed = Assumptions(config.price_per_hour, config.watts, config.grams_per_kwh)
     folder = write_report(config.model_tag, assumed)
     print_tables(folder.name)

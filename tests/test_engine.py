@@ -276,3 +276,12 @@ def test_float32_weights_are_the_models_own_but_for_the_fused_ones(tokenizer):
     assert not torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
     fast.refresh()
     assert torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
+
+
+def test_no_more_slots_than_the_answers_at_hand_need(tokenizer):
+    """With graphs the whole cache is reserved at once: 64 slots would take 14 GB at depth 20."""
+    engine = Engine(random_model(), tokenizer, max_batch=3)
+    engine.complete(PROMPTS[:3], max_tokens=2)
+    assert len(engine.scheduler.slots) == 3
+    engine.complete(PROMPTS[:2], max_tokens=2, num_samples=4)
+    assert len(engine.scheduler.slots) == 8

@@ -27,7 +27,7 @@ TASKS_MAY_IMPORT = {"common", "conversation", "data", "inference.calculator", "t
 # count, and goes down with it.
 CORE_FOLDERS = ("bpe", "data", "training", "checkpoint", "inference")
 CORE_SCRIPTS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl", "chat_cli")
-CORE_TOKENS = 95_000
+CORE_TOKENS = 96_500
 
 # Lines of a file: (beyond this a warning, beyond this a failure).
 LONGEST_FILE = dict.fromkeys(("nanochat", "tasks", "bench"), (300, 320)) | {"scripts": (120, 150)}
@@ -90,8 +90,8 @@ def forbidden_imports(folder: str, module: str, imports: set[str]) -> list[str]:
                 )
             elif package not in ("nanochat", "tasks"):
                 found.append(f"{name}: tasks/ imports only from nanochat/ and tasks/")
-        elif (folder, name.split(".")[:2]) == ("bench", ["bench", "record"]):
-            pass  # how every comparison keeps its figures
+        elif folder == "bench" and (name == "bench.record" or name.startswith("bench.gpu_")):
+            pass  # how every comparison keeps its figures; the parts of the GPU check
         elif package in ("scripts", "tests", "bench"):
             found.append(f"{name}: {folder}/ imports only from nanochat/ and tasks/")
     return found

@@ -185,7 +185,7 @@ def test_a_diverging_run_names_the_last_good_checkpoint(trained):
     assert last_step(trained, "base", "wild").name == "step_000004"
 
 
-def test_evaluations_chat_and_summary(trained):
+def test_evaluations_chat_and_report(trained):
     out = run(trained, "scripts.base_eval", "--eval-tokens=512 --sample-tokens=4 --model-tag=tiny")
     assert re.search(r"val: \d\.\d{4} bits per byte", out)
     tasks = "--tasks=arithmetic|identity|gsm8k --limit=4 --max-tokens=8 --model-tag=tiny"
@@ -194,7 +194,7 @@ def test_evaluations_chat_and_summary(trained):
     assert run(trained, "scripts.chat_cli", "-p Hi --max-tokens=8 --model-tag=tiny")
     page = (trained / "base" / "report" / "tiny" / "report.md").read_text()  # remade by itself
     assert re.search(r"arithmetic \| .* ± ", page) and "scripts.chat_sft" in page
-    out = run(trained, "scripts.summary", "--model-tag=tiny")
+    out = run(trained, "scripts.report", "--model-tag=tiny")
     assert re.search(r"arithmetic .* ± ", out) and re.search(r"sft .* 24 ", out)
     assert "no compare" not in run(trained, "scripts.tok_eval", "--no-compare")
 

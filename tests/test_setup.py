@@ -106,7 +106,7 @@ def test_cpu_recipe_runs_every_stage_once_and_ends_with_the_report():
 def test_gpu_recipe_rehearses_all_training_stages_first():
     commands = [module_and_flags(c) for c in recipe_commands(RECIPE="gpu")]
     rehearsed = [module for module, flags in commands if "--model-tag=rehearsal" in flags]
-    stages = [*STAGES[2:5], "chat_eval", *STAGES[5:], "summary"]  # mid is measured, too
+    stages = [*STAGES[2:5], "chat_eval", *STAGES[5:], "report"]  # mid is measured, too
     assert rehearsed == [f"scripts.{stage}" for stage in stages]
     short = [module for module, flags in commands if "--num-steps=2" in flags]
     assert short == ["scripts.base_train", "scripts.mid_train", "scripts.chat_sft"]

@@ -117,3 +117,13 @@ def cut_at_turns(
         "dropped because the assistant says nothing": int((~kept & ~long).sum()),
     }
     return starts[kept], ends[kept], counts
+
+
+def pad_widths(max_length: int) -> list[int]:
+    """The widths that micro-batches of rows up to max_length are padded to: at most five, so that
+    a compiled model meets few shapes. Multiples of 64, but for the last, which is max_length.
+
+    Example: pad_widths(2048) == [256, 512, 1024, 1536, 2048]
+    """
+    rounded = {-(-max_length * eighths // (8 * 64)) * 64 for eighths in (1, 2, 4, 6)}
+    return [*sorted(width for width in rounded if width < max_length), max_length]

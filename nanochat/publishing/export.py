@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.checkpoint.mirror import check_arrived
-from nanochat.checkpoint_manager import CONFIG, RUN, load_checkpoint, save_tensors
+from nanochat.checkpoint.writing import save_tensors
+from nanochat.checkpoint_manager import CONFIG, RUN, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.gpt import GPTConfig

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanochat.checkpoint.hf_config import from_hf, rope_theta, to_hf
 from nanochat.checkpoint.index import step_dir
+from nanochat.checkpoint.writing import write_folder
 from nanochat.checkpoint_manager import (
     CONFIG,
     GENERATION,
@@ -17,7 +18,6 @@ from nanochat.checkpoint_manager import (
     WEIGHTS,
     check_names_and_shapes,
     folder_texts,
-    write_folder,
 )
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import CHAT_TEMPLATE

@@ -7,8 +7,6 @@ A script starts the stage, makes rows for the batch plan that it gets, and train
     stage.train(StageData(rows, val_rows, fingerprint, report, num_steps, planned_steps), plan)
 """
 
-import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -36,11 +34,8 @@ from nanochat.training.config import StageConfig
 from nanochat.training.energy import open_meter
 from nanochat.training.log import TrainLog, session_record, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
+from nanochat.training.resume import compare_settings, find_resume
 from nanochat.training.validation import measure_rows
-
-# Settings that a resumed run may change without a word, and those that it may not change.
-FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
-FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 
 
 @dataclass(frozen=True)
@@ -53,44 +48,6 @@ class StageData:
     report: dict  # counts worth keeping in run.json
     num_steps: int | None  # None: from config.target_seconds
     planned_steps: int | None  # of a whole run, whatever --num-steps says
-
-
-def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
-    """The checkpoint to continue from, or None to start anew. An existing run is never overwritten:
-    without --resume or --fresh it is an error. Rank 0 looks at the disk for all."""
-    run_folder = checkpoints.checkpoint_dir(stage) / tag
-    existing = checkpoints.available_checkpoints(stage, tag)
-    if config.fresh and run_folder.exists():
-        aside = run_folder.with_name(f"{tag}.old-{int(time.time())}")
-        os.rename(run_folder, aside)
-        print0(f"the earlier run is now {aside}")
-        return None
-    if not existing:
-        if config.resume:
-            print0(f"no checkpoint of {stage} {tag} to resume from: starting anew")
-        return None
-    if not config.resume:
-        raise ConfigError(
-            f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. "
-            f"Continue it with --resume, move it aside with --fresh, or name another --model-tag"
-        )
-    return checkpoints.find_checkpoint(stage, tag)
-
-
-def compare_settings(path: Path, config: StageConfig, meta: dict, data: StageData) -> None:
-    """Prints each setting that differs from the saved run's, and holds from now on; raises
-    ConfigError for one that a run cannot change."""
-    now, then = asdict(config), meta["config"]
-    changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
-    for name in changed:
-        if name in FIXED:
-            raise ConfigError(
-                f"{path} was trained with --{name} {then[name]}, it cannot go on with {now[name]}: "
-                f"leave it as it was, or start anew with --fresh or another --model-tag"
-            )
-        print0(f"resumed with --{name} {now[name]}; it was {then[name]}")
-    if data.fingerprint != meta["data_fingerprint"]:
-        print0("resumed with other data than the run began with: the order of rows is another")
 
 
 def one_horizon(config: StageConfig, epoch: int) -> int | None:
@@ -170,7 +127,7 @@ class Stage:
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
         state, self.first_cursor = LoopState(num_steps=data.num_steps), 0
         if self.resume_from:
-            compare_settings(self.resume_from, config, self.meta, data)
+            compare_settings(self.resume_from, config, self.meta, data.fingerprint)
             state, self.first_cursor = self.restore(data.num_steps)
             if state.num_steps and state.step >= state.num_steps:
                 print0(f"{self.name} {self.tag} is finished, at step {state.step}")

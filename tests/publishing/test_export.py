@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
 from nanochat.checkpoint.manifest import sha256_of
+from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import (
     check_names_and_shapes,
     load_checkpoint,
     load_model,
-    save_tensors,
 )
 from nanochat.common import CheckpointError, ConfigError, DataError
 from nanochat.gpt import GPTConfig
@@ -69,7 +69,7 @@ def contents(folder):
 def test_two_processes_write_the_same_bytes(tmp_path):
     program = (
         "import sys, torch; from pathlib import Path;"
-        "from nanochat.checkpoint_manager import save_tensors;"
+        "from nanochat.checkpoint.writing import save_tensors;"
         "save_tensors(Path(sys.argv[1]), {'b': torch.ones(3), 'a': torch.zeros(2, 2)}, 'f' * 64)"
     )
     root = str(Path(exporting.__file__).resolve().parents[2])

@@ -16,7 +16,7 @@ from nanochat.common import CheckpointError, ConfigError, all_equal, on_rank0
 from nanochat.train import LoopState, LossScaler, optimizer_step, read_step
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
-from nanochat.training.stage import find_resume
+from nanochat.training.resume import find_resume
 
 RANKS = 4
 

@@ -1,0 +1,52 @@
+"""Which checkpoint a stage goes on from, and what may differ from the run that wrote it."""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from nanochat import checkpoint_manager as checkpoints
+from nanochat.common import ConfigError, print0
+from nanochat.training.config import StageConfig
+
+# Settings that a resumed run may change without a word, and those that it may not change.
+FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
+FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
+
+
+def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
+    """The checkpoint to continue from, or None to start anew. An existing run is never overwritten:
+    without --resume or --fresh it is an error. Rank 0 looks at the disk for all."""
+    run_folder = checkpoints.checkpoint_dir(stage) / tag
+    existing = checkpoints.available_checkpoints(stage, tag)
+    if config.fresh and run_folder.exists():
+        aside = run_folder.with_name(f"{tag}.old-{int(time.time())}")
+        os.rename(run_folder, aside)
+        print0(f"the earlier run is now {aside}")
+        return None
+    if not existing:
+        if config.resume:
+            print0(f"no checkpoint of {stage} {tag} to resume from: starting anew")
+        return None
+    if not config.resume:
+        raise ConfigError(
+            f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. "
+            f"Continue it with --resume, move it aside with --fresh, or name another --model-tag"
+        )
+    return checkpoints.find_checkpoint(stage, tag)
+
+
+def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:
+    """Prints each setting that differs from the saved run's, and holds from now on; raises
+    ConfigError for one that a run cannot change."""
+    now, then = asdict(config), meta["config"]
+    changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
+    for name in changed:
+        if name in FIXED:
+            raise ConfigError(
+                f"{path} was trained with --{name} {then[name]}, it cannot go on with {now[name]}: "
+                f"leave it as it was, or start anew with --fresh or another --model-tag"
+            )
+        print0(f"resumed with --{name} {now[name]}; it was {then[name]}")
+    if fingerprint != meta["data_fingerprint"]:
+        print0("resumed with other data than the run began with: the order of rows is another")
