@@ -36,6 +36,7 @@ Environment variables, with the default of each recipe:
   EVAL_BUNDLE         -           -             CORE's evaluation bundle, a zip or folder; without it, downloaded
   PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate and the report
   LAUNCHER            -           -             command that starts the ranks, instead of torchrun (see runs/slurm.sh)
+  TORCH_ELASTIC_SHUTDOWN_TIMEOUT  300           seconds that torchrun leaves its ranks to save when stopped
   NANOCHAT_BASE_DIR   ~/.cache/nanochat         where tokens, tokenizer and checkpoints go
   NANOCHAT_DTYPE      by hardware               float32, bfloat16 or float16 to compute in
   HF_ENDPOINT         -           -             another address of the model hub (a mirror)

@@ -257,10 +257,9 @@ def batches(
     """This rank's micro-batches, without end.
 
     rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
-    rows from cursor + n * rows_per_step on, over all ranks.
-    Rows that differ in length are padded to the smallest of `pad_widths` that holds the longest of
-    the micro-batch. On CUDA a thread prepares the whole next step, which is copied while the device
-    computes. Raises ConfigError when the sizes do not divide.
+    rows from cursor + n * rows_per_step on, over all ranks. A micro-batch is padded to the smallest
+    of `pad_widths` that holds its longest row. On CUDA a thread prepares the whole next step, which
+    is copied while the device computes. Raises ConfigError when the sizes do not divide.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
     at_once = device_batch_size * world_size
