@@ -71,6 +71,8 @@ def start_stage(
     tag: the run's name where neither --model-tag nor a parent gives one.
     """
     *_, device = compute_init(config.device_type, config.seed, config.deterministic)
+    if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
     compiled = can_compile(device, config.compile)
     folder = on_rank0(lambda: checkpoints.checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)

@@ -17,6 +17,7 @@ from nanochat.train import LoopState, LossScaler, optimizer_step, read_step
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume
+from nanochat.training.stage import start_stage
 
 RANKS = 4
 
@@ -79,6 +80,11 @@ def compare_weights(rank: int, folder: Path) -> None:
 @pytest.mark.parametrize("work", [move_aside, hear_a_failure, compare_weights])
 def test_four_ranks(work, tmp_path):
     on_ranks(work, tmp_path)
+
+
+def test_8_bit_products_are_refused_where_there_are_none():
+    with pytest.raises(ConfigError, match="--fp8 needs a GPU"):
+        start_stage("base", StageConfig(device_type="cpu", fp8=True))
 
 
 def test_one_infinite_gradient_stops_every_optimizer(tiny_model, tiny_batch):
