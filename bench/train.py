@@ -25,7 +25,7 @@ from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name, peak_flops, synchronize
 from nanochat.loss import LossFn
-from nanochat.training.batch_plan import can_compile, rows_that_fit
+from nanochat.training.batch_plan import can_compile, rows_that_fit, usable_memory
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
 
@@ -103,8 +103,7 @@ def measure(depth: int, config: Config, device: torch.device) -> dict:
     if rows == "auto":
         rows = 16
         if device.type == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-            rows = min(32, rows_that_fit(model, free, T, config.compile))
+            rows = min(32, rows_that_fit(model, usable_memory(device), T, config.compile))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     ids = torch.randint(0, config.vocab_size, (config.accum_steps, 2, rows, T), device=device)

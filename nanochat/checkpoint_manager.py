@@ -14,48 +14,13 @@ from safetensors.torch import load_file
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf, to_hf
-from nanochat.checkpoint.index import (
-    STAGES,
-    Found,
-    available_checkpoints,
-    checkpoint_dir,
-    checkpoint_of,
-    find_checkpoint,
-    prune,
-    step_dir,
-    verify,
-)
-from nanochat.checkpoint.mirror import Mirror
+from nanochat.checkpoint.index import STAGES, checkpoint_of, step_dir, verify
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
-from nanochat.checkpoint.writing import Writer, copies_on_host, write_folder
-from nanochat.common import (
-    CheckpointError,
-    ConfigError,
-    choose_dtype,
-    rank_and_world,
-)
+from nanochat.checkpoint.writing import copies_on_host, write_folder
+from nanochat.common import CheckpointError, ConfigError, choose_dtype, on_rank0, rank_and_world
 from nanochat.conversation import CHAT_TEMPLATE, stop_ids
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
-
-__all__ = [  # all that a script needs of checkpoints, from here
-    "STAGES",
-    "Found",
-    "Mirror",
-    "available_checkpoints",
-    "checkpoint_dir",
-    "checkpoint_of",
-    "find_checkpoint",
-    "load_checkpoint",
-    "load_folder",
-    "load_model",
-    "load_training_state",
-    "prepare_checkpoint",
-    "prune",
-    "read_training_state",
-    "save_checkpoint",
-    "verify",
-]
 
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 TEMPLATE, RUN, STATE, OPTIMIZER = "chat_template.jinja", "run.json", "state.json", "optimizer"
@@ -64,25 +29,10 @@ TEMPLATE, RUN, STATE, OPTIMIZER = "chat_template.jinja", "run.json", "state.json
 # ---------------------------------------------------------------- saving
 
 
-def save_checkpoint(
-    stage: str,
-    tag: str,
-    step: int,
-    *,
-    model: GPT,
-    tokenizer: Tokenizer,
-    run: dict,
-    state: dict,
-    optimizers: dict | None = None,
-) -> Path:
-    """Writes a checkpoint and returns its folder. All ranks call it, rank 0 writes, and a failure
-    is raised on all. Arguments as in prepare_checkpoint, which see."""
-    write = prepare_checkpoint(
-        stage, tag, step, model=model, tokenizer=tokenizer, run=run, state=state,
-        optimizers=optimizers,
-    )  # fmt: skip
-    Writer(background=False).run(write)
-    return step_dir(stage, tag, step)
+def save_checkpoint(*args, **kwargs) -> Path:
+    """Writes a checkpoint at once and returns its folder. All ranks call it, rank 0 writes, and a
+    failure is raised on all. Arguments: those of prepare_checkpoint."""
+    return on_rank0(prepare_checkpoint(*args, **kwargs))
 
 
 def prepare_checkpoint(
@@ -104,7 +54,8 @@ def prepare_checkpoint(
     to go on; step, random generators and environment are added. optimizers: {name: optimizer with
     state_tensors()}, or None to leave them out.
 
-    Raises CheckpointError when the disk is full or not writable; earlier checkpoints stay whole.
+    Writing raises CheckpointError when the disk is full or not writable; earlier checkpoints stay
+    whole.
     """
     final = step_dir(stage, tag, step)
     if tokenizer.vocab_size != model.config.vocab_size:

@@ -71,14 +71,6 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def least_of_ranks(number: int, device: torch.device) -> int:
-    """The smallest of the ranks' numbers, on every rank."""
-    tensor = torch.tensor(number, device=device)
-    if rank_and_world()[1] > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
-    return int(tensor)
-
-
 def gather(items: list) -> list:
     """All ranks' items, on every rank, dealt back into the order that `items[rank::world_size]`
     took them from."""
@@ -104,6 +96,8 @@ def on_rank0(function: Callable[[], T]) -> T:
             outcome[0] = function()
         except Exception as error:
             outcome[1] = error if isinstance(error, NanochatError) else NanochatError(repr(error))
+            dist.broadcast_object_list(outcome, src=0)
+            raise  # as it was, with its traceback
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]

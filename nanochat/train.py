@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from nanochat.common import NanochatError, all_reduce_sum, print0, rank_and_world
+from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
 
+SMALLEST_SCALE = 2.0**-8  # 22 overflows after the first scale, without a good step between
 TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
 WARM_STEPS = 3  # not timed before them: compilation
 
@@ -90,12 +91,7 @@ def horizon_from_clock(durations: list[float], seconds: float, spent: float, ste
     """The number of steps that fits: done so far plus what remains at the median of `durations`,
     the timed steps' seconds. Rank 0's figure is everybody's."""
     typical = sorted(durations)[len(durations) // 2]
-    steps = step + max(1, round((seconds - spent) / typical))
-    if rank_and_world()[1] > 1:
-        boxed = [steps]
-        dist.broadcast_object_list(boxed, src=0)
-        return boxed[0]
-    return steps
+    return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
 
 
 class LossScaler:
@@ -111,6 +107,11 @@ class LossScaler:
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.scale /= 2
+            if self.scale < SMALLEST_SCALE:
+                raise DivergedError(
+                    f"float16 overflowed again and again, down to a scale of {self.scale}, where "
+                    f"no gradient is too large any more: the weights are. {WHAT_TO_TRY}"
+                )
         elif self.good_steps % 2000 == 0:
             self.scale *= 2
         return finite
@@ -172,7 +173,11 @@ def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
 
 
 def read_step(pending: dict, state: LoopState, log) -> bool:
-    """Waits for a step's numbers, checks and logs them; True when a rank was asked to stop."""
+    """Waits for a step's numbers, checks and logs them; True when a rank was asked to stop.
+
+    pending: step, values (of the schedule), start and end (see mark), loss_and_norm and totals on
+    the host, scaled (float16), durations (a list, to which the step's seconds are added).
+    """
     dt = seconds_between(pending["start"], pending["end"])
     loss, norm = pending["loss_and_norm"].tolist()
     count, stops, computed = pending["totals"].tolist()
@@ -181,7 +186,8 @@ def read_step(pending: dict, state: LoopState, log) -> bool:
     overflow = pending["scaled"] and not math.isfinite(norm)
     state.skipped += overflow
     if not overflow:
-        state.average_loss += (loss - state.average_loss) * max(0.1, 1 / step)
+        weight = max(0.1, 1 / (step - state.skipped))
+        state.average_loss += (loss - state.average_loss) * weight
         state.best_loss = min(state.best_loss, state.average_loss)
     if not (math.isfinite(loss) and math.isfinite(norm)) and not overflow:
         raise DivergedError(f"step {step}: loss is {loss}, gradient norm {norm}. {WHAT_TO_TRY}")
@@ -255,14 +261,20 @@ def train(
         reduce_gradients(model)
         norm = optimizer_step(model, optimizers, grad_clip, scaler)
         all_reduce_sum(loss)
-        numbers = {"loss_and_norm": to_host(torch.stack([loss, norm])), "totals": to_host(totals)}
-        numbers |= {"start": start, "end": mark(device)}
 
         state.step += 1
+        newest = {
+            "step": state.step,
+            "values": values,
+            "loss_and_norm": to_host(torch.stack([loss, norm])),
+            "totals": to_host(totals),
+            "start": start,
+            "end": mark(device),
+            "scaled": scaler is not None,
+            "durations": durations,
+        }
         stop = pending is not None and read_step(pending, state, log)
-        pending = {"step": state.step, "values": values, "scaled": scaler is not None}
-        pending |= numbers
-        pending |= {"durations": durations}
+        pending = newest
         if stop:
             read_step(pending, state, log)
             return False

@@ -14,7 +14,8 @@ from typing import Literal
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf
-from nanochat.checkpoint_manager import CONFIG, checkpoint_of
+from nanochat.checkpoint.index import checkpoint_of
+from nanochat.checkpoint_manager import CONFIG
 from nanochat.common import CheckpointError, require_package
 from nanochat.configurator import cli
 from nanochat.files import write_atomic

@@ -10,7 +10,7 @@ same ids, chats, logits and continuations as the native checkpoint.
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.checkpoint_manager import checkpoint_of
+from nanochat.checkpoint.index import checkpoint_of
 from nanochat.common import ConfigError
 from nanochat.configurator import cli
 from nanochat.publishing.export import check_place, export, push

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat.adamw import AdamW
+from nanochat.adamw import AdamW, adamw_update, fused_adamw_update
 from nanochat.common import CheckpointError
 
 
@@ -59,3 +59,19 @@ def test_state_of_another_model_is_refused():
         a.load_state_tensors({k: v for k, v in state.items() if k != "a.exp_avg"})
     with pytest.raises(CheckpointError, match=r"b.exp_avg is \(2,\), expected \(7,\)"):
         a.load_state_tensors({**state, "b.exp_avg": torch.zeros(2)})
+
+
+def test_the_fused_update_is_the_plain_one():
+    """On CUDA the optimizer uses it; PyTorch has the same kernel for CPUs."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(37, 19, generator=generator) for _ in range(2)]
+    states = [
+        ([v.clone() for v in values], *([torch.zeros(37, 19) for _ in values] for _ in range(2)))
+        for _ in range(2)
+    ]
+    for step in (1, 2, 3):
+        grads = [torch.randn(37, 19, generator=generator) for _ in values]
+        for update, (p, m, v) in zip((adamw_update, fused_adamw_update), states, strict=True):
+            update(p, grads, m, v, step, 0.1, (0.8, 0.95), 1e-10, 0.1)
+    for plain, fused in zip(*states, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-6)

@@ -31,7 +31,7 @@ def test_fused_adamw_is_the_pure_update():
     plain = [p.clone() for p in params]
     grads = [[torch.randn_like(p) for p in params] for _ in range(3)]
     named = {str(i): torch.nn.Parameter(p) for i, p in enumerate(params)}
-    optimizer = AdamW([{"params": named, "lr": 0.1}], weight_decay=0.1)
+    optimizer = AdamW([{"params": named, "lr": 0.1}], betas=(0.9, 0.95), weight_decay=0.1)
     moments = [[torch.zeros_like(p) for p in plain] for _ in range(2)]
     for step, some in enumerate(grads, 1):
         for p, grad in zip(named.values(), some, strict=True):

@@ -155,7 +155,7 @@ def verify(path: Path | str, under: tuple[str, ...] = ("",)) -> dict:
         raise CheckpointError(f"{error}. {good_checkpoint(path.parent)}") from error
 
 
-def prune(stage: str, tag: str, keep_last: int = 2, keep_every: int = 0) -> list[Path]:
+def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> list[Path]:
     """Deletes old checkpoints of a run and returns their paths. Rank 0 does it; others return [].
 
     Kept: the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.index import good_checkpoint
-from nanochat.common import CheckpointError, on_rank0, rank_and_world
+from nanochat.common import CheckpointError, on_rank0, print0, rank_and_world
 from nanochat.files import base_dir
 from nanochat.tokenizer import Tokenizer
 
@@ -96,11 +96,10 @@ def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Writer:
-    """Runs what rank 0 writes, in the background or at once; what fails is raised on all ranks, in
-    the background at the next `run` or `wait`. All ranks call every method."""
+    """Runs what rank 0 writes beside the next training steps, one task at a time; what fails is
+    raised on all ranks at the next `run` or `wait`. All ranks call every method."""
 
-    def __init__(self, background: bool):
-        self.background = background
+    def __init__(self):
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future | None = None
 
@@ -109,21 +108,16 @@ class Writer:
         self.wait()
         if rank_and_world()[0] == 0:
             self.pending = self.pool.submit(task)
-        if not self.background:
-            self.wait()
 
     def wait(self) -> None:
         """Until the task is done; raises what it raised."""
         pending, self.pending = self.pending, None
-
-        def result() -> None:
-            if pending is not None:
-                pending.result()
-
-        on_rank0(result)
+        on_rank0(lambda: pending and pending.result())
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *exception) -> None:
         self.pool.shutdown()
+        if self.pending and (error := self.pending.exception()):
+            print0(f"the last checkpoint was not written: {error}")

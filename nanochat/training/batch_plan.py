@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import ConfigError, least_of_ranks, print0, rank_and_world
+from nanochat.common import ConfigError, all_reduce_sum, print0, rank_and_world
 from nanochat.cpp import cpp_compiler
 from nanochat.dataloader import Batch
 from nanochat.training.config import StageConfig
@@ -16,7 +16,7 @@ CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the cache and gain nothing
 # measured at depth 20 on an H100 (64.9 GB, 32 rows of 2,048), and 13 more where nothing is fused.
 ACTIVATION_BYTES, EAGER_ACTIVATION_BYTES = 33, 46
 LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of the chunk of logits at work, and what stands beside it
-MEMORY_SHARE = 0.94  # of what is free; the rest is lost to fragments
+MEMORY_SHARE = 0.94  # of what is usable; the rest is lost to fragments
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def plan_batch(
     if size == "auto":
         size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
         if cuda:
-            free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved()
-            size = rows_that_fit(model, free, row_tokens, compiled)
+            size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled)
     if size < 1:
         raise ConfigError(f"--device-batch-size {size}: at least 1 row")
     plan = divide_rows(rows_per_step, world, size)
@@ -83,13 +82,16 @@ def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
     return persistent + activations + (LOSS_BYTES if compiled else EAGER_LOSS_BYTES)
 
 
-def rows_that_fit(model, free_bytes: float, row_tokens: int, compiled: bool) -> int:
-    """The most rows whose estimated memory fits into what is free; at least 1."""
+def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool) -> int:
+    """The most rows with which training is estimated to fit into so much memory; at least 1."""
     fixed = training_bytes(model, 0, row_tokens, compiled)
     a_row = training_bytes(model, 1, row_tokens, compiled) - fixed
-    # weights and optimizer state are there already, and were counted in `free_bytes` as taken
-    held = torch.cuda.memory_allocated(model.device) if model.device.type == "cuda" else 0
-    return max(1, int((MEMORY_SHARE * free_bytes - max(0, fixed - held)) // a_row))
+    return max(1, int((MEMORY_SHARE * usable_bytes - fixed) // a_row))
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process has or can still get; the model's weights lie in them."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
@@ -97,13 +99,13 @@ def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
     ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
     try:
         loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
-        fits = 1
+        failures = 0
     except torch.OutOfMemoryError:
-        fits = 0
+        failures = 1
     model.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
-    return least_of_ranks(fits, model.device) == 1
+    return not all_reduce_sum(torch.tensor(failures, device=model.device))
 
 
 def out_of_memory(size: int) -> str:

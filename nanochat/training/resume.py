@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from nanochat import checkpoint_manager as checkpoints
+from nanochat.checkpoint.index import available_checkpoints, checkpoint_dir, find_checkpoint
 from nanochat.common import ConfigError, print0
 from nanochat.training.config import StageConfig
 
@@ -17,8 +17,8 @@ FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
     """The checkpoint to continue from, or None to start anew. An existing run is never overwritten:
     without --resume or --fresh it is an error. Rank 0 looks at the disk for all."""
-    run_folder = checkpoints.checkpoint_dir(stage) / tag
-    existing = checkpoints.available_checkpoints(stage, tag)
+    run_folder = checkpoint_dir(stage) / tag
+    existing = available_checkpoints(stage, tag)
     if config.fresh and run_folder.exists():
         aside = run_folder.with_name(f"{tag}.old-{int(time.time())}")
         os.rename(run_folder, aside)
@@ -33,7 +33,7 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
             f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. "
             f"Continue it with --resume, move it aside with --fresh, or name another --model-tag"
         )
-    return checkpoints.find_checkpoint(stage, tag)
+    return find_checkpoint(stage, tag)
 
 
 def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:

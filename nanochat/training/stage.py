@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 
-from nanochat import checkpoint_manager as checkpoints
+from nanochat.checkpoint.index import checkpoint_dir, checkpoint_of, prune, step_dir
 from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
+from nanochat.checkpoint.writing import Writer
+from nanochat.checkpoint_manager import load_folder, prepare_checkpoint, read_training_state
 from nanochat.common import (
     ConfigError,
     all_equal,
@@ -50,10 +52,8 @@ class StageData:
     planned_steps: int | None  # of a whole run, whatever --num-steps says
 
 
-def one_horizon(config: StageConfig, epoch: int) -> int | None:
+def steps_or_epoch(config: StageConfig, epoch: int) -> int | None:
     """The number of steps: as given, or an epoch's; None when it follows from target_seconds."""
-    if config.num_steps and config.target_seconds:
-        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     return config.num_steps or (None if config.target_seconds else epoch)
 
 
@@ -70,17 +70,19 @@ def start_stage(
 
     tag: the run's name where neither --model-tag nor a parent gives one.
     """
+    if config.num_steps and config.target_seconds:
+        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     *_, device = compute_init(config.device_type, config.seed, config.deterministic)
     if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
     compiled = can_compile(device, config.compile)
-    folder = on_rank0(lambda: checkpoints.checkpoint_of(*parent)) if parent else None
+    folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
     resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
     if resume_from:
-        model, tokenizer, meta = checkpoints.load_folder(resume_from, device, "train")
+        model, tokenizer, meta = load_folder(resume_from, device, "train")
     elif folder:
-        model, tokenizer, _ = checkpoints.load_folder(folder, device, "train")
+        model, tokenizer, _ = load_folder(folder, device, "train")
     else:
         model, tokenizer = new_model(device)
     if config.fp8:
@@ -104,7 +106,7 @@ class Stage:
 
     def __post_init__(self):
         self.loss_fn = LossFn(self.model, self.compiled)
-        self.run_folder = checkpoints.checkpoint_dir(self.name) / self.tag
+        self.run_folder = checkpoint_dir(self.name) / self.tag
         self.saved = self.resume_from  # the newest checkpoint of this run
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
@@ -114,9 +116,11 @@ class Stage:
         if config.device_batch_size == "auto" and same_ranks:
             config = replace(config, device_batch_size=meta["device_batch_size"])
         self.row_tokens = row_tokens
-        return plan_batch(
-            self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
-        )
+        # subtle: a micro-batch is tried and compiled here; what it was compiled with, it keeps
+        with attention_backends(self.model.device):
+            return plan_batch(
+                self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
+            )
 
     def train(self, data: StageData, plan: BatchPlan, events: tuple[Periodic, ...] = ()) -> Path:
         """Trains to the end and returns the folder of the last checkpoint.
@@ -153,7 +157,7 @@ class Stage:
             stack.callback(self.log.close)
             if self.mirror:
                 stack.callback(self.mirror.close)
-            self.writer = stack.enter_context(checkpoints.Writer(model.device.type == "cuda"))
+            self.writer = stack.enter_context(Writer())
             done = self.loop(state, (*due, Periodic(self.save, config.save_every)))
             if not done:
                 self.save(state)
@@ -170,7 +174,7 @@ class Stage:
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
         """(LoopState, cursor) of the checkpoint; optimizers, scaler and generators are restored."""
         path, config = self.resume_from, self.config
-        saved, tensors = checkpoints.read_training_state(path)
+        saved, tensors = read_training_state(path)
         if missing := self.optimizers.keys() - tensors.keys():
             raise ConfigError(
                 f"{path} was saved without its optimizers {sorted(missing)}: no resuming"
@@ -181,6 +185,11 @@ class Stage:
         print_differences(saved["environment"], self.model.device)
         state = LoopState(**saved["loop"])
         print0(f"resumed {path} at step {state.step}")
+        if self.meta["rows_per_step"] != self.plan.rows_per_step:
+            print0(
+                f"a step now has {self.plan.rows_per_step} rows, it had "
+                f"{self.meta['rows_per_step']}: fine-tuning may repeat or miss some of one step's"
+            )
         if self.scaler and saved["scaler"]:
             self.scaler = LossScaler(**saved["scaler"])
         finished = state.step == state.num_steps
@@ -263,7 +272,7 @@ class Stage:
         }
         steps_now = state.step - self.first_step
         cursor = self.first_cursor + steps_now * self.plan.rows_per_step
-        write = checkpoints.prepare_checkpoint(
+        write = prepare_checkpoint(
             self.name,
             self.tag,
             state.step,
@@ -280,12 +289,14 @@ class Stage:
 
         def finish() -> None:
             path = write()
-            checkpoints.prune(self.name, self.tag, config.keep_last, config.keep_every)
+            prune(self.name, self.tag, config.keep_last, config.keep_every)
             if self.mirror:
                 self.mirror.push(path)
 
         self.writer.run(finish)
-        self.saved = checkpoints.step_dir(self.name, self.tag, state.step)
+        if not cuda:
+            self.writer.wait()
+        self.saved = step_dir(self.name, self.tag, state.step)
 
     def open_log(self, first_step: int) -> TrainLog:
         """The stage's log; prints what MFU is measured against."""

@@ -17,11 +17,10 @@ import torch
 import torch.distributed as dist
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
-from nanochat.checkpoint.index import step_dir
+from nanochat.checkpoint.index import find_checkpoint, step_dir
 from nanochat.checkpoint.rng import restore_rng
 from nanochat.checkpoint.writing import write_folder
 from nanochat.checkpoint_manager import (
-    find_checkpoint,
     folder_texts,
     load_model,
     load_training_state,

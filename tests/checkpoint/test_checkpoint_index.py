@@ -104,11 +104,11 @@ def test_prune_keeps_the_last_and_every_nth():
     other = make("base", "d6", 1)
     assert sorted(prune("base", "d4", keep_last=2, keep_every=20)) == [paths[10], paths[30]]
     assert steps() == [20, 40, 50] and other.exists()
-    prune("base", "d4", keep_last=1)
+    prune("base", "d4", keep_last=1, keep_every=0)
     assert steps() == [50]
-    assert prune("base", "d4", keep_last=1) == []
+    assert prune("base", "d4", keep_last=1, keep_every=0) == []
     with pytest.raises(ConfigError, match="at least 1"):
-        prune("base", "d4", keep_last=0)
+        prune("base", "d4", keep_last=0, keep_every=0)
 
 
 def test_prune_spares_the_newest_whose_files_verify():
@@ -116,7 +116,7 @@ def test_prune_spares_the_newest_whose_files_verify():
         path = make("base", "d4", step)
         if step > 2:
             damage(path)
-    prune("base", "d4", keep_last=1)
+    prune("base", "d4", keep_last=1, keep_every=0)
     assert steps() == [2, 3]
     assert find_checkpoint("base") == step_dir("base", "d4", 2)
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nanochat.checkpoint_manager import Writer
+from nanochat.checkpoint.writing import Writer
 from nanochat.common import CheckpointError, ConfigError, all_equal, on_rank0
-from nanochat.train import LoopState, LossScaler, optimizer_step, read_step
+from nanochat.train import DivergedError, LoopState, LossScaler, optimizer_step, read_step
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume
@@ -60,7 +60,7 @@ def hear_a_failure(rank: int, folder: Path) -> None:
     assert on_rank0(lambda: rank) == 0
     with pytest.raises(ConfigError, match="no such run"):
         on_rank0(refuse)
-    with Writer(background=True) as writer:
+    with Writer() as writer:
         writer.run(lambda: (_ for _ in ()).throw(CheckpointError("the disk is full")))
         with pytest.raises(CheckpointError, match="the disk is full"):
             writer.wait()
@@ -118,3 +118,14 @@ def test_an_infinite_loss_in_float16_is_a_skipped_step():
     }
     assert not read_step(pending, state, lambda state, metrics: logged.append(metrics))
     assert state.skipped == 1 and state.average_loss == 0 and len(logged) == 1
+    # the average begins with the first loss that counts: half of it would look like a rise later
+    pending |= {"step": 2, "loss_and_norm": torch.tensor([11.0, 1.0])}
+    read_step(pending, state, lambda state, metrics: None)
+    assert state.average_loss == state.best_loss == 11.0
+
+
+def test_a_run_that_overflows_without_end_is_not_skipped_silently():
+    scaler = LossScaler()
+    with pytest.raises(DivergedError, match="overflowed"):
+        for _ in range(100):
+            assert not scaler.accept(torch.tensor(float("nan")))
