@@ -46,11 +46,13 @@ NO_LOSS = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: (B, T) int64; a target of -1 has no loss."""
+    """inputs, targets: (B, T) int64; a target of -1 has no loss. weights: (B, T) float32, a factor
+    on each target's loss, or None."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
     counted: int | None = None  # targets that have one, counted before the batch went to a GPU
+    weights: torch.Tensor | None = None
 
     @property
     def num_targets(self) -> int:

@@ -12,20 +12,27 @@ GATHER_MULTIPLE = 128
 SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
 
 
-def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
-    """Sum of -log p(target) over targets != -1, by the definition; the twin of chunked_loss."""
+def plain_loss(features, weight, targets, softcap: float | None, factors=None) -> torch.Tensor:
+    """Sum of -log p(target), times its factor where there are some, over targets != -1, by the
+    definition; the twin of chunked_loss."""
     logits = F.linear(features, weight.to(features.dtype)).float()  # (N, V)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+    return (losses if factors is None else losses * factors).sum()
 
 
-def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_grad(
+    logits, targets, softcap: float | None, factors=None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (N, V) before the soft-cap -> (sum of losses, its gradient by the logits, same dtype).
 
     With y = c tanh(x / c), p = softmax(y): d loss / d x = (p - onehot(target)) (1 - (y / c)^2).
+    factors: (N,) float32, one for each target's loss, or None.
     """
-    valid = targets >= 0
+    valid = (targets >= 0).float()  # (N,)
+    if factors is not None:
+        valid = valid * factors
     x = logits.float()
     y = x if softcap is None else softcap * torch.tanh(x / softcap)
     if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
@@ -57,7 +64,7 @@ class ChunkedLoss(torch.autograd.Function):
     """Loss and gradients, chunk by chunk, in the forward pass; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx, features, weight, targets, softcap, kernel, need_grad):
+    def forward(ctx, features, weight, targets, softcap, kernel, need_grad, factors):
         cast = weight.to(features.dtype)
         at_once = CPU_CHUNK_LOGITS if features.device.type == "cpu" else CHUNK_LOGITS
         rows = max(1, at_once // weight.shape[0])
@@ -65,11 +72,13 @@ class ChunkedLoss(torch.autograd.Function):
         grad_features = torch.empty_like(features) if need_grad else None
         grad_weight = torch.zeros_like(weight) if need_grad else None
         for start in range(0, len(features), rows):
-            chunk = features[start : start + rows]
-            loss, grad = kernel(chunk @ cast.t(), targets[start : start + rows], softcap)
+            part = slice(start, start + rows)
+            chunk = features[part]
+            given = () if factors is None else (factors[part],)
+            loss, grad = kernel(chunk @ cast.t(), targets[part], softcap, *given)
             total += loss
             if need_grad:
-                torch.mm(grad, cast, out=grad_features[start : start + rows])
+                torch.mm(grad, cast, out=grad_features[part])
                 add_product(grad_weight, grad.t(), chunk)
         ctx.save_for_backward(grad_features, grad_weight)
         return total
@@ -78,29 +87,30 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_output):
         grad_features, grad_weight = ctx.saved_tensors
         scaled = grad_features * grad_output.to(grad_features.dtype)
-        return scaled, grad_weight * grad_output, None, None, None, None
+        return scaled, grad_weight * grad_output, None, None, None, None, None
 
 
-def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> torch.Tensor:
+def chunked_loss(
+    features, weight, targets, softcap, kernel=loss_and_grad, factors=None
+) -> torch.Tensor:
     """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory.
 
     `kernel` is loss_and_grad or its compiled form. The result is a float32 scalar whose gradients
     reach both features and weight.
     """
-    return ChunkedLoss.apply(features, weight, targets, softcap, kernel, torch.is_grad_enabled())
+    need_grad = torch.is_grad_enabled()
+    return ChunkedLoss.apply(features, weight, targets, softcap, kernel, need_grad, factors)
 
 
-def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of features (N, D) and targets (N,) where valid (N,), then rows without a target, up
-    to a multiple of GATHER_MULTIPLE rows.
+def rows_with_target(targets) -> torch.Tensor:
+    """Places (M,) of the targets >= 0 of (N,), then of some without, up to a multiple of
+    GATHER_MULTIPLE where there are as many.
 
     subtle: a matrix product of every new size leaves a compiled kernel of some MB in oneDNN's
     cache, so the sizes are kept few.
     """
-    chosen = valid.nonzero()[:, 0]
-    missing = -len(chosen) % GATHER_MULTIPLE
-    targets = F.pad(targets.index_select(0, chosen), (0, missing), value=-1)
-    return features.index_select(0, F.pad(chosen, (0, missing))), targets
+    chosen, others = (targets >= 0).nonzero()[:, 0], (targets < 0).nonzero()[:, 0]
+    return torch.cat([chosen, others[: -len(chosen) % GATHER_MULTIPLE]])
 
 
 class LossFn:
@@ -122,8 +132,11 @@ class LossFn:
     def __call__(self, model, batch) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.features(batch.inputs).flatten(0, 1)  # (N, D)
         targets = batch.targets.flatten()
-        valid = targets >= 0
+        factors = None if batch.weights is None else batch.weights.flatten()
+        num_targets = (targets >= 0).sum()
         if self.gather:
-            x, targets = gather_rows(x, targets, valid)
+            chosen = rows_with_target(targets)
+            x, targets = x.index_select(0, chosen), targets[chosen]
+            factors = None if factors is None else factors[chosen]
         weight, cap = model.lm_head.weight, model.config.logit_softcap
-        return chunked_loss(x, weight, targets, cap, self.kernel), valid.sum()
+        return chunked_loss(x, weight, targets, cap, self.kernel, factors), num_targets

@@ -1,6 +1,7 @@
 """The chunked loss against its plain twin."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ def test_no_target_gives_no_loss_and_no_gradient():
 def test_gathering_keeps_every_target_and_adds_only_rows_without_one(monkeypatch):
     monkeypatch.setattr(loss_module, "GATHER_MULTIPLE", 8)
     features, weight, targets = inputs(N=37)
-    chosen, kept = loss_module.gather_rows(features, targets, targets >= 0)
-    assert len(chosen) == len(kept) == 32  # 29 of 37 have a target
+    places = loss_module.rows_with_target(targets)
+    chosen, kept = features[places], targets[places]
+    assert len(places) == len(set(places.tolist())) == 32  # 29 of 37 have a target
     assert kept[kept >= 0].tolist() == targets[targets >= 0].tolist()
     whole = torch.autograd.grad(plain_loss(features, weight, targets, 15.0), (features, weight))
     part = torch.autograd.grad(plain_loss(chosen, weight, kept, 15.0), (features, weight))
@@ -68,8 +70,25 @@ def test_gathering_keeps_every_target_and_adds_only_rows_without_one(monkeypatch
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_factors_weigh_each_target(tiny_model, tiny_batch):
+    features, weight, targets = inputs()
+    factors = torch.linspace(-1, 2, len(targets))
+    values = [
+        f(features, weight, targets, 15.0, factors=factors) for f in (plain_loss, chunked_loss)
+    ]
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-4)
+    grads = [torch.autograd.grad(value, (features, weight)) for value in values]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    ones = plain_loss(features, weight, targets, 15.0, torch.ones(len(targets)))
+    assert ones.item() == plain_loss(features, weight, targets, 15.0).item()
+
+
 @pytest.mark.slow
-def test_the_compiled_kernel_agrees(tiny_model, tiny_batch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_compiled_kernel_agrees(tiny_model, tiny_batch, weighted):
     model, batch = tiny_model(), tiny_batch()
+    if weighted:
+        batch = replace(batch, weights=torch.randn(batch.targets.shape))
     losses = [LossFn(model, compiled)(model, batch)[0] for compiled in (False, True)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-4)
