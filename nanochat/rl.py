@@ -11,25 +11,21 @@ clipping; dividing by the group's deviation would favour questions that are near
 never answered (Liu et al. 2025). So it is supervised training with a weight for every token.
 """
 
-import math
-import numbers
-import signal
-import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 import torch
 
-from nanochat.common import print0
+from nanochat.common import gather, rank_and_world
+from nanochat.conversation import render_for_completion
 from nanochat.data.packing import pad_widths, shuffled
 from nanochat.dataloader import NO_LOSS, Batch
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
-
-SECONDS_OF_A_REWARD = 10.0
+from nanochat.training.rewards import Rewards
 
 
 @dataclass
@@ -82,60 +78,7 @@ def rollouts(
     return groups
 
 
-# ---------------------------------------------------------------- rewards
-
-
-class RewardTimeout(Exception):
-    """A reward took longer than it may."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises RewardTimeout in the body after `seconds`.
-
-    subtle: by a signal, which only the main thread gets, and which waits for a call into C to
-    return; elsewhere there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def stop(number, frame):
-        raise RewardTimeout(f"it took more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-class Rewards:
-    """reward(conversation, completion) -> float, called so that a fault in it ends no run: one that
-    raises, hangs or returns no finite number counts as 0. `faults` counts them by kind; the first
-    three are printed."""
-
-    def __init__(self, reward: Callable[[dict, str], float], seconds: float = SECONDS_OF_A_REWARD):
-        self.reward, self.seconds = reward, seconds
-        self.faults: Counter[str] = Counter()
-
-    def __call__(self, conversation: dict, completion: str) -> float:
-        try:
-            with time_limit(self.seconds):
-                value = self.reward(conversation, completion)
-            if isinstance(value, numbers.Real) and math.isfinite(value):
-                return float(value)
-            kind, why = "no number", f"it returned {value!r}"
-        except RewardTimeout as error:
-            kind, why = "too slow", str(error)
-        except Exception as error:
-            kind, why = "raised", repr(error)
-        self.faults[kind] += 1
-        if self.faults.total() <= 3:
-            print0(f"the reward of {completion[:80]!r} counts as 0: {why}")
-        return 0.0
+# ---------------------------------------------------------------- batches
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
@@ -148,9 +91,6 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
     # subtle: the mean of equal numbers may differ from them in the last bit
     mixed = rewards.max(axis=1, keepdims=True) > rewards.min(axis=1, keepdims=True)
     return np.where(mixed, rewards - rewards.mean(axis=1, keepdims=True), 0.0)
-
-
-# ---------------------------------------------------------------- batches
 
 
 def policy_row(rollout: Rollout, weights: Sequence[float]) -> tuple[np.ndarray, ...]:
@@ -201,18 +141,32 @@ def policy_batches(
 
 
 @torch.no_grad()
-def token_logprobs(model, batches: Sequence[Batch]) -> list[np.ndarray]:
-    """log p of every target of each micro-batch, (B, T) float32, 0 where there is none, as the
-    training model has it."""
-    found = []
-    for batch in batches:
-        logprobs = model(batch.inputs).log_softmax(-1)
-        chosen = logprobs.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
-        found.append(torch.where(batch.targets >= 0, chosen, 0).cpu().numpy())
-    return found
+def token_logprobs(model, batch: Batch) -> torch.Tensor:
+    """log p of every target, (B, T) float32, 0 where there is none, as the training model has it."""
+    logprobs = model(batch.inputs).log_softmax(-1)  # (B, T, V)
+    chosen = logprobs.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
+    return torch.where(batch.targets >= 0, chosen, 0)
 
 
-# ---------------------------------------------------------------- the problems of a step
+# ---------------------------------------------------------------- the steps of a run
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a step samples and what it learns from."""
+
+    prompts_per_step: int = 16
+    """Problems of one step, over all ranks."""
+    num_samples: int = 16
+    """Answers to each problem: the group whose mean reward is the baseline."""
+    max_tokens: int = 256
+    """Longest answer, in tokens."""
+    temperature: float = 1.0
+    """Of the answers that are learned from; only 1 is on-policy."""
+    kl_coef: float = 0.0
+    """Pull back to the model that the run began with; above 0 that model is held in memory, too."""
+    mask_truncated: bool = False
+    """Learn nothing from answers that --max-tokens cut off."""
 
 
 def problems_of_step(num_problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
@@ -220,3 +174,153 @@ def problems_of_step(num_problems: int, prompts_per_step: int, step: int, seed: 
     indices = range(step * prompts_per_step, (step + 1) * prompts_per_step)
     orders = {e: shuffled(num_problems, seed, e, 0) for e in {i // num_problems for i in indices}}
     return [int(orders[i // num_problems][i % num_problems]) for i in indices]
+
+
+class Policy:
+    """What samples answers to a task's problems, rewards them, and makes training steps of them.
+
+    task: conversations by index, whose last message is left out of the prompt. rewards: see
+    Rewards. reference: the model to stay close to, needed where settings.kl_coef is above 0.
+    note(**figures) is given the figures of every step.
+    """
+
+    def __init__(
+        self,
+        engine,
+        task,
+        rewards: Rewards,
+        settings: PolicySettings,
+        *,
+        seed: int,
+        device_batch_size: int,
+        reference=None,
+        note: Callable[..., None] = lambda **figures: None,
+    ):
+        self.engine, self.task, self.rewards, self.settings = engine, task, rewards, settings
+        self.seed, self.device_batch_size = seed, device_batch_size
+        self.reference, self.note = reference, note
+
+    def sample(
+        self, task, problems: Sequence[int], step: int, num_samples: int, **options
+    ) -> tuple[list[dict], list[list[Rollout]]]:
+        """(conversations, groups of answers) of this rank's share of the problems.
+
+        The noise of an answer depends on (seed, step, place of the problem, sample) alone.
+        """
+        rank, world = rank_and_world()
+        words = np.random.SeedSequence((self.seed, step)).generate_state(len(problems))
+        conversations = [task[i] for i in problems[rank::world]]
+        prompts = [render_for_completion(c, self.engine.tokenizer) for c in conversations]
+        options = {"max_tokens": self.settings.max_tokens, **options}
+        seeds = words[rank::world].tolist()
+        return conversations, rollouts(self.engine, prompts, num_samples, seeds=seeds, **options)
+
+    def judge(self, conversations, groups, rewards: Rewards) -> np.ndarray:
+        """(prompts, G) float64: the rewards of groups of answers."""
+        decode = self.engine.tokenizer.decode
+        found = [
+            [rewards(conversation, decode(rollout.tokens)) for rollout in group]
+            for conversation, group in zip(conversations, groups, strict=True)
+        ]
+        return np.array(found, dtype=np.float64).reshape(len(groups), -1)
+
+    def steps(self, first_step: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of step first_step, first_step + 1, ..., each sampled when it
+        is asked for, with the weights that the model has then."""
+        return (self.step(step) for step in count(first_step))
+
+    def step(self, step: int) -> list[Batch]:
+        settings, model = self.settings, self.engine.model
+        started = time.perf_counter()
+        self.engine.refresh()
+        problems = problems_of_step(len(self.task), settings.prompts_per_step, step, self.seed)
+        conversations, groups = self.sample(
+            self.task, problems, step, settings.num_samples, temperature=settings.temperature
+        )
+        seconds = time.perf_counter() - started
+        rewards = self.judge(conversations, groups, self.rewards)
+        self.note(**step_figures(groups, rewards, seconds))
+        kept = [
+            (rollout, [advantage] * len(rollout.tokens))
+            for group, row in zip(groups, advantages(rewards), strict=True)
+            for rollout, advantage in zip(group, row, strict=True)
+            if row.any() and not (settings.mask_truncated and rollout.finish == "length")
+        ]
+        batches = self.batches(kept)
+        return [self.pulled_back(batch) for batch in batches] if settings.kl_coef else batches
+
+    def batches(self, kept) -> list[Batch]:
+        return policy_batches(
+            kept,
+            device_batch_size=self.device_batch_size,
+            max_length=self.engine.model.config.sequence_len,
+            device=self.engine.model.device,
+            pad_id=self.engine.tokenizer.bos,
+        )
+
+    def pulled_back(self, batch: Batch) -> Batch:
+        """Each weight less kl_coef (log p - log p of the reference): the gradient of the KL
+        divergence, by the one-sample estimate at every token."""
+        now, then = (token_logprobs(model, batch) for model in (self.engine.model, self.reference))
+        return replace(batch, weights=batch.weights - self.settings.kl_coef * (now - then))
+
+    def measure(self, task, num_problems: int, num_samples: int, start=None) -> dict:
+        """How the task's first `num_problems` problems go now, over all ranks: the shares that are
+        right ("greedy", "pass@1", "pass@k" of k samples at temperature 1) with standard errors, the
+        share of groups with right and wrong answers, length, entropy, and, given the model that the
+        run began with, the KL divergence to it in nats a token; "samples" are three answers.
+        """
+        self.engine.refresh()
+        problems, right = range(min(num_problems, len(task))), Rewards(task.evaluate)
+        conversations, (*groups,) = self.sample(task, problems, 2**32 - 1, num_samples)
+        of_sample = self.judge(conversations, groups, right)  # (prompts, k)
+        _, greedy = self.sample(task, problems, 2**32 - 1, 1, temperature=0.0)
+        of_greedy = self.judge(conversations, greedy, right)
+        flat = [rollout for group in groups for rollout in group]
+        sums = np.zeros(3)  # of -log p, of log p - log p at the start, of tokens
+        for batch in self.batches([(r, [1.0] * len(r.tokens)) for r in flat]):
+            now = token_logprobs(self.engine.model, batch)
+            then = now if start is None else token_logprobs(start, batch)
+            sums += [-float(now.sum()), float((now - then).sum()), batch.num_targets]
+        answers = [
+            (
+                c["messages"][0]["content"],
+                self.engine.tokenizer.decode(group[0].tokens),
+                bool(row[0]),
+            )
+            for c, group, row in zip(conversations[:3], groups[:3], of_sample[:3], strict=True)
+        ]
+        cut = [rollout.finish == "length" for rollout in flat]
+        every = gather([(of_greedy[:, 0], of_sample, sums, cut)])
+        greedy, sampled, sums, cut = (list(part) for part in zip(*every, strict=True))
+        sampled, (nats, divergence, tokens) = np.concatenate(sampled), np.sum(sums, axis=0)
+        k = num_samples
+        solved, mixed = sampled.any(axis=1), sampled.any(axis=1) & ~sampled.all(axis=1)
+        figures = {"mixed_groups": mixed.mean(), "cut_share": np.concatenate(cut).mean()}
+        shares = {
+            "greedy": np.concatenate(greedy),
+            "pass@1": sampled.mean(axis=1),
+            f"pass@{k}": solved,
+        }
+        for name, share in shares.items():
+            figures |= {name: share.mean(), f"{name}_stderr": share.std() / len(share) ** 0.5}
+        figures |= {"answer_tokens": tokens / sampled.size, "entropy": nats / tokens}
+        figures |= {} if start is None else {"kl_to_start": divergence / tokens}
+        return {name: float(value) for name, value in figures.items()} | {"samples": answers}
+
+
+def step_figures(groups: list[list[Rollout]], rewards: np.ndarray, seconds: float) -> dict:
+    """What a step is logged with, over all ranks; seconds: of sampling, on this one."""
+    flat = [rollout for group in groups for rollout in group]
+    tokens, cut = sum(len(r.tokens) for r in flat), sum(r.finish == "length" for r in flat)
+    mixed = advantages(rewards).any(axis=1)
+    every = gather([(rewards.sum(), rewards.size, mixed.sum(), len(mixed), tokens, cut)])
+    total, answers, mixed, prompts, tokens, cut = (sum(part) for part in zip(*every, strict=True))
+    return {
+        "reward": float(total / answers),
+        "mixed_groups": float(mixed / prompts),
+        "answer_tokens": tokens / answers,
+        "cut_share": cut / answers,
+        "rollout_seconds": seconds,
+        "rollout_tokens_per_second": tokens / seconds,
+    }

@@ -1,0 +1,173 @@
+"""Rewards, advantages and policy batches by hand; the gradient; a bandit; exactness of a run."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from nanochat.common import ConfigError
+from nanochat.loss import LossFn
+from nanochat.rl import (
+    Rollout,
+    advantages,
+    policy_batches,
+    policy_row,
+    problems_of_step,
+    token_logprobs,
+)
+from nanochat.training.rewards import Rewards, find_reward
+
+
+def test_advantages_by_hand():
+    found = advantages([[1, 0, 0, 1], [1, 1, 1, 1], [0.1, 0.1, 0.1, 0.1], [3, 0, 0, 0]])
+    expected = [[0.5, -0.5, -0.5, 0.5], [0] * 4, [0] * 4, [2.25, -0.75, -0.75, -0.75]]
+    assert found.tolist() == expected
+
+
+# An answer that calls a tool: <python_start> 2+2 <python_end> are chosen, <output_start> 4
+# <output_end> are forced, then 4 and the stop token are chosen.
+TOOL = Rollout([1, 2], [60, 5, 61, 62, 6, 63, 6, 59], [1, 1, 1, 0, 0, 0, 1, 1], finish="stop")
+CUT = Rollout([1, 2], [5, 6, 7], [1, 1, 1], finish="length")
+AT_ONCE = Rollout([1, 2, 3], [59], [1], finish="stop")
+
+
+@pytest.mark.parametrize(
+    "rollout, targets",
+    [
+        (TOOL, [-1, 60, 5, 61, -1, -1, -1, 6, 59]),
+        (CUT, [-1, 5, 6, 7]),
+        (AT_ONCE, [-1, -1, 59]),
+    ],
+    ids=["a tool call", "cut by the length", "ends at once"],
+)
+def test_rows_by_hand(rollout, targets):
+    inputs, found, weights = policy_row(rollout, [0.5] * len(rollout.tokens))
+    assert inputs.tolist() == [*rollout.prompt, *rollout.tokens][:-1]
+    assert found.tolist() == targets
+    assert weights.tolist() == [0.5 if t >= 0 else 0 for t in targets]
+
+
+def make_batches(kept, rows=4):
+    return policy_batches(kept, device_batch_size=rows, max_length=32, device="cpu", pad_id=0)
+
+
+def test_a_batch_that_does_not_divide_drops_no_sample():
+    kept = [(Rollout([1], [2] * n, [True] * n), [float(n)] * n) for n in range(1, 12)]
+    batches = make_batches(kept)
+    assert [len(batch.inputs) for batch in batches] == [4, 4, 4]
+    assert sum(batch.num_targets for batch in batches) == sum(range(1, 12))
+    counts = sorted(int(n) for b in batches for n in (b.targets >= 0).sum(1) if n)
+    assert counts == list(range(1, 12))
+    total = sum(float(batch.weights.sum()) for batch in batches)
+    assert total == sum(n * n for n in range(1, 12))
+
+
+def test_without_a_row_there_is_a_batch_without_targets():
+    (batch,) = make_batches([])
+    assert batch.num_targets == 0 and batch.weights.sum() == 0
+
+
+def gradients(model, batches) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss_fn = LossFn(model, compiled=False)
+    count = sum(batch.num_targets for batch in batches)
+    for batch in batches:
+        (loss_fn(model, batch)[0] / count).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_the_gradient_is_the_policy_gradient(tiny_model):
+    """-sum A grad log p / tokens, by autograd of the definition."""
+    model = trained_a_little(tiny_model())
+    kept = [(TOOL, [0.7] * 8), (CUT, [-0.3] * 3), (AT_ONCE, [0.2])]
+    found = gradients(model, make_batches(kept, rows=2))
+    model.zero_grad()
+    total = 0.0
+    for rollout, weights in kept:
+        ids = rollout.prompt + rollout.tokens
+        logprobs = model(torch.tensor([ids])).log_softmax(-1)[0]
+        for place, (token, chosen) in enumerate(zip(rollout.tokens, rollout.chosen, strict=True)):
+            if chosen:
+                before = len(rollout.prompt) + place - 1
+                total = total - weights[place] * logprobs[before, token]
+    (total / (5 + 3 + 1)).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-6)
+
+
+def trained_a_little(model):
+    """Its output projections and head are zero or near at the start, and hide most gradients."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_a_groups_gradient_is_the_sum_of_its_samples(tiny_model):
+    model = trained_a_little(tiny_model())
+    kept = [(TOOL, [0.5] * 8), (CUT, [-0.5] * 3)]
+    whole = gradients(model, make_batches(kept))
+    parts = [gradients(model, make_batches([one])) for one in kept]
+    for name, grad in whole.items():
+        by_hand = (parts[0][name] * 5 + parts[1][name] * 3) / 8
+        torch.testing.assert_close(grad, by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_the_stop_token_is_reinforced_and_a_tools_result_is_not(tiny_model):
+    model = trained_a_little(tiny_model())
+    model.zero_grad()
+    batch = make_batches([(TOOL, [1.0] * 8)], rows=1)[0]
+    features = model.features(batch.inputs)
+    features.retain_grad()
+    logits = model.logits(features)
+    logprobs = logits.log_softmax(-1).gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
+    (-(logprobs * batch.weights).sum()).backward()
+    moved = features.grad[0].abs().sum(-1) > 0  # places whose next token is learned
+    assert moved.tolist()[: len(TOOL.tokens) + 1] == [False, True, True, True, False, False, False,
+                                                      True, True]  # fmt: skip
+
+
+def test_token_logprobs_are_the_models(tiny_model):
+    model = trained_a_little(tiny_model())
+    (batch,) = make_batches([(CUT, [1.0] * 3)], rows=1)
+    found = token_logprobs(model, batch)
+    by_hand = model(torch.tensor([[1, 2, 5, 6, 7]])).log_softmax(-1)[0]
+    expected = [by_hand[i, t].item() for i, t in ((1, 5), (2, 6), (3, 7))]
+    np.testing.assert_allclose(found[0, 1:4].numpy(), expected, rtol=1e-4)
+    assert found[0, 0] == 0 and not found[0, 4:].any()
+
+
+def test_problems_go_round_in_epochs():
+    steps = [problems_of_step(10, 4, step, seed=7) for step in range(5)]
+    flat = [problem for step in steps for problem in step]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:]
+
+
+def test_a_bad_reward_counts_as_zero_and_ends_nothing(capsys):
+    def reward(conversation, completion):
+        if completion == "raise":
+            raise KeyError("answer")
+        if completion == "hang":
+            time.sleep(5)
+        return {"nan": math.nan, "text": "1", "none": None}.get(completion, np.float32(0.5))
+
+    rewards = Rewards(reward, seconds=0.1)
+    started = time.monotonic()
+    assert [rewards({}, c) for c in ("raise", "hang", "nan", "text", "none")] == [0.0] * 5
+    assert time.monotonic() - started < 3
+    assert rewards({}, "fine") == 0.5
+    assert rewards.faults == {"raised": 1, "too slow": 1, "no number": 3}
+    assert capsys.readouterr().out.count("counts as 0") == 3
+
+
+@pytest.mark.parametrize("name", ["nowhere:f", "math", "math:nothing", "math:pi", ""])
+def test_a_reward_that_is_not_there_is_named(name):
+    with pytest.raises(ConfigError, match="--reward"):
+        find_reward(name)
+
+
+def test_a_reward_is_found_by_name():
+    assert find_reward("math:sqrt") is math.sqrt
