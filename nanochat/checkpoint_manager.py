@@ -19,6 +19,7 @@ from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versio
 from nanochat.checkpoint.writing import copies_on_host, write_folder
 from nanochat.common import CheckpointError, ConfigError, choose_dtype, on_rank0, rank_and_world
 from nanochat.conversation import CHAT_TEMPLATE, stop_ids
+from nanochat.files import read_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -158,8 +159,8 @@ def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
     """As load_checkpoint, of files already verified; CheckpointError when they do not fit each
     other: the tokenizer of another run, or weights of another shape."""
-    config = from_hf(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-    run = json.loads((path / RUN).read_text(encoding="utf-8"))
+    config = from_hf(read_json(path / CONFIG))
+    run = read_json(path / RUN)
     tokenizer = Tokenizer.load(path)
     found = tokenizer.fingerprint
     with safe_open(path / WEIGHTS, "pt") as file:
@@ -208,5 +209,5 @@ def read_training_state(path: Path) -> tuple[dict, dict[str, dict[str, torch.Ten
     """As load_training_state, of a folder whose files are verified already."""
     files = manifest.read_manifest(path)["files"]
     names = [name for name in files if name.startswith(OPTIMIZER)]
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state = read_json(path / STATE)
     return state, {Path(name).stem: load_file(path / name) for name in names}

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanochat.common import CheckpointError, print0
-from nanochat.files import write_atomic
+from nanochat.files import read_json, write_atomic
 
 MANIFEST = "manifest.json"
 
@@ -56,22 +56,13 @@ def read_manifest(folder: Path) -> dict:
         raise CheckpointError(
             f"{path} is missing, and it is written last: {folder} is no checkpoint, or incomplete"
         )
-    try:
-        text = path.read_bytes().decode()
-        record = json.loads(text)
-        found = record.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: found {path.stat().st_size} bytes that do not parse ({error!r}), "
-            f"expected JSON with a checksum"
-        ) from error
+    remedy = "Delete the folder, or restore it from a copy"
+    record = read_json(path, remedy, CheckpointError)
+    body = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
     # subtle: comparing the spelling, not only the checksum, also catches damage between the values.
-    if render(record) != text:
-        expected = json.loads(render(record))["checksum"]
-        raise CheckpointError(
-            f"{path} is damaged: found checksum {found!r:.20}, its contents give {expected[:12]}"
-        )
-    return record
+    if render(body).encode() != path.read_bytes():
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit its text. {remedy}")
+    return body
 
 
 def check(folder: Path, under: tuple[str, ...] = ("",)) -> dict:
