@@ -122,7 +122,7 @@ class StageRecord:
     def device(self) -> str | None:
         """What it ran on, with the number of ranks."""
         last = self.sessions[-1] if self.sessions else {}
-        name = last.get("device") or self.environment.get("processor")
+        name = last.get("device") or self.environment.get("device")
         ranks = last.get("ranks") or self.environment.get("ranks", 1)
         return f"{ranks} × {name}" if name and ranks > 1 else name
 
