@@ -10,10 +10,12 @@ differ (compute dtype rounds), and writes bench/results/core_eval-<machine>.json
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
@@ -22,15 +24,12 @@ from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.evaluation.core import evaluate_core_task, is_right
 from nanochat.evaluation.core_bundle import Bundle, find_bundle
-from nanochat.evaluation.core_loglikelihood import score
-from nanochat.evaluation.core_prompts import subsample
+from nanochat.evaluation.core_loglikelihood import Score, score
+from nanochat.evaluation.core_prompts import Example, subsample
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import synchronize
 from nanochat.inference.fused_model import InferenceModel
 from nanochat.tokenizer import Tokenizer
-from tests.plain_scores import score_plainly
-
-SCORERS = {"fast": score, "plain": score_plainly}
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,28 @@ class Config:
     """The evaluation bundle, a zip or folder; default: downloaded once."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
+
+
+@torch.inference_mode()
+def score_plainly(model, examples: Sequence[Example], tokens_at_once: int = 0) -> list[list[Score]]:
+    """The slow twin of `score`: one row at a time, logits after every token.
+
+    model: an InferenceModel, whose GPT is read instead, or a TransformersModel.
+    """
+    model = getattr(model, "master", model)
+    scores = []
+    for example in examples:
+        scores.append([])
+        for row in example.rows:
+            ids = torch.from_numpy(row.ids.astype(np.int64)).to(model.device)
+            logits = model(ids[None, :-1])[0, row.start - 1 :]  # (n, V)
+            loss = F.cross_entropy(logits, ids[row.start :]).item()
+            is_greedy = bool((logits.argmax(-1) == ids[row.start :]).all())
+            scores[-1].append(Score(loss, is_greedy))
+    return scores
+
+
+SCORERS = {"fast": score, "plain": score_plainly}
 
 
 def texts(bundle: Bundle, rows_per_task: int = 300) -> Iterator[str]:

@@ -9,9 +9,9 @@ import re
 import pytest
 import torch
 import torch.multiprocessing as mp
-from plain_scores import score_plainly
 from tiny_checkpoint import save, tiny_tokenizer
 
+from bench.core_eval import score_plainly
 from nanochat.common import ConfigError, DataError
 from nanochat.evaluation.core import (
     CoreResult,

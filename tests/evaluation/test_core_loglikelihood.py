@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_scores import score_plainly
 
+from bench.core_eval import score_plainly
 from nanochat.evaluation import core_loglikelihood
 from nanochat.evaluation.core_loglikelihood import batches, jobs_of, score
 from nanochat.evaluation.core_prompts import Example, Row

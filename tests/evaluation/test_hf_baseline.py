@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from plain_scores import score_plainly
 from tiny_checkpoint import save, tiny_model
 
+from bench.core_eval import score_plainly
 from nanochat.common import CheckpointError, ConfigError, DataError
 from nanochat.conversation import render_for_completion
 from nanochat.engine import Engine
