@@ -72,9 +72,8 @@ class TransformersModel:
         return self.model.base_model(inputs, use_cache=False)[0]
 
     @torch.inference_mode()
-    def features(self, inputs: torch.Tensor, cache=None) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D), or (B, T, V) where features_are_logits."""
-        assert cache is None, "our caches are of GPT; TransformersEngine generates with its own"
         if self.features_are_logits:
             return self.model(inputs, use_cache=False).logits
         return self._hidden(inputs)
@@ -168,6 +167,7 @@ class TransformersEngine:
 
     def __init__(self, model: TransformersModel, tokenizer: TransformersTokenizer):
         self.model, self.tokenizer = model, tokenizer
+        self.fast = model  # what CORE reads of an Engine
 
     def complete(
         self,
