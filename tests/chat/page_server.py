@@ -6,13 +6,15 @@ server's own content policy, and records every request.
 """
 
 import json
+import mimetypes
 import select
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from nanochat.chat.static import PAGE, POLICY, TYPES
+from nanochat.chat.access import CONTENT_POLICY
+from nanochat.chat.server import PAGE
 
 LONGEST_WAIT = 60.0  # seconds that a script may wait for its gate
 
@@ -88,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.paths.append(self.path)
         file = PAGE / (self.path[1:] or "index.html")
         if file.parent == PAGE and file.is_file():
-            policy = {"Content_Security_Policy": POLICY}
-            self.reply(200, TYPES[file.suffix], file.read_text("utf-8"), **policy)
+            kind = mimetypes.guess_type(file)[0]
+            policy = {"Content_Security_Policy": CONTENT_POLICY}
+            self.reply(200, kind, file.read_text("utf-8"), **policy)
         elif self.path == "/health":
             self.reply(200, "application/json", '{"status": "ok"}')
         elif self.path == "/v1/models" and self.allowed():

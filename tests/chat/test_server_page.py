@@ -5,7 +5,7 @@ import shutil
 import pytest
 from test_server import SAYS_SUM, Running
 
-from nanochat.chat.static import PAGE
+from nanochat.chat.server import PAGE
 
 
 @pytest.mark.slow
