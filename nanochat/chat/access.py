@@ -183,15 +183,12 @@ def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | 
     lines = [f"chat at http://{shown}:{port}"]
     if host not in LOOPBACK:
         network = "every network of this machine" if everywhere else f"the network of {host}"
-        key = "without a key (--api-key asks for one)"
-        if api_key is not None:
-            key = "with the API key (the page and /health are open)"
+        key = "without a key (--api-key asks for one)" if api_key is None else "with the API key"
         lines.append(
             f"warning: open to {network}: whoever reaches port {port} can use the model {key}, and "
             f"chats travel unencrypted. Leave --host out to serve this machine alone"
         )
-    connection = env.get("SSH_CONNECTION", "").split()
-    if len(connection) == 4:
+    if len(connection := env.get("SSH_CONNECTION", "").split()) == 4:
         _, _, address, ssh_port = connection
         option = f" -p {ssh_port}" if ssh_port != "22" else ""
         lines.append(

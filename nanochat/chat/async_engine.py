@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from statistics import median
 
@@ -32,43 +32,40 @@ class EngineStopped(NanochatError):
     """The engine was stopped, or failed, before the answer was complete."""
 
 
+class Cancelled(Exception):
+    """The stream was closed while somebody read it."""
+
+
 class EventStream:
     """The events of some requests as they come: `async for sample, event in stream`.
 
-    Ends after the last event of every request. Who stops reading earlier must call `close`.
+    Ends after the last event of every request, or with TimeoutError after `seconds`. Whoever stops
+    reading earlier must call `close`.
     """
 
-    def __init__(self, engine: "AsyncEngine", num_requests: int):
+    def __init__(self, engine: "AsyncEngine", num_requests: int, seconds: float):
         self.submitted = time.monotonic()
         self.unfinished = set(range(num_requests))
         self.unstarted = set(range(num_requests))
+        self.items: asyncio.Queue[tuple[int, TokenOutput] | Exception] = asyncio.Queue()
         self._engine = engine
-        self._queue: asyncio.Queue = asyncio.Queue()
-        self._unread = num_requests
+        self._deadline = asyncio.get_running_loop().time() + seconds
 
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self) -> tuple[int, TokenOutput]:
-        if not self._unread:
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            self._unread = 0
-            raise item
-        self._unread -= item[1].finish is not None
-        return item
-
-    def put(self, item: tuple[int, TokenOutput] | Exception) -> None:
-        self._queue.put_nowait(item)
+    async def __aiter__(self) -> AsyncIterator[tuple[int, TokenOutput]]:
+        while self.unfinished or not self.items.empty():
+            async with asyncio.timeout_at(self._deadline):
+                item = await self.items.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
     def close(self, error: Exception | None = None) -> None:
-        """Cancels what is unfinished; the reader then gets `error`, if there is one."""
+        """Cancels what is unfinished; a reader that waits gets `error`, by default that it is
+        cancelled."""
         if self.unfinished:
             self.unfinished.clear()
             self._engine.cancel(self)
-            if error is not None:
-                self.put(error)
+            self.items.put_nowait(error or Cancelled())
 
 
 class AsyncEngine:
@@ -76,10 +73,10 @@ class AsyncEngine:
 
     Attributes: stats, the newest Engine.stats(); failure, the error that ended the thread.
 
-    Example: engine.start(); async for sample, event in engine.submit([request]): ...
+    Example: engine.start(); async for sample, event in engine.submit([request], seconds=60): ...
     """
 
-    def __init__(self, engine: Engine, max_in_flight: int = 256):
+    def __init__(self, engine: Engine, max_in_flight: int):
         self.engine, self.max_in_flight = engine, max_in_flight
         self.stats: dict = engine.stats()
         self.failure: Exception | None = None
@@ -101,7 +98,7 @@ class AsyncEngine:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def submit(self, requests: Sequence[Request]) -> EventStream:
+    def submit(self, requests: Sequence[Request], seconds: float) -> EventStream:
         """Starts the requests; raises QueueFull, EngineStopped, or ConfigError for an impossible
         one."""
         if self.failure is not None:
@@ -115,7 +112,7 @@ class AsyncEngine:
                 f"exceed the server's {self.max_in_flight}. Try again in {self.retry_after} s",
                 self.retry_after,
             )
-        stream = EventStream(self, len(requests))
+        stream = EventStream(self, len(requests), seconds)
         self._streams.add(stream)
         self._commands.put(partial(self._add, stream, requests))
         return stream
@@ -144,7 +141,7 @@ class AsyncEngine:
         for stream, sample, event in events:
             if sample not in stream.unfinished:
                 continue  # its client left
-            stream.put((sample, event))
+            stream.items.put_nowait((sample, event))
             if event.token is not None and sample in stream.unstarted:
                 stream.unstarted.discard(sample)
                 self._first_tokens.append(now - stream.submitted)

@@ -14,19 +14,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nanochat.chat.access import APIError, error_body
-from nanochat.chat.async_engine import AsyncEngine
+from nanochat.chat.async_engine import AsyncEngine, Cancelled
 from nanochat.chat.choices import Choice
 from nanochat.chat.schema import Limits, Sampling
 from nanochat.common import print0
 from nanochat.engine import Request
-
-
-class ClientGone(Exception):
-    """Nobody reads the response any more."""
-
-
-class TimeUp(Exception):
-    """The call took as long as a call may."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Completion:
     ):
         self.state, self.body, self.requests, self.chat = state, body, requests, chat
         self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
-        self.stream = state.engine.submit(requests)
+        self.stream = state.engine.submit(requests, state.limits.seconds)
         self.choices = [Choice(state.engine.engine.tokenizer, chat) for _ in requests]
         prompts = {id(request.prompt): len(request.prompt) for request in requests}
         self.prompt_tokens = sum(prompts.values())  # of each prompt once
@@ -68,12 +60,9 @@ class Completion:
         async def watch() -> None:
             while (await http.receive())["type"] != "http.disconnect":
                 pass
-            self._timer.cancel()
-            self.stream.close(ClientGone())
+            self.stream.close()
 
-        loop = asyncio.get_running_loop()
-        self._watcher = loop.create_task(watch())
-        self._timer = loop.call_later(state.limits.seconds, self.stream.close, TimeUp())
+        self._watcher = asyncio.create_task(watch())
 
     async def response(self) -> Response:
         """The answers as one JSON body, or as server-sent events if the client asked for them."""
@@ -83,7 +72,7 @@ class Completion:
         try:
             async for _ in self._read():
                 pass
-        except ClientGone:
+        except Cancelled:
             return Response(status_code=499)  # nobody sees it, but the log
         choices = []
         for index, choice in enumerate(self.choices):
@@ -102,7 +91,7 @@ class Completion:
         try:
             async for index, event in self.stream:
                 yield index, self.choices[index].push(event)
-        except TimeUp:
+        except TimeoutError:
             if not any(choice.num_tokens for choice in self.choices):
                 message = f"no place was free for {self.state.limits.seconds:.0f} s"
                 retry = {"retry-after": str(self.state.engine.retry_after)}
@@ -112,7 +101,6 @@ class Completion:
                 if choice.finish is None:
                     yield index, choice.end("length")
         finally:
-            self._timer.cancel()
             self._watcher.cancel()
             self.stream.close()
             self._log()
@@ -212,7 +200,7 @@ class Completion:
             if with_usage:
                 yield line([], self._usage())
             yield "data: [DONE]\n\n"
-        except ClientGone:
+        except Cancelled:
             return
         except Exception as error:  # the status was 200 long ago, so the error is an event
             error = error if isinstance(error, APIError) else APIError(503, str(error))

@@ -437,7 +437,7 @@ def test_time_that_is_up_before_the_first_token_is_503():
     with Running(ROUND, **options, limits={"seconds": 0.3}) as running:
 
         async def take_the_slot():
-            return running.engine.submit([Request(TOKENIZER.encode("A"), 16000)])
+            return running.engine.submit([Request(TOKENIZER.encode("A"), 16000)], 60)
 
         loop = running.engine._loop
         stream = asyncio.run_coroutine_threadsafe(take_the_slot(), loop).result()
