@@ -42,6 +42,7 @@ class PageServer:
         self.requests: list[dict] = []  # bodies of /v1/chat/completions
         self.paths: list[str] = []
         self.api_key = ""
+        self.defaults = {"temperature": 0.6, "top_k": 50, "max_tokens": 512}
         self.left = threading.Event()  # a client left in the middle of an answer
         self.gate = threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -96,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/health":
             self.reply(200, "application/json", '{"status": "ok"}')
         elif self.path == "/v1/models" and self.allowed():
-            models = {"object": "list", "data": [{"id": "nanochat-d4", "object": "model"}]}
+            model = {"id": "nanochat-d4", "object": "model", "defaults": self.owner.defaults}
+            models = {"object": "list", "data": [model]}
             self.reply(200, "application/json", json.dumps(models))
         elif self.path == "/v1/models":
             self.error(401, "This server wants an API key.")
