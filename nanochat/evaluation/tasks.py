@@ -72,6 +72,7 @@ class Result:
         }
         if self.centred is not None:
             figures[f"centred/{self.name}"] = self.centred
+            figures[f"baseline/{self.name}"] = self.baseline
         for k in self.ks():
             figures[f"pass@{k}/{self.name}"], figures[f"stderr_pass@{k}/{self.name}"] = (
                 self.pass_at(k)

@@ -157,9 +157,9 @@ def test_centred_accuracies_their_errors_and_core_by_hand():
     assert result.record() == {
         "core": result.core, "core_stderr": result.stderr,
         "core/a": a.centred, "core_accuracy/a": 0.4, "core_stderr/a": a.stderr,
-        "core_examples/a": 100,
+        "core_examples/a": 100, "core_baseline/a": 0.25,
         "core/b": b.centred, "core_accuracy/b": 0.2, "core_stderr/b": b.stderr,
-        "core_examples/b": 100,
+        "core_examples/b": 100, "core_baseline/b": 0.0,
     }  # fmt: skip
 
 
