@@ -215,8 +215,9 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
 
         def draw(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
-            tokens = sample(logits.float(), params, noise)
+            n, position = len(samples), so_far.shape[1] - T
+            noise = uniform([params.seed] * n, samples, [position] * n)
+            tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=logits.device)
             return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
         room = min(max_tokens, self.model.config.sequence_len - T)
