@@ -105,6 +105,9 @@ set_up() {
       say "Installing nanochat, what it needs and the extra \"$extra\" (versions: constraints.txt)"
       pip_install -c constraints.txt -e ".[$extra]"
     fi
+    if command -v nvidia-smi >/dev/null; then
+      pip_install -c constraints.txt nvidia-ml-py # the extra [gpu]: energy is measured with it
+    fi
     install_text_packages
     installation_hash >.venv/installed-base
     installation_hash >".venv/installed-$extra"
