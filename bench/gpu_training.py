@@ -73,10 +73,9 @@ def steps(sizes: Sizes, depth: int, rows: int, accum: int = 1, fp8: bool = False
         train(
             model,
             optimizers,
-            repeat(batch),
+            repeat([batch] * accum),
             loss_fn=LossFn(model, compiled=True),
             schedule=make_schedule(StageConfig()),
-            accum_steps=accum,
             state=state,
             log=lambda state, metrics: logged.append(metrics),
             events=(Watch(watched),),
@@ -147,9 +146,9 @@ def float16(sizes: Sizes) -> dict:
     compiled = not sizes.dry
     with attention_backends(sizes.device):
         train(
-            model, list(made.values()), repeat(batch),
+            model, list(made.values()), repeat([batch]),
             loss_fn=LossFn(model, compiled=compiled), schedule=make_schedule(StageConfig()),
-            accum_steps=1, state=state, log=lambda state, m: losses.append(round(m["loss"], 4)),
+            state=state, log=lambda state, m: losses.append(round(m["loss"], 4)),
             events=(Periodic(spoil, 1),), scaler=scaler,
         )  # fmt: skip
     found = {"losses": losses, "skipped": state.skipped, "scale": scaler.scale}
@@ -168,9 +167,9 @@ def deterministic(sizes: Sizes) -> dict:
         made = build_optimizers(model, StageConfig())
         with attention_backends(sizes.device):
             train(
-                model, list(made.values()), repeat(batch),
+                model, list(made.values()), repeat([batch, batch]),
                 loss_fn=LossFn(model, compiled=True),
-                schedule=make_schedule(StageConfig()), accum_steps=2, state=state,
+                schedule=make_schedule(StageConfig()), state=state,
                 log=lambda state, m, losses=losses: losses.append(m["loss"]),
             )  # fmt: skip
         results.append((losses, [p.detach().clone() for p in model.parameters()]))
@@ -194,9 +193,9 @@ def checkpoint(sizes: Sizes) -> dict:
         state.num_steps, losses = until, []
         with attention_backends(sizes.device):
             train(
-                model, list(made.values()), repeat(batch),
+                model, list(made.values()), repeat([batch]),
                 loss_fn=LossFn(model, compiled=False),
-                schedule=make_schedule(StageConfig(warmdown=0)), accum_steps=1, state=state,
+                schedule=make_schedule(StageConfig(warmdown=0)), state=state,
                 log=lambda state, m: losses.append(m["loss"]),
             )  # fmt: skip
         return losses

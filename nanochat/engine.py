@@ -9,7 +9,7 @@ sequences go on, and its result is forced in between <|output_start|> and <|outp
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 
 import torch
 
@@ -164,14 +164,20 @@ class Engine:
         for i, prompt in enumerate(prompts):
             request = Request(prompt, max_tokens, params)
             request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
-        max_batch = min(max_batch, max(1, len(prompts) * num_samples))  # slots that are needed
-        requests = (
-            (i, s, Request(prompt, max_tokens, params, s, stop))
-            for i, prompt in enumerate(prompts)
-            for s in range(num_samples)
-        )
-        # subtle: a generator would check nothing before its first token is asked for
-        return self._loop(requests, max_batch, on_end)
+        requests = [
+            Request(prompt, max_tokens, params, sample, stop)
+            for prompt in prompts
+            for sample in range(num_samples)
+        ]
+
+        def tokens() -> Iterator[tuple[int, int, int, bool]]:
+            for index, event in self.run(requests, max_batch):
+                if event.token is not None:
+                    yield *divmod(index, num_samples), event.token, event.forced
+                if event.finish is not None:
+                    on_end()
+
+        return tokens()  # subtle: a generator would check nothing before it is asked for a token
 
     def complete(
         self, prompts: Sequence[Sequence[int]], *, num_samples: int = 1, **options
@@ -190,25 +196,26 @@ class Engine:
         step = AttentionBatch(spans, self.model.config, self.fast.device)
         return self._logits([id for prompt in prompts for id in prompt], step, step.last_rows())
 
-    def _loop(self, requests, max_batch: int, on_end) -> Iterator[tuple[int, int, int, bool]]:
-        """Keeps up to `max_batch` of the requests (prompt_index, sample_index, request) running."""
+    def run(
+        self, requests: Sequence[Request], max_batch: int = 64
+    ) -> Iterator[tuple[int, TokenOutput]]:
+        """Yields (index of the request, event) as events come; at most `max_batch` run at once."""
+        max_batch = min(max_batch, max(1, len(requests)))  # slots that are needed
         self.scheduler.grow(max_batch)
-        mine: dict[int, tuple[int, int]] = {}
+        waiting, mine = enumerate(requests), {}  # id -> index
         try:
             while True:
-                while len(mine) < max_batch and (one := next(requests, None)) is not None:
-                    mine[self.add(one[2])] = one[:2]
+                for index, request in islice(waiting, max_batch - len(mine)):
+                    mine[self.add(request)] = index
                 if not mine:
                     return
                 events = self.step()
                 # those of others, who use the same engine in turns with this loop
                 self._late += [event for event in events if event.id not in mine]
                 for event in [event for event in events if event.id in mine]:
-                    if event.token is not None:
-                        yield *mine[event.id], event.token, event.forced
+                    yield mine[event.id], event
                     if event.finish is not None:
                         del mine[event.id]
-                        on_end()
         finally:
             for id in mine:  # the caller wants no more, nor to be told
                 self.cancel(id)

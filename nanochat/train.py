@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
+from nanochat.dataloader import Batch
 
 SMALLEST_SCALE = 2.0**-8  # 22 overflows after the first scale, without a good step between
 TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
@@ -207,11 +208,10 @@ def read_step(pending: dict, state: LoopState, log) -> bool:
 def train(
     model,
     optimizers,
-    batches,
+    steps: Iterator[list[Batch]],
     *,
     loss_fn,
     schedule,
-    accum_steps: int,
     state: LoopState,
     log=lambda state, metrics: None,
     events=(),
@@ -222,8 +222,9 @@ def train(
 ) -> bool:
     """Runs optimizer steps until state.num_steps; True when done, False when asked to stop before.
 
-    batches yields Batch; loss_fn(model, batch) -> (loss_sum, num_targets); schedule(state) ->
-    {"lr": factor of every group's initial_lr, any other key: set in the groups that have it}.
+    steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
+    schedule(state) -> {"lr": factor of every group's initial_lr, any other key: set in the groups
+    that have it}. A step of weighted batches without any target moves nothing.
     `seconds` sets state.num_steps after 20 timed steps when it is None. Numbers of a step are read
     one step late, so that nothing waits for the device. Raises DivergedError.
     """
@@ -248,7 +249,7 @@ def train(
             for name in values.keys() & group.keys():
                 group[name] = values[name] * (group["initial_lr"] if name == "lr" else 1)
 
-        micro = [next(batches) for _ in range(accum_steps)]
+        micro = next(steps)
         count = sum(b.num_targets for b in micro)
         computed = sum(b.inputs.numel() for b in micro)
         totals = sum_of_ranks([count, int(asked_to_stop()), computed], device)
@@ -259,7 +260,11 @@ def train(
             (part * scaler.scale if scaler else part).backward()
             loss += part.detach()
         reduce_gradients(model)
-        norm = optimizer_step(model, optimizers, grad_clip, scaler)
+        if micro[0].weights is None or int(totals[0]) > 0:
+            norm = optimizer_step(model, optimizers, grad_clip, scaler)
+        else:  # else momentum would move the weights all the same
+            model.zero_grad(set_to_none=True)
+            norm = torch.zeros_like(loss)
         all_reduce_sum(loss)
 
         state.step += 1

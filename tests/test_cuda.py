@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped without one. `runs/gpu_check.sh` runs these."""
 
+from itertools import repeat
+
 import pytest
 import torch
 from tiny_checkpoint import tiny_model, tiny_tokenizer
@@ -99,10 +101,9 @@ def test_no_step_waits_for_the_device():
         train(
             model,
             list(build_optimizers(model, StageConfig()).values()),
-            iter(lambda: batch, None),
+            repeat([batch, batch]),
             loss_fn=LossFn(model, compiled=True),
             schedule=make_schedule(StageConfig()),
-            accum_steps=2,
             state=state,
             log=lambda state, metrics: losses.append(metrics["loss"]),
             events=(Periodic(watch, 1),),

@@ -19,16 +19,15 @@ from nanochat.training.optimizers import build_optimizers, make_schedule, trapez
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
-    losses = []
+    losses, source = [], cycle(micro_batches)
     state = LoopState(num_steps=num_steps)
     optimizers = build_optimizers(model, StageConfig())
     done = train(
         model,
         list(optimizers.values()),
-        cycle(micro_batches),
+        iter(lambda: [next(source) for _ in range(accum_steps)], None),
         loss_fn=LossFn(model, compiled=False),
         schedule=make_schedule(StageConfig()),
-        accum_steps=accum_steps,
         state=state,
         log=lambda state, metrics: losses.append(metrics["loss"]),
         **options,

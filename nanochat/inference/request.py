@@ -2,7 +2,7 @@
 in the making. Touches no tensor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanochat.common import ConfigError
 from nanochat.conversation import stop_ids
@@ -69,6 +69,7 @@ class TokenOutput:
     text: str = ""
     kind: str = "text"
     finish: str | None = None  # "stop", "length" or "cancelled"
+    stop_token: int | None = None  # the id that ended the answer, and is no part of it
 
 
 class RequestState:
@@ -94,7 +95,7 @@ class RequestState:
     ) -> TokenOutput:
         """The event of the next token; it has `finish` if the answer ends here."""
         if token in self._stops and not forced:
-            return self.end("stop")
+            return replace(self.end("stop"), stop_token=token, logprob=logprob)
         kind, text = self._reader.kind, self._reader.push(token)
         self.position += 1
         finish = None

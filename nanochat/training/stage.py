@@ -7,9 +7,10 @@ A script starts the stage, makes rows for the batch plan that it gets, and train
     stage.train(StageData(rows, val_rows, fingerprint, report, num_steps, planned_steps), plan)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from nanochat.common import (
     print0,
     rank_and_world,
 )
-from nanochat.dataloader import batches
+from nanochat.dataloader import Batch, batches
 from nanochat.hardware import attention_backends, peak_flops, peak_rss
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
@@ -45,7 +46,7 @@ class StageData:
     """What a stage trains and is measured on, and for how long."""
 
     rows: object  # row(i) -> (inputs, targets); see dataloader.py
-    val_rows: object
+    val_rows: object  # None: nothing is measured in bits per byte
     fingerprint: str  # of data and mixture, for the record
     report: dict  # counts worth keeping in run.json
     num_steps: int | None  # None: from config.target_seconds
@@ -124,8 +125,16 @@ class Stage:
                 self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
             )
 
-    def train(self, data: StageData, plan: BatchPlan, events: tuple[Periodic, ...] = ()) -> Path:
+    def train(
+        self,
+        data: StageData,
+        plan: BatchPlan,
+        events: tuple[Periodic, ...] = (),
+        steps: Callable[[int], Iterator[list[Batch]]] | None = None,
+    ) -> Path:
         """Trains to the end and returns the folder of the last checkpoint.
+
+        steps(first_step) yields the micro-batches of each step; default: those of data.rows.
 
         Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
         """
@@ -154,13 +163,15 @@ class Stage:
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         self.log = self.open_log(state.step)
         self.mirror = Mirror(config.mirror) if config.mirror and rank_and_world()[0] == 0 else None
-        due = Periodic(self.evaluate, config.eval_every), *events
+        self.steps = steps or self.steps_of_rows
+        if data.val_rows is not None:
+            events = Periodic(self.evaluate, config.eval_every), *events
         with ExitStack() as stack:
             stack.callback(self.log.close)
             if self.mirror:
                 stack.callback(self.mirror.close)
             self.writer = stack.enter_context(Writer())
-            done = self.loop(state, (*due, Periodic(self.save, config.save_every)))
+            done = self.loop(state, (*events, Periodic(self.save, config.save_every)))
             if not done:
                 self.save(state)
             self.writer.wait()
@@ -201,8 +212,8 @@ class Stage:
             state.num_steps = None  # timed anew
         return state, saved["cursor"]
 
-    def loop(self, state: LoopState, events) -> bool:
-        """Feeds the training loop, from the cursor on; False when it was asked to stop."""
+    def steps_of_rows(self, first_step: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step, from the cursor on."""
         rank, world = rank_and_world()
         source = batches(
             self.data.rows,
@@ -214,16 +225,21 @@ class Stage:
             device=self.model.device,
             pad_id=self.tokenizer.bos,
         )
-        attention = attention_backends(self.model.device)
-        with closing(source), attention, stop_on_signals() as asked_to_stop:
+        with closing(source):
+            while True:
+                yield list(islice(source, self.plan.accum_steps))
+
+    def loop(self, state: LoopState, events) -> bool:
+        """Feeds the training loop; False when it was asked to stop."""
+        steps, attention = self.steps(state.step), attention_backends(self.model.device)
+        with closing(steps), attention, stop_on_signals() as asked_to_stop:
             try:
                 return train(
                     self.model,
                     list(self.optimizers.values()),
-                    source,
+                    steps,
                     loss_fn=self.loss_fn,
                     schedule=make_schedule(self.config),
-                    accum_steps=self.plan.accum_steps,
                     state=state,
                     log=self.log,
                     events=events,
