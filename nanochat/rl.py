@@ -27,6 +27,8 @@ from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
 from nanochat.training.rewards import Rewards
 
+HELD_OUT = 2**32 - 1  # the step that answers which are not trained on are sampled as
+
 
 @dataclass
 class Rollout:
@@ -56,7 +58,7 @@ def rollouts(
     weights alone. logprobs: also log p of each chosen token, at temperature 1."""
     groups = [[Rollout(list(prompt)) for _ in range(num_samples)] for prompt in prompts]
     flat = [rollout for group in groups for rollout in group]
-    requests = (
+    requests = [
         Request(
             rollout.prompt,
             max_tokens,
@@ -66,8 +68,8 @@ def rollouts(
         )
         for i, group in enumerate(groups)
         for s, rollout in enumerate(group)
-    )
-    for index, output in engine.run(requests, max_batch=min(max_batch, len(flat))):
+    ]
+    for index, output in engine.run(requests, max_batch):
         rollout = flat[index]
         token = output.stop_token if output.token is None else output.token
         if token is not None:
@@ -142,7 +144,7 @@ def policy_batches(
 
 @torch.no_grad()
 def token_logprobs(model, batch: Batch) -> torch.Tensor:
-    """log p of every target, (B, T) float32, 0 where there is none, as the training model has it."""
+    """log p of every target, (B, T) float32, 0 where there is none, by the training model."""
     logprobs = model(batch.inputs).log_softmax(-1)  # (B, T, V)
     chosen = logprobs.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
     return torch.where(batch.targets >= 0, chosen, 0)
@@ -181,7 +183,7 @@ class Policy:
 
     task: conversations by index, whose last message is left out of the prompt. rewards: see
     Rewards. reference: the model to stay close to, needed where settings.kl_coef is above 0.
-    note(**figures) is given the figures of every step.
+    note(step, figures) is told how the sampling of each step went.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class Policy:
         seed: int,
         device_batch_size: int,
         reference=None,
-        note: Callable[..., None] = lambda **figures: None,
+        note: Callable[[int, dict], None] = lambda step, figures: None,
     ):
         self.engine, self.task, self.rewards, self.settings = engine, task, rewards, settings
         self.seed, self.device_batch_size = seed, device_batch_size
@@ -230,8 +232,7 @@ class Policy:
         return (self.step(step) for step in count(first_step))
 
     def step(self, step: int) -> list[Batch]:
-        settings, model = self.settings, self.engine.model
-        started = time.perf_counter()
+        settings, started = self.settings, time.perf_counter()
         self.engine.refresh()
         problems = problems_of_step(len(self.task), settings.prompts_per_step, step, self.seed)
         conversations, groups = self.sample(
@@ -239,7 +240,7 @@ class Policy:
         )
         seconds = time.perf_counter() - started
         rewards = self.judge(conversations, groups, self.rewards)
-        self.note(**step_figures(groups, rewards, seconds))
+        self.note(step, step_figures(groups, rewards, seconds))
         kept = [
             (rollout, [advantage] * len(rollout.tokens))
             for group, row in zip(groups, advantages(rewards), strict=True)
@@ -264,49 +265,55 @@ class Policy:
         now, then = (token_logprobs(model, batch) for model in (self.engine.model, self.reference))
         return replace(batch, weights=batch.weights - self.settings.kl_coef * (now - then))
 
+    def check(self, num_problems: int = 4) -> float:
+        """The largest difference between log p of a token as it was sampled and as the training
+        model has it, over a few answers: 0 but for rounding if sampling is on-policy."""
+        self.engine.refresh()
+        problems = range(min(num_problems, len(self.task)))
+        _, groups = self.sample(self.task, problems, HELD_OUT, 2, logprobs=True)
+        worst = 0.0
+        for rollout in (rollout for group in groups for rollout in group):
+            (batch,) = self.batches([(rollout, [1.0] * len(rollout.tokens))])
+            found = token_logprobs(self.engine.model, batch)[batch.targets >= 0].tolist()
+            sampled = [x for x in rollout.logprobs if x is not None]
+            worst = max(worst, *(abs(a - b) for a, b in zip(found, sampled, strict=True)))
+        return worst
+
     def measure(self, task, num_problems: int, num_samples: int, start=None) -> dict:
         """How the task's first `num_problems` problems go now, over all ranks: the shares that are
         right ("greedy", "pass@1", "pass@k" of k samples at temperature 1) with standard errors, the
-        share of groups with right and wrong answers, length, entropy, and, given the model that the
-        run began with, the KL divergence to it in nats a token; "samples" are three answers.
+        share of problems with right and wrong answers, the answers' length, entropy in nats a token
+        and, given the model that the run began with, KL divergence to it. "samples": three answers.
         """
         self.engine.refresh()
         problems, right = range(min(num_problems, len(task))), Rewards(task.evaluate)
-        conversations, (*groups,) = self.sample(task, problems, 2**32 - 1, num_samples)
-        of_sample = self.judge(conversations, groups, right)  # (prompts, k)
-        _, greedy = self.sample(task, problems, 2**32 - 1, 1, temperature=0.0)
-        of_greedy = self.judge(conversations, greedy, right)
+        conversations, likeliest = self.sample(task, problems, HELD_OUT, 1, temperature=0.0)
+        greedy = self.judge(conversations, likeliest, right)  # (prompts, 1)
+        _, groups = self.sample(task, problems, HELD_OUT, num_samples)
+        sampled = self.judge(conversations, groups, right)  # (prompts, k)
         flat = [rollout for group in groups for rollout in group]
+        cut = np.array([rollout.finish == "length" for rollout in flat])
         sums = np.zeros(3)  # of -log p, of log p - log p at the start, of tokens
-        for batch in self.batches([(r, [1.0] * len(r.tokens)) for r in flat]):
+        for batch in self.batches([(rollout, [1.0] * len(rollout.tokens)) for rollout in flat]):
             now = token_logprobs(self.engine.model, batch)
             then = now if start is None else token_logprobs(start, batch)
             sums += [-float(now.sum()), float((now - then).sum()), batch.num_targets]
-        answers = [
-            (
-                c["messages"][0]["content"],
-                self.engine.tokenizer.decode(group[0].tokens),
-                bool(row[0]),
-            )
-            for c, group, row in zip(conversations[:3], groups[:3], of_sample[:3], strict=True)
-        ]
-        cut = [rollout.finish == "length" for rollout in flat]
-        every = gather([(of_greedy[:, 0], of_sample, sums, cut)])
-        greedy, sampled, sums, cut = (list(part) for part in zip(*every, strict=True))
-        sampled, (nats, divergence, tokens) = np.concatenate(sampled), np.sum(sums, axis=0)
-        k = num_samples
-        solved, mixed = sampled.any(axis=1), sampled.any(axis=1) & ~sampled.all(axis=1)
-        figures = {"mixed_groups": mixed.mean(), "cut_share": np.concatenate(cut).mean()}
-        shares = {
-            "greedy": np.concatenate(greedy),
-            "pass@1": sampled.mean(axis=1),
-            f"pass@{k}": solved,
-        }
+        every = gather([(greedy, sampled, cut, sums)])
+        greedy, sampled, cut = (np.concatenate([part[i] for part in every]) for i in range(3))
+        nats, divergence, tokens = sum(part[3] for part in every)
+        solved = sampled.any(axis=1)
+        shares = {"greedy": greedy[:, 0], "pass@1": sampled.mean(axis=1)}
+        shares |= {f"pass@{num_samples}": solved, "mixed_groups": solved & ~sampled.all(axis=1)}
+        figures = {}
         for name, share in shares.items():
             figures |= {name: share.mean(), f"{name}_stderr": share.std() / len(share) ** 0.5}
-        figures |= {"answer_tokens": tokens / sampled.size, "entropy": nats / tokens}
+        figures |= {"cut_share": cut.mean(), "answer_tokens": tokens / sampled.size}
+        figures |= {"entropy": nats / tokens}
         figures |= {} if start is None else {"kl_to_start": divergence / tokens}
-        return {name: float(value) for name, value in figures.items()} | {"samples": answers}
+        questions = [conversation["messages"][-2]["content"] for conversation in conversations[:3]]
+        answers = [self.engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
+        samples = list(zip(questions, answers, sampled[:3, 0] > 0, strict=True))
+        return {name: float(value) for name, value in figures.items()} | {"samples": samples}
 
 
 def step_figures(groups: list[list[Rollout]], rewards: np.ndarray, seconds: float) -> dict:

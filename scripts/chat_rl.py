@@ -16,11 +16,12 @@ from nanochat.common import ConfigError, compute_cleanup, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.report.report import remake
-from nanochat.train import Periodic
+from nanochat.rl import Policy, PolicySettings
+from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.rewards import Rewards, find_reward
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import make_task
+from tasks.catalog import fingerprint, make_task
 
 LEAST_MIXED = 0.1  # below it, few groups have an answer that is better than another
 
@@ -41,8 +42,6 @@ class Config(StageConfig):
         default_factory=PolicySettings
     )
     """How a step samples and what it learns from."""
-    num_problems: int | None = None
-    """Problems of a task that is made by rule; default: its own number."""
     eval_every: int = 60
     """Steps between measurements on held-out problems; 0: at the end alone, -1: never."""
     eval_problems: int = 400
@@ -60,16 +59,14 @@ class Config(StageConfig):
 def pass_gate(policy: Policy, config: Config) -> None:
     """Raises ConfigError where there is too little to learn from."""
     figures = policy.measure(policy.task, 64, 8)
-    print0(
-        f"before training, 64 problems x 8 answers: pass@1 {figures['pass@1']:.1%}, pass@8 "
-        f"{figures['pass@8']:.1%}, greedy {figures['greedy']:.1%}, mixed groups "
-        f"{figures['mixed_groups']:.1%}"
-    )
+    names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
+    shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
+    print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")
     if figures["mixed_groups"] < LEAST_MIXED and config.gate:
         raise ConfigError(
-            f"only {figures['mixed_groups']:.1%} of the problems have answers of different reward, "
-            f"so there is hardly anything to learn from. Take an easier or a harder task, fine-tune "
-            f"longer first, or go on all the same with --no-gate"
+            f"only {figures['mixed_groups']:.1%} of the problems were answered both right and "
+            f"wrong, expected {LEAST_MIXED:.0%}: where all answers are alike there is nothing to "
+            f"learn. Take an easier or a harder task, fine-tune longer, or go on with --no-gate"
         )
 
 
@@ -77,42 +74,50 @@ def main(config: Config) -> None:
     parent = config.parent, config.parent_tag, config.parent_step
     stage = start_stage("rl", config, parent=parent)
     name, _, source = config.task.partition("@")
-    task, held_out = (
-        make_task(name, split, source or None, size=size)
-        for split, size in (("train", config.num_problems), ("test", None))
-    )
+    task, held_out = (make_task(name, split, source or None) for split in ("train", "test"))
     if task.kind != "generate":
-        raise ConfigError(f"--task {config.task!r} is multiple choice; take one with an answer")
+        raise ConfigError(f"--task {config.task!r} is multiple choice; take one with free answers")
     rewards = Rewards(find_reward(config.reward) if config.reward else task.reward)
-    settings, tokenizer = config.policy, stage.tokenizer
+    settings, device = config.policy, stage.model.device
     if settings.temperature != 1:
-        print0(f"temperature {settings.temperature}: what is learned from is not on-policy")
+        print0(f"temperature {settings.temperature}: the answers are not quite the policy's own")
     rows = settings.prompts_per_step * settings.num_samples
     plan = replace(stage.plan_batch(rows, stage.model.config.sequence_len), rows_per_step=rows)
-    start, _, _ = load_folder(stage.parent, stage.model.device, "eval")
+
+    def start():
+        """The model that the run began with."""
+        return load_folder(stage.parent, device, "eval")[0]
+
+    def note(step: int, figures: dict) -> None:
+        stage.log.write({"step": step + 1, **{f"rl/{name}": x for name, x in figures.items()}})
+        stage.log.extra = f" | reward {figures['reward']:.3f}, mixed {figures['mixed_groups']:.0%}"
+
     policy = Policy(
-        Engine(stage.model, tokenizer),
+        Engine(stage.model, stage.tokenizer),
         task,
         rewards,
         settings,
         seed=config.seed,
         device_batch_size=plan.device_batch,
-        reference=start if settings.kl_coef else None,
-        note=lambda **figures: stage.log.note(**figures),
+        reference=start() if settings.kl_coef else None,
+        note=note,
     )
+    print0(f"log p of sampled tokens, engine against training: differs by {policy.check():.1e}")
     if not stage.resume_from:
         pass_gate(policy, config)
 
-    def measure(state) -> None:
-        figures = policy.measure(held_out, config.eval_problems, config.eval_samples, start)
+    def measure(state: LoopState) -> None:
+        figures = policy.measure(held_out, config.eval_problems, config.eval_samples, start())
         for question, answer, right in figures.pop("samples"):
             print0(f"  {'right' if right else 'wrong'}: {question} -> {answer}".replace("\n", " "))
-        stage.log.note(state, **{f"rl/{name}": value for name, value in figures.items()})
+        stage.log.note(state, **{f"held_out/{name}": value for name, value in figures.items()})
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    data = StageData(None, None, task_fingerprint(task), report, config.num_steps or epoch, epoch)
+    data = StageData(None, None, fingerprint(task), report, config.num_steps or epoch, epoch)
     stage.train(data, plan, (Periodic(measure, config.eval_every),), policy.steps)
+    if rewards.faults:
+        print0(f"rewards that counted as 0: {dict(rewards.faults)}")
     remake(stage.tag)
     compute_cleanup()
 
