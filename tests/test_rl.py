@@ -1,15 +1,25 @@
 """Rewards, advantages and policy batches by hand; the gradient; a bandit; exactness of a run."""
 
 import math
+import os
+import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from chain_model import V, chain_tokenizer
 
 from nanochat.common import ConfigError
+from nanochat.engine import Engine
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import LossFn
 from nanochat.rl import (
+    Policy,
+    PolicySettings,
     Rollout,
     advantages,
     policy_batches,
@@ -17,6 +27,10 @@ from nanochat.rl import (
     problems_of_step,
     token_logprobs,
 )
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import LoopState, train
+from nanochat.training.config import StageConfig
+from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.rewards import Rewards, find_reward
 
 
@@ -171,3 +185,140 @@ def test_a_reward_that_is_not_there_is_named(name):
 
 def test_a_reward_is_found_by_name():
     assert find_reward("math:sqrt") is math.sqrt
+
+
+# ---------------------------------------------------------------- a policy that learns
+
+
+class Arms:
+    """One question; answers whose first id is even are the better arm."""
+
+    kind = "generate"
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        turns = [("user", f"pull {index}"), ("assistant", "")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    def evaluate(self, conversation, completion):
+        return completion == "even"
+
+
+class EvenOrOdd(Tokenizer):
+    """Says of an answer only what Arms asks."""
+
+    def decode(self, ids):
+        return "even" if ids and ids[0] % 2 == 0 else "odd"
+
+
+def make_policy(reward=None, **settings) -> Policy:
+    tokenizer = chain_tokenizer()
+    tokenizer.__class__ = EvenOrOdd
+    shape = {"n_embd": 32, "n_head": 2, "n_kv_head": 2, "sequence_len": 64}
+    model = GPT(GPTConfig.from_depth(1, V, head_dim=16, **shape))
+    settings = {"prompts_per_step": 4, "num_samples": 8, "max_tokens": 1, **settings}
+    rewards = Rewards(reward or Arms().evaluate)
+    return Policy(
+        Engine(model, tokenizer), Arms(), rewards, PolicySettings(**settings), seed=1,
+        device_batch_size=8,
+    )  # fmt: skip
+
+
+def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> None:
+    model, config = policy.engine.model, StageConfig(lr_scale=lr_scale)
+    train(
+        model, list(build_optimizers(model, config).values()), policy.steps(0),
+        loss_fn=LossFn(model, compiled=False), schedule=make_schedule(config),
+        state=LoopState(num_steps=num_steps),
+    )  # fmt: skip
+
+
+def test_a_bandit_finds_the_better_arm():
+    policy = make_policy()
+    before = policy.measure(Arms(), 16, 8)
+    assert 0.25 < before["pass@1"] < 0.75
+    learn(policy, 40)
+    after = policy.measure(Arms(), 16, 8)
+    assert after["pass@1"] > 0.95 and after["entropy"] < before["entropy"]
+
+
+def test_sampling_is_on_policy():
+    policy = make_policy(max_tokens=20)
+    trained_a_little(policy.engine.model)
+    assert policy.check() < 1e-4
+
+
+@pytest.mark.parametrize("reward", [lambda c, t: 1.0, lambda c, t: 1 / 0], ids=["equal", "raises"])
+def test_without_a_mixed_group_no_tensor_moves(reward, capsys):
+    policy = make_policy(reward)
+    before = {name: p.clone() for name, p in policy.engine.model.named_parameters()}
+    learn(policy, 3)
+    for name, p in policy.engine.model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+def test_a_step_depends_on_its_number_and_the_weights_alone():
+    first, again = make_policy(max_tokens=6), make_policy(max_tokens=6)
+    first.step(0), first.step(1)
+    for a, b in zip(first.step(2), again.step(2), strict=True):
+        assert torch.equal(a.inputs, b.inputs) and torch.equal(a.weights, b.weights)
+
+
+def test_answers_that_were_cut_can_be_left_out():
+    kept = [
+        sum(b.num_targets for b in make_policy(mask_truncated=m).step(0)) for m in (False, True)
+    ]
+    assert kept[0] > 0 and kept[1] == 0  # one token each: all are cut
+
+
+def test_the_pull_to_the_reference_is_the_gradient_of_the_divergence():
+    policy = make_policy(kl_coef=0.5, max_tokens=3)
+    model = policy.engine.model
+    policy.reference = GPT(model.config)
+    trained_a_little(policy.reference)
+    plain = replace(policy.settings, kl_coef=0.0)
+    pulled = policy.step(0)
+    policy.settings = plain
+    for a, b in zip(pulled, policy.step(0), strict=True):
+        now, then = token_logprobs(model, b), token_logprobs(policy.reference, b)
+        torch.testing.assert_close(a.weights, b.weights - 0.5 * (now - then))
+        assert (now != then).any()
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def step_on_rank(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"NANOCHAT_BASE_DIR": folder}
+    if world > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    policy = make_policy(prompts_per_step=3, max_tokens=4)
+    figures = []
+    policy.note = lambda step, f: figures.append(
+        [f["reward"], f["mixed_groups"], f["answer_tokens"]]
+    )
+    learn(policy, 1)
+    if rank == 0:
+        torch.save([figures, policy.engine.model.state_dict()], f"{folder}/{world}.pt")
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(tmp_path, base_dir):
+    """Three problems on two ranks: their shares are not equal."""
+    (tmp_path / "core.cpp").symlink_to(base_dir / "core.cpp")
+    for world in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.spawn(step_on_rank, args=(world, port, str(tmp_path)), nprocs=world)
+    (one, weights), (two, others) = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    np.testing.assert_allclose(one, two)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=1e-4)
