@@ -53,7 +53,7 @@ def open_meter(device: torch.device) -> EnergyMeter | None:
 
 
 def rapl_meter(root: Path) -> EnergyMeter:
-    """The processor packages under `root`, whatever runs on them; OSError where none can be read."""
+    """The processor packages under `root`, with all that runs on them; OSError if none is read."""
     zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     packages = [z for z in zones if (z / "name").read_text().startswith("package")]
     if not packages:
