@@ -96,6 +96,9 @@ set_up() {
     fi
     say "Installing nanochat and what it needs, extra: $extra (versions: constraints.txt)"
     if [ "$extra" = base ]; then pip_install -c constraints.txt -e .; else pip_install -c constraints.txt -e ".[$extra]"; fi
+    if command -v nvidia-smi >/dev/null; then
+      pip_install -c constraints.txt nvidia-ml-py # the extra [gpu]: energy is measured with it
+    fi
     install_text_packages
     installation_hash >.venv/installed-base
     installation_hash >".venv/installed-$extra"

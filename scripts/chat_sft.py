@@ -11,7 +11,7 @@ from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage, steps_or_epoch
+from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -64,8 +64,7 @@ def main(config: Config) -> None:
     )
     epoch = max(1, len(rows) // plan.rows_per_step)
     report |= rows.counts
-    num_steps = steps_or_epoch(config, epoch)
-    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    stage.train(StageData(rows, val_rows, fingerprint(parts), report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()
 

@@ -13,7 +13,7 @@ from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage, steps_or_epoch
+from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -53,8 +53,7 @@ def main(config: Config) -> None:
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
-    num_steps = steps_or_epoch(config, epoch)
-    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    stage.train(StageData(rows, val_rows, fingerprint(parts), report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()
 

@@ -192,23 +192,21 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
             settings[name] = value
     settings["rope_theta"] = rope_theta(settings, where)
     heads = settings["num_attention_heads"]
-    for name, value in {
-        "num_key_value_heads": heads,
-        "head_dim": settings["hidden_size"] // max(1, heads),
-    }.items():
-        if settings.get(name) is None:
-            settings[name] = value
+    if settings.get("num_key_value_heads") is None:
+        settings["num_key_value_heads"] = heads
+    if settings.get("head_dim") is None:
+        settings["head_dim"] = settings["hidden_size"] // max(1, heads)
     config = from_hf({**settings, "tie_word_embeddings": False})
     known = to_hf(config).keys() | OLD_NAMES.keys() | {"rope_scaling", "partial_rotary_factor"}
     warn_unknown_keys(where, settings, known | IDS | GENERAL)
     return config, settings
 
 
-def rope_theta(settings: dict, where):
+def rope_theta(settings: dict, where: Path) -> float:
     """The base of the rotary embedding; ConfigError for one of another kind than the default."""
     theta = settings.get("rope_theta", 10_000.0)
     ropes = [{"partial_rotary_factor": settings.get("partial_rotary_factor", 1.0)}]
-    # subtle: where both speak, transformers 5 takes the second, whose default theta is outside.
+    # subtle: if both are given, transformers 5 takes the second, whose default theta is outside.
     for name in ("rope_parameters", "rope_scaling"):
         rope = settings.get(name) or {}
         if not isinstance(rope, dict):
@@ -218,13 +216,9 @@ def rope_theta(settings: dict, where):
         ropes.append(rope)
     for rope in ropes:
         if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-            raise ConfigError(
-                f"{where}: rotary embedding of type {kind!r}; this model has the default"
-            )
+            raise ConfigError(f"{where}: rotary embedding of type {kind!r}, expected the default")
         if (share := rope.get("partial_rotary_factor", 1.0)) not in (1.0, None):
-            raise ConfigError(
-                f"{where}: only {share} of each head is rotated; here it is all of it"
-            )
+            raise ConfigError(f"{where}: {share} of each head is rotated, expected all of it")
     return theta
 
 
