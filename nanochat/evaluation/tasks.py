@@ -180,14 +180,7 @@ def evaluate_task(
     conversations = [task[i] for i in mine]
     if choice := task.kind == "choice":
         num_samples, temperature, max_tokens = 1, 0.0, 1
-    # A model from elsewhere brings its own chat template, in its tokenizer.
-    own = getattr(engine.tokenizer, "render_for_completion", None)
-    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
-    context = engine.model.config.sequence_len
-    longest = context - max(min(max_tokens, context // 2), 1)  # half at least is the prompt's
-    whole = [render(conversation) for conversation in conversations]
-    prompts = [prompt[-longest:] for prompt in whole]
-    cut = sum(len(prompt) > longest for prompt in whole)
+    prompts, cut = fit_prompts(conversations, engine, max_tokens)
     with progress(name, len(mine) * num_samples, "answers") as advance:
         if choice:
             letters = [task.choices(i) for i in mine]
@@ -222,6 +215,18 @@ def evaluate_task(
     right = tuple(sum(answer["right"] for answer in samples) for *_, samples in every)
     cut = sum(gather([cut]))
     return Result(name, task.kind, right, num_samples, temperature, task.baseline, cut)
+
+
+def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:
+    """The prompts as ids, and how many lost their oldest tokens: an answer gets `max_tokens` of the
+    context, but at most half."""
+    # A model from elsewhere brings its own chat template, in its tokenizer.
+    own = getattr(engine.tokenizer, "render_for_completion", None)
+    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
+    context = engine.model.config.sequence_len
+    longest = context - max(min(max_tokens, context // 2), 1)
+    prompts = [render(conversation) for conversation in conversations]
+    return [p[-longest:] for p in prompts], sum(len(p) > longest for p in prompts)
 
 
 def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
