@@ -7,18 +7,16 @@ likeliest one. CORE is the mean of the tasks' centred accuracies: 0 for chance, 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from nanochat.common import ConfigError, DataError, gather, print0, progress, rank_and_world
 from nanochat.evaluation.core_bundle import Bundle, CoreTask
 from nanochat.evaluation.core_loglikelihood import Score, score
-from nanochat.evaluation.core_prompts import Example, make_examples, subsample
+from nanochat.evaluation.core_prompts import make_examples, subsample
 
 EXAMPLES_AT_ONCE = 1024  # tokenized together and sorted by length
-
-Scorer = Callable[[object, Sequence[Example], int], list[list[Score]]]  # as score()
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class TaskScore:
     total: int
     cut: int = 0  # examples that lost their oldest tokens because the context is short
     merged: int = 0  # where a token reaches from the context into the continuation
-    seconds: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -109,7 +106,6 @@ def evaluate_core_task(
     *,
     max_per_task: int | None = None,
     tokens_at_once: int = 16384,
-    scorer: Scorer = score,
 ) -> TaskScore:
     """A task's score. The examples are dealt out to all ranks, and every rank gets the result.
 
@@ -120,7 +116,6 @@ def evaluate_core_task(
     """
     if max_per_task is not None and max_per_task < 1:
         raise ConfigError(f"max_per_task is {max_per_task}; choose at least 1, or none for all")
-    start = time.perf_counter()
     rows = subsample(rows, max_per_task)
     if not rows:
         raise DataError(f"{task.label}: no examples; nothing can be measured")
@@ -136,12 +131,12 @@ def evaluate_core_task(
         for first in range(0, len(mine), EXAMPLES_AT_ONCE):
             some = mine[first : first + EXAMPLES_AT_ONCE]
             examples = make_examples(task, rows, some, tokenizer, model.config.sequence_len)
-            scores = scorer(model, examples, tokens_at_once)
+            scores = score(model, examples, tokens_at_once)
             for example, found in zip(examples, scores, strict=True):
                 outcomes.append((is_right(task, example.gold, found), example.cut, example.merged))
             advance(len(some))
     correct, cut, merged = map(sum, zip(*gather(outcomes), strict=True))
-    return TaskScore(task, correct, len(rows), cut, merged, time.perf_counter() - start)
+    return TaskScore(task, correct, len(rows), cut, merged)
 
 
 def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> CoreResult:
@@ -152,6 +147,7 @@ def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> CoreResult:
     """
     scores = []
     for task in bundle.tasks():
+        start = time.perf_counter()
         scores.append(evaluate_core_task(task, bundle.rows(task), model, tokenizer, **options))
-        print0(f"{scores[-1]} in {scores[-1].seconds:.1f} s")
+        print0(f"{scores[-1]} in {time.perf_counter() - start:.1f} s")
     return CoreResult(scores)

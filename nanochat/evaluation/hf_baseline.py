@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import (
     CheckpointError,
-    ConfigError,
     DataError,
     choose_dtype,
     print0,
@@ -26,6 +25,7 @@ from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import soft_cap
 from nanochat.inference.calculator import evaluate
+from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams, sample, uniform
 from nanochat.inference.tool_calls import Tool
 
@@ -99,21 +99,18 @@ class TransformersTokenizer:
             )
         self.bos = first[0]
 
-    def _encode(self, texts: list[str], ordinary: bool) -> list[list[int]]:
-        options = {"add_special_tokens": False, "split_special_tokens": ordinary, "verbose": False}
-        return self.tokenizer(texts, **options)["input_ids"] if texts else []
-
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str | list[str], ordinary: bool = False) -> list:
         """Ids of what the programmer wrote: names of special tokens are honoured."""
-        return self._encode([text], ordinary=False)[0]
+        options = {"add_special_tokens": False, "split_special_tokens": ordinary, "verbose": False}
+        return self.tokenizer(text, **options)["input_ids"]
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of what a user or a data set wrote: nothing in it becomes a special token."""
-        return self._encode([text], ordinary=True)[0]
+        return self.encode(text, ordinary=True)
 
     def encode_ordinary_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(flat ids, offsets), both int64."""
-        encoded = self._encode(list(texts), ordinary=True)
+        encoded = self.encode(list(texts), ordinary=True) if texts else []  # on all threads
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         return np.array([token for ids in encoded for token in ids], dtype=np.int64), offsets
 
@@ -153,6 +150,7 @@ class TransformersEngine:
         self.model, self.tokenizer = model, tokenizer
         self.fast = model  # what CORE reads of an Engine
 
+    @torch.inference_mode()
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
@@ -168,54 +166,46 @@ class TransformersEngine:
     ) -> list[list[str]]:
         """The completions of every prompt as text, up to a stop id; options as in Engine.generate.
         `max_batch` rows run together until the longest of them has ended."""
+        from transformers import GenerationConfig, LogitsProcessorList
+
         params = SamplingParams(temperature, top_k, top_p, seed)
-        context = self.model.config.sequence_len
+        context, device = self.model.config.sequence_len, self.model.device
         for i, prompt in enumerate(prompts):
-            if not 0 < len(prompt) < context:
-                raise ConfigError(
-                    f"prompt {i} has {len(prompt):,} tokens; a context of {context:,} takes 1 to "
-                    f"{context - 1:,}, to leave room for an answer. Cut its oldest part"
-                )
+            request = Request(prompt, max_tokens, params)
+            request.check(context, self.model.config.vocab_size, f"prompt {i}")
+        stops, bos = list(self.tokenizer.stop_ids), self.tokenizer.bos
         jobs = [(i, s) for i in range(len(prompts)) for s in range(num_samples)]
         jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
         completions = [[""] * num_samples for _ in prompts]
         for first in range(0, len(jobs), max_batch):
             batch = jobs[first : first + max_batch]
-            some, samples = [prompts[i] for i, _ in batch], [s for _, s in batch]
-            answers = self._generate(some, samples, max_tokens, params)
-            for (i, s), ids in zip(batch, answers, strict=True):
-                completions[i][s] = self.tokenizer.decode(ids)
+            samples = [s for _, s in batch]
+            rows = [list(prompts[i]) for i, _ in batch]
+            T = len(rows[0])  # the longest
+            ids = torch.tensor([[bos] * (T - len(row)) + row for row in rows], device=device)
+            mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+
+            def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
+                noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
+                tokens = sample(logits.float(), params, noise)
+                return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+            answers = self.model.model.generate(
+                ids,
+                attention_mask=mask.to(device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=min(max_tokens, context - T),
+                    eos_token_id=stops or None,
+                    pad_token_id=stops[0] if stops else bos,
+                    do_sample=False,  # `draw` leaves one token to choose
+                ),
+                logits_processor=LogitsProcessorList([draw]),
+            )[:, T:].tolist()
+            for (i, s), answer in zip(batch, answers, strict=True):
+                end = next((n for n, token in enumerate(answer) if token in stops), len(answer))
+                completions[i][s] = self.tokenizer.decode(answer[:end])
                 on_end()
         return completions
-
-    @torch.inference_mode()
-    def _generate(self, prompts, samples, max_tokens, params) -> list[list[int]]:
-        """The ids that follow each prompt, the longest prompt first; its room is that of all."""
-        from transformers import GenerationConfig, LogitsProcessorList
-
-        T, stops = len(prompts[0]), list(self.tokenizer.stop_ids)
-        ids = torch.tensor([[self.tokenizer.bos] * (T - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
-
-        def draw(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
-            tokens = sample(logits.float(), params, noise)
-            return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
-
-        config = GenerationConfig(
-            max_new_tokens=min(max_tokens, self.model.config.sequence_len - T),
-            eos_token_id=stops or None,
-            pad_token_id=stops[0] if stops else self.tokenizer.bos,
-            do_sample=False,
-        )
-        answers = self.model.model.generate(
-            ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([draw]),
-        )[:, T:].tolist()
-        ends = [next((n for n, t in enumerate(a) if t in stops), len(a)) for a in answers]
-        return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
