@@ -14,7 +14,7 @@ from nanochat.common import ConfigError, DataError, print0, rank_and_world
 from nanochat.data.offline_corpus import human_eval
 from nanochat.data.sources import read_rows
 from tasks.source import data_file
-from tasks.task import Task, check_split, exchange, final_text, in_range
+from tasks.task import Task, check_split, exchange, final_text
 
 PACKAGE = "human-eval"
 COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
@@ -50,7 +50,7 @@ class HumanEval(Task):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[in_range(index, len(self))]
+        row = self.rows[index]
         solution = row["prompt"] + row["canonical_solution"].rstrip()
         extra = {name: row[name] for name in ("task_id", "test", "entry_point")}
         return exchange(row["prompt"], f"```python\n{solution}\n```", answer=solution, **extra)
