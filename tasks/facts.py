@@ -1,8 +1,7 @@
 """Facts: questions and short answers made by template from the texts that Python packages ship.
 
-The train split asks each fact in every training wording; the test split asks the same facts in
-wordings that training never has, so that it measures whether a fact can be asked for, not only
-recited.
+The test split asks the facts of the train split in other wordings: whether a fact can be asked for,
+not only recited.
 """
 
 import hashlib
@@ -156,8 +155,7 @@ def field(raw: dict, *path: str) -> str:
 
 
 def country_name(raw: dict) -> str:
-    """The name that people use: the short form, without what stands in brackets; else the long
-    form."""
+    """The name in use: the short form, else the long one, without what stands in brackets."""
     short = field(raw, "Government", "Country name", "conventional short form")
     if short in ("", "none"):
         short = field(raw, "Government", "Country name", "conventional long form")
@@ -170,10 +168,7 @@ def with_article(name: str) -> str:
 
 
 def clean_capital(raw: dict) -> str:
-    """The one capital, "" where there is none or where several share the task.
-
-    "Tripoli (Tarabulus)" is Tripoli, "Pretoria (administrative capital); ..." is "".
-    """
+    """The capital; "" if there is none or several: "Pretoria (administrative capital); ..."."""
     text = field(raw, "Government", "Capital", "name")
     if "capital" in text or text.startswith(("no ", "administered")) or text.count(",") > 1:
         return ""
@@ -198,7 +193,7 @@ def clean_population(raw: dict) -> int:
 
 
 def rounded(population: int) -> str:
-    """A population as people say it: 68,374,591 is "68 million", 1,416,043,270 is "1.4 billion"."""
+    """A population in words: 68,374,591 is "68 million", 1,416,043,270 is "1.4 billion"."""
     if population >= 1_000_000_000:
         return f"{population / 1e9:.1f} billion"
     if population >= 1_000_000:
@@ -214,11 +209,8 @@ def sentence(text: str) -> str:
 
 
 def meaning_facts(leads: list[dict], limit: int) -> list[Fact]:
-    """What the `limit` commonest things are, by the short description of their article.
-
-    Taken are titles of one word whose article begins like "A tomato is": that tells the article
-    to ask with.
-    """
+    """What the `limit` commonest things are, by their article's short description; of titles of one
+    word whose text begins like "A tomato is", which tells the article to ask with."""
     counts = Counter(re.findall(r"[a-z]+", "\n".join(lead["extract"] for lead in leads)))
     found = []
     for lead in leads:

@@ -1,8 +1,8 @@
 """Spelling: write a word letter by letter, or count a letter in it through the tool.
 
-A tokenizer hides the letters of a word. What is learned is which letters stand in each piece that
-the tokenizer makes of words; so that every piece is met often enough, part of the training words
-are made up: of the tokenizer's own pieces where they are given, else of halves of real words.
+A tokenizer hides the letters of a word, so the model must learn the letters of every piece. To meet
+each often enough, part of the training words are made up: of the tokenizer's own pieces where they
+are given, else of halves of real words.
 """
 
 import random

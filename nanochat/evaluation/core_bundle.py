@@ -155,8 +155,7 @@ def wrong_with(row: object, kind: str) -> str | None:
 
 
 def find_bundle(where: str | None = None) -> Bundle:
-    """The bundle at `where`, a zip or folder; by default the public one, downloaded once into
-    base_dir()/eval_bundle. Called by all ranks.
+    """The bundle at `where`; by default the public one, downloaded once. Called by all ranks.
 
     Prints which files differ from the known ones. Raises DataError if the bundle is missing,
     damaged or cannot be downloaded.

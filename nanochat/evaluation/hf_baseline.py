@@ -225,8 +225,8 @@ def open_engine(
     step: int | None,
     tool: Tool = evaluate,
 ) -> tuple[Engine | TransformersEngine, Path, dict, dict | None]:
-    """(engine, folder for its figures, {"stage", "step"}, config of its run) of a checkpoint, see
-    load_model, or instead of the Hugging Face folder hf_path, which has no run."""
+    """(engine, folder for its figures, {"stage", "step"}, its run's config) of a checkpoint, see
+    load_model, or of the Hugging Face folder hf_path, which has no run."""
     if hf_path is not None:
         engine = TransformersEngine(*load_transformers(hf_path, device))
         folder = base_dir() / "hf_evaluations" / Path(hf_path).resolve().name

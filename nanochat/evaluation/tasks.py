@@ -14,7 +14,7 @@ from nanochat.engine import Engine
 from nanochat.files import write_atomic
 
 CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
-PASS_AT = (1, 10, 100)  # as in Chen et al. 2021; and the number of samples itself
+PASS_AT = (1, 10, 100)  # as in Chen et al. 2021
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,8 @@ def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[li
 
 
 def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
-    """For each prompt, as its completion, the most likely of its letters, and all their logits.
-
-    Raises DataError for a letter that is not a single token.
-    """
+    """For each prompt the likeliest of its letters, and their logits; DataError for a letter that
+    is not a single token."""
 
     def token(letter: str) -> int:
         ids = engine.tokenizer.encode_ordinary(letter)
@@ -258,8 +256,8 @@ def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that one of k samples is right, estimated without bias from n samples of which
-    `correct` are (Chen et al. 2021, equation 1): 1 - C(n - c, k) / C(n, k).
+    """The unbiased estimate, from n samples, of the chance that one of k is right:
+    1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, equation 1).
 
     Example: pass_at_k(4, 1, 2) == 0.5
     """
