@@ -1,8 +1,7 @@
 """The data of the CORE metric: the public evaluation bundle, downloaded, checked and read.
 
 The bundle is a zip, or the folder it unpacks to: core.yaml names the tasks, eval_meta_data.csv has
-the accuracy that chance reaches in each (in percent), eval_data/ has a JSON line an example. See
-core.py for what is made of them.
+the accuracy of chance in each (in percent), eval_data/ has a JSON line an example.
 """
 
 import csv
@@ -91,7 +90,7 @@ class Bundle:
             self.prefix = ""  # the folder eval_bundle itself
 
     def read(self, name: str) -> bytes:
-        """The content of a file such as "core.yaml"; a zip checks its CRC on the way."""
+        """The content of a file such as "core.yaml"."""
         try:
             if self.path.is_dir():
                 return (self.path / f"{self.prefix}{name}").read_bytes()
@@ -99,12 +98,13 @@ class Bundle:
                 return archive.read(f"{self.prefix}{name}")
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self.path}: {name} cannot be read: {error}. Expected the evaluation bundle of "
-                f"CORE, a zip or folder with eval_bundle/core.yaml in it. {WAYS_OUT}"
+                f"{self.path}: {name} cannot be read: {error}. Expected a zip or folder with "
+                f"eval_bundle/core.yaml in it. {WAYS_OUT}"
             ) from error
 
     def tasks(self) -> list[CoreTask]:
-        """The tasks in the bundle's order; raises DataError for a task that lacks something."""
+        """The tasks in the bundle's order; raises DataError for one of unknown kind or without a
+        baseline."""
         lines = csv.DictReader(io.StringIO(self.read("eval_meta_data.csv").decode()))
         percent = {line["Eval Task"]: float(line["Random baseline"]) for line in lines}
         tasks = []
@@ -116,8 +116,8 @@ class Bundle:
                     f"{'a' if label in percent else 'no'} baseline; expected one of "
                     f"{', '.join(FIELDS)}, and a line in eval_meta_data.csv"
                 )
-            shots, delimiter = entry["num_fewshot"][0], entry.get("continuation_delimiter", " ")
-            baseline = percent[label] / 100
+            delimiter = entry.get("continuation_delimiter", " ")
+            shots, baseline = entry["num_fewshot"][0], percent[label] / 100
             tasks.append(CoreTask(label, kind, entry["dataset_uri"], shots, delimiter, baseline))
         return tasks
 
@@ -135,7 +135,7 @@ class Bundle:
         return rows
 
     def changed_files(self) -> list[str]:
-        """Names of the known files whose content is not the known one."""
+        """Names of the files whose content is not the known one."""
         files = ["core.yaml", "eval_meta_data.csv", *(f"eval_data/{t.file}" for t in self.tasks())]
         known = {name: digest for digest, name in map(str.split, KNOWN_FILES.split("\n")[1:-1])}
         digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:16] for name in files}
@@ -143,7 +143,7 @@ class Bundle:
 
 
 def wrong_with(row: object, kind: str) -> str | None:
-    """What an example lacks; None for a good one."""
+    """What is wrong with an example, None if nothing is."""
     for field, form in FIELDS[kind].items():
         if not isinstance(row, dict) or not isinstance(row.get(field), form):
             return f"found no {field} ({form.__name__}) in {str(row)[:80]!r}"
@@ -155,8 +155,7 @@ def wrong_with(row: object, kind: str) -> str | None:
 
 
 def find_bundle(where: str | None = None) -> Bundle:
-    """The bundle at `where`, a zip or folder; by default the public one, downloaded once into
-    base_dir()/eval_bundle. Called by all ranks.
+    """The bundle at `where`; by default the public one, downloaded once. Called by all ranks.
 
     Prints which files differ from the known ones. Raises DataError if the bundle is missing,
     damaged or cannot be downloaded.

@@ -26,19 +26,17 @@ LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 
 
 class Score(NamedTuple):
-    """Of one row: the mean loss of its scored tokens in nats, and whether each of them is the one
-    that the model finds likeliest."""
+    """Of a row's scored tokens: their mean loss in nats, and whether each is the likeliest one."""
 
     loss: float
     is_greedy: bool
 
 
 class PaddedRows:
-    """B rows of T tokens as one pass of the fused model; AttentionBatch is its twin in generation.
+    """B rows of T tokens as one pass of the fused model (generation has AttentionBatch).
 
     positions (B, T). With `before`, each row continues the same row of that pass, which must `keep`
-    its keys and values (B, Hkv, P, K); mask (B, 1, T, P + T) then says what a token sees. Without,
-    attention is causal.
+    its keys and values, and mask (B, 1, T, P + T) says what a token sees; else attention is causal.
     """
 
     singles = 0  # AttentionBatch: sequences of which a single token is read
@@ -77,8 +75,8 @@ class Job(NamedTuple):
 def score(
     model: InferenceModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
 ) -> list[list[Score]]:
-    """The Score of every row of every example. At most about `tokens_at_once` tokens are read at a
-    time (on a CPU fewer), but at least one example. A TransformersModel reads each row whole.
+    """The Score of every row of every example. About `tokens_at_once` tokens are read at a time, on
+    a CPU fewer. A TransformersModel reads each row whole.
 
     Example: score(model, [Example((Row(np.array([1, 2, 3]), 2),))], 4096)[0][0].loss
     """

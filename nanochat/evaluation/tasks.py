@@ -14,7 +14,7 @@ from nanochat.engine import Engine
 from nanochat.files import write_atomic
 
 CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
-PASS_AT = (1, 10, 100)  # as in Chen et al. 2021; and the number of samples itself
+PASS_AT = (1, 10, 100)  # as in Chen et al. 2021
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,7 @@ def evaluate_task(
     conversations = [task[i] for i in mine]
     if choice := task.kind == "choice":
         num_samples, temperature, max_tokens = 1, 0.0, 1
-    # A model from elsewhere brings its own chat template, in its tokenizer.
-    own = getattr(engine.tokenizer, "render_for_completion", None)
-    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
-    context = engine.model.config.sequence_len
-    longest = context - max(min(max_tokens, context // 2), 1)  # half at least is the prompt's
-    whole = [render(conversation) for conversation in conversations]
-    prompts = [prompt[-longest:] for prompt in whole]
-    cut = sum(len(prompt) > longest for prompt in whole)
+    prompts, cut = fit_prompts(conversations, engine, max_tokens)
     with progress(name, len(mine) * num_samples, "answers") as advance:
         if choice:
             letters = [task.choices(i) for i in mine]
@@ -225,11 +218,21 @@ def evaluate_task(
     return Result(name, task.kind, right, num_samples, temperature, task.baseline, cut)
 
 
-def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
-    """For each prompt, as its completion, the most likely of its letters, and all their logits.
+def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:
+    """The prompts as ids, and how many lost their oldest tokens: an answer gets `max_tokens` of the
+    context, but at most half."""
+    # A model from elsewhere brings its own chat template, in its tokenizer.
+    own = getattr(engine.tokenizer, "render_for_completion", None)
+    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
+    context = engine.model.config.sequence_len
+    longest = context - max(min(max_tokens, context // 2), 1)
+    prompts = [render(conversation) for conversation in conversations]
+    return [p[-longest:] for p in prompts], sum(len(p) > longest for p in prompts)
 
-    Raises DataError for a letter that is not a single token.
-    """
+
+def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
+    """For each prompt the likeliest of its letters, and their logits; DataError for a letter that
+    is not a single token."""
 
     def token(letter: str) -> int:
         ids = engine.tokenizer.encode_ordinary(letter)
@@ -254,8 +257,8 @@ def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that one of k samples is right, estimated without bias from n samples of which
-    `correct` are (Chen et al. 2021, equation 1): 1 - C(n - c, k) / C(n, k).
+    """The unbiased estimate, from n samples, of the chance that one of k is right:
+    1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, equation 1).
 
     Example: pass_at_k(4, 1, 2) == 0.5
     """

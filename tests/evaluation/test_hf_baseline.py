@@ -223,17 +223,11 @@ def test_an_answer_ends_at_the_context(made_tokenizer, tmp_path):
     saved(gpt2, made_tokenizer, tmp_path)
     engine = TransformersEngine(*load_transformers(tmp_path, "cpu"))
     engine.tokenizer.stop_ids = ()
-    ids = engine._generate([[5] * 45], [0], 10, params=_greedy())
-    assert [len(answer) for answer in ids] == [3]
+    engine.tokenizer.decode = len
+    assert engine.complete([[5] * 45], max_tokens=10, temperature=0) == [[3]]
     for prompt in ([], [5] * 48):
         with pytest.raises(ConfigError, match=f"prompt 0 has {len(prompt)} tokens"):
             engine.complete([prompt], max_tokens=1)
-
-
-def _greedy():
-    from nanochat.inference.sampling import SamplingParams
-
-    return SamplingParams(temperature=0)
 
 
 def test_special_tokens_in_text_stay_text(made_tokenizer, tmp_path):
