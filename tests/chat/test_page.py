@@ -27,7 +27,7 @@ def test_the_page_loads_only_its_own_files():
     named = re.findall(
         r'<(?:script defer src|link rel="stylesheet" href)="([^"]+)"', texts["index.html"]
     )
-    assert {*named, "index.html", "docs.css"} == set(texts)
+    assert {*named, "index.html"} == set(texts)
     outside = set(re.findall(r"[a-z]+://[^\s'\"`)]+", "".join(texts.values())))
     assert outside == {"http://www.w3.org/2000/svg"}  # a name, not an address that is loaded
     assert not re.findall(r"\s(?:on\w+|style)=|<style", texts["index.html"])
