@@ -173,7 +173,8 @@ class InlineReader {
   address(c) {
     const start = this.at;
     const match = this.match(c === "<" ? AUTOLINK : BARE_LINK);
-    let text = match?.[1] ?? match?.[0].replace(/[.,;:!?'"*_~\]]{1,20}$/, "") ?? "";
+    if (!match) return false;
+    let text = match[1] ?? match[0].replace(/[.,;:!?'"*_~\]]{1,20}$/, "");
     if (c === "h" && text.endsWith(")") && !text.includes("(")) text = text.slice(0, -1);
     const address = safeAddress(text);
     this.at = start;
