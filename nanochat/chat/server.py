@@ -75,7 +75,7 @@ def create_app(
 
 
 def add_api(app: FastAPI, state: AppState) -> None:
-    start, engine = time.time(), state.engine
+    start, engine, limits = time.time(), state.engine, state.limits
     tokenizer, context = engine.engine.tokenizer, engine.engine.model.config.sequence_len
     errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
     model = {
@@ -84,7 +84,11 @@ def add_api(app: FastAPI, state: AppState) -> None:
         "created": int(start),
         "owned_by": "nanochat",
         "max_model_len": context,
-        "defaults": state.limits.defaults,
+        "defaults": {
+            "temperature": limits.temperature,
+            "top_k": limits.top_k or 0,
+            "max_tokens": limits.max_tokens,
+        },
     }
 
     def check_model(name: str | None) -> None:
@@ -96,14 +100,14 @@ def add_api(app: FastAPI, state: AppState) -> None:
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
         check_model(body.model)
-        requests, forgotten = chat_requests(body, tokenizer, context, state.limits)
+        requests, forgotten = chat_requests(body, tokenizer, context, limits)
         return await Completion(state, body, requests, http, True, forgotten).response()
 
     @app.post("/v1/completions", responses=errors, response_model=None)
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
         """What follows a text, whole or as server-sent events; no chat markup, no tools."""
         check_model(body.model)
-        requests = completion_requests(body, tokenizer, context, state.limits)
+        requests = completion_requests(body, tokenizer, context, limits)
         return await Completion(state, body, requests, http).response()
 
     @app.get("/v1/models")
