@@ -45,7 +45,7 @@ class Completion:
         chat: bool = False,
         forgotten_turns: int = 0,
     ):
-        self.state, self.body, self.requests, self.chat = state, body, requests, chat
+        self.state, self.body, self.chat = state, body, chat
         self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
         self.stream = state.engine.submit(requests, state.limits.seconds)
         self.choices = [Choice(state.engine.engine.tokenizer, chat) for _ in requests]
