@@ -83,10 +83,9 @@ def print_tables(tag: str) -> None:
 def make_page(stages: list[StageRecord], assumed: Assumptions) -> Page:
     last = stages[-1]
     source = stages[0].run.get("data", {}).get("source")
-    done = [NAMES[stage.name] for stage in stages]
-    subtitle = " and ".join([", ".join(done[:-1]), done[-1]] if len(done) > 1 else done)
-    subtitle = subtitle.capitalize() + (f", from raw text: {Path(source).name}" if source else "")
-    subtitle += f". Trained on {last.device}." if last.device else "."
+    subtitle = ", then ".join(NAMES[stage.name] for stage in stages).capitalize()
+    subtitle += f", from raw text: {Path(source).name}." if source else "."
+    subtitle += f" Trained on {last.device}." if last.device else ""
     figures = [figure for stage in stages for figure in curves(stage)]
     sections = [
         Section("Training", stage_tables(stages)),
