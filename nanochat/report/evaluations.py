@@ -71,53 +71,40 @@ def chat_section(stages: list[StageRecord]) -> Section:
     """Each task in a row, each stage in a column; then what chance and leakage would give."""
     measured = {stage.name: stage.evaluations for stage in stages}
     every = {key: value for found in measured.values() for key, value in found.items()}
-    rows = []
+
+    def across(figure: str, spec: str, stderr: str = "") -> list[str]:
+        return [format_number(m.get(figure), spec, m.get(stderr)) for m in measured.values()]
+
+    rows, controls, note = [], [], "Accuracy ± its standard error."
     for task in names_after("accuracy/", every):
-        counts = [found.get(f"examples/{task}") for found in measured.values()]
-        usual = max((count for count in counts if count is not None), default=None)
-        cells = [
-            format_number(found.get(f"accuracy/{task}"), ".1%", found.get(f"stderr/{task}"))
-            + ("" if count in (None, usual) else f" (of {count:,})")
-            for found, count in zip(measured.values(), counts, strict=True)
-        ]
+        questions = " / ".join(filter(None, dict.fromkeys(across(f"examples/{task}", ","))))
         chance = format_number(every.get(f"baseline/{task}"), ".1%")
-        rows.append([task, *cells, format_number(usual, ","), chance])
+        cells = across(f"accuracy/{task}", ".1%", f"stderr/{task}")
+        rows.append([task, *cells, questions, chance])
     for key in every:
         name, _, task = key.partition("/")
         if name.startswith("pass@") and name != "pass@1":  # which is the accuracy
-            cells = [format_number(found.get(key), ".1%") for found in measured.values()]
-            rows.append([f"{task} {name}", *cells, "", ""])
-    note = "Accuracy ± its standard error."
+            rows.append([f"{task} {name}", *across(key, ".1%"), "", ""])
     if "chatcore" in every:
         note += " ChatCORE is the mean accuracy above chance of the model card's five tasks."
-        cells = [
-            format_number(found.get("chatcore"), ".4f", found.get("chatcore_stderr"))
-            for found in measured.values()
-        ]
-        rows.append(["ChatCORE", *cells, "", ""])
-    blocks = []
-    if rows:
-        headers = ["task", *measured, "questions", "chance"]
-        blocks.append(Table("Accuracy by stage", headers, rows, note))
-    if controls := control_rows(measured):
-        note = "The control asks the same questions with shuffled choices or wrong tool results."
-        blocks.append(Table("Controls", ["task", "true", "control", "difference"], controls, note))
-    return Section("Chat tasks", blocks)
-
-
-def control_rows(measured: dict[str, dict]) -> list[list[str]]:
-    """[task and stage, accuracy, that of the control, the difference in points]"""
-    rows = []
+        rows.append(["ChatCORE", *across("chatcore", ".4f", "chatcore_stderr"), "", ""])
     for stage, found in measured.items():
         for task in names_after("control/", found):
             accuracy, control = found[f"accuracy/{task}"], found[f"control/{task}"]
-            rows.append([
-                f"{task}, {stage}",
-                format_number(accuracy, ".1%", found.get(f"stderr/{task}")),
-                format_number(control, ".1%", found.get(f"control_stderr/{task}")),
-                f"{100 * (accuracy - control):+.1f} points",
-            ])  # fmt: skip
-    return rows
+            true = format_number(accuracy, ".1%", found.get(f"stderr/{task}"))
+            changed = format_number(control, ".1%", found.get(f"control_stderr/{task}"))
+            difference = f"{100 * (accuracy - control):+.1f} points"
+            controls.append([f"{task}, {stage}", true, changed, difference])
+    tables = [
+        Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note),
+        Table(
+            "Controls",
+            ["task", "true", "control", "difference"],
+            controls,
+            "The control asks the same questions with shuffled choices or wrong tool results.",
+        ),
+    ]
+    return Section("Chat tasks", [table for table in tables if table.rows])
 
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:

@@ -14,7 +14,7 @@ from nanochat.report.page import (
     render_template,
     sections_to_markdown,
 )
-from nanochat.report.run import Assumptions, StageRecord, lineage, parameters, stored_assumptions
+from nanochat.report.run import StageRecord, lineage, parameters
 from nanochat.report.training import (
     cost_section,
     headline,
@@ -42,18 +42,17 @@ def render(checkpoint: Path | str, parity: dict | None = None) -> str:
 
     Example: render("~/.cache/nanochat/sft_checkpoints/d20/step_000682").
     """
-    stages = lineage(checkpoint)
-    return model_card(stages, stored_assumptions(stages[-1].tag), parity)
+    return model_card(lineage(checkpoint), parity)
 
 
-def model_card(stages: list[StageRecord], assumed: Assumptions, parity: dict | None = None) -> str:
+def model_card(stages: list[StageRecord], parity: dict | None = None) -> str:
     """The card of the last of `stages`, which are those that led to it."""
     last = stages[-1]
     sections = [
         Section("Training", [*stage_tables(stages), software_table(stages)]),
         core_section(stages),
         chat_section(stages),
-        cost_section(stages, assumed),
+        cost_section(stages),
         Section("Parity of this export", parity_blocks(parity) if parity else []),
     ]
     return render_template(
@@ -65,7 +64,7 @@ def model_card(stages: list[StageRecord], assumed: Assumptions, parity: dict | N
         size=sum(parameters(last.config).values()),
         parameters=block_to_markdown(parameter_table(last.config)),
         steps=", then ".join(f"{stage.name} ({stage.step:,} steps)" for stage in stages),
-        scores=[fact for fact in headline(stages, assumed) if "CORE" in fact[0]],
+        scores=[fact for fact in headline(stages) if "CORE" in fact[0]],
         sections=sections_to_markdown(sections),
     )
 

@@ -31,7 +31,7 @@ class Assumptions:
 
     price_per_hour: float | None = None  # of the whole machine
     watts: float | None = None  # of the whole machine, where nothing was measured
-    grams_per_kwh: float | None = None  # CO2 of the electricity; None: the world's average
+    grams_per_kwh: float | None = None  # CO2 of the electricity; None: WORLD_GRAMS_PER_KWH
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class StageRecord:
     run: dict  # run.json
     config: dict  # config.json
     records: list[dict]  # of metrics.jsonl
+    assumed: Assumptions
 
     @property
     def steps(self) -> list[dict]:
@@ -104,7 +105,8 @@ class StageRecord:
         last = self.sessions[-1]
         return f"{last['ranks']} × {last['device']}" if last["ranks"] > 1 else last["device"]
 
-    def energy(self, assumed: Assumptions) -> tuple[float, str] | None:
+    @property
+    def energy(self) -> tuple[float, str] | None:
         """(kWh, how it is known). Measured where every session had a meter; else estimated from
         the watts that are assumed or that the card's data sheet says; else None."""
         if not self.sessions:
@@ -116,8 +118,8 @@ class StageRecord:
             how += f", times {last['nodes']} nodes, the first measured" * (last["nodes"] > 1)
             return sum(joules) * last["nodes"] / 3.6e6, how
         card = find_card(last["device"])
-        if assumed.watts is not None:
-            watts, source = assumed.watts, "given for the whole machine"
+        if self.assumed.watts is not None:
+            watts, source = self.assumed.watts, "given for the whole machine"
         elif card and card[1].watts:
             watts = card[1].watts * last["ranks"]
             source = f"= {last['ranks']} × {card[1].watts} W by the card's data sheet"
@@ -125,6 +127,13 @@ class StageRecord:
             return None
         how = f"estimated: {watts:,.0f} W {source} × {self.hours:.3g} h"
         return watts * self.hours / 1000, how
+
+    @property
+    def spent(self) -> tuple[float | None, ...]:
+        """Hours, dollars, kWh and grams of CO2."""
+        hours, price, kwh = self.hours, self.assumed.price_per_hour, self.energy and self.energy[0]
+        grams_per_kwh = self.assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH
+        return hours, hours and price and hours * price, kwh, kwh and kwh * grams_per_kwh
 
 
 def total(values: Iterable[float | None]) -> float | None:
@@ -156,12 +165,6 @@ def report_folder(tag: str) -> Path:
     return base_dir() / "report" / tag
 
 
-def stored_assumptions(tag: str, given: Assumptions | None = None) -> Assumptions:
-    """What is given now, over what was given for this run before."""
-    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
-    return Assumptions(**read_json(report_folder(tag) / ASSUMPTIONS) | now)
-
-
 def newest_checkpoint(tag: str | None = None) -> Path:
     """The newest checkpoint of a tag, of whatever stage; CheckpointError when there is none."""
     found = available_checkpoints(tag=tag)
@@ -171,21 +174,27 @@ def newest_checkpoint(tag: str | None = None) -> Path:
     return found[0].path
 
 
-def lineage(folder: Path | str) -> list[StageRecord]:
-    """The stages that led to a checkpoint, in order; a parent that is not here ends the search."""
+def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageRecord]:
+    """The stages that led to a checkpoint, in order; a parent that is not here ends the search.
+
+    given: assumptions over those that were stored with the run's report before.
+    """
     folder = Path(folder).expanduser().resolve()
-    stages = [load_stage(folder)]
+    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
+    stored = read_json(report_folder(folder.parent.name) / ASSUMPTIONS)
+    assumed = Assumptions(**stored | now)
+    stages = [load_stage(folder, assumed)]
     while parent := stages[0].run.get("parent"):
         place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since
         here = [root / place for root in (folder.parent.parent.parent, base_dir())]
         found = [p for p in here if p.exists() or (p.parent / METRICS).exists()]
         if not found:
             break
-        stages.insert(0, load_stage(found[0]))
+        stages.insert(0, load_stage(found[0], assumed))
     return stages
 
 
-def load_stage(folder: Path) -> StageRecord:
+def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
     """The stage that ended in this checkpoint, or in one that was pruned since, with its records up
     to there. Raises CheckpointError for a folder that is neither."""
     run, run_folder = read_json(folder / "run.json"), folder.parent
@@ -208,8 +217,8 @@ def load_stage(folder: Path) -> StageRecord:
     ]
     if left_out := sum(map(len, records)) - sum(map(len, kept)):
         print0(f"{run_folder / METRICS}: left out {left_out} values that are not finite numbers")
-    config = read_json(folder / "config.json")
-    return StageRecord(run["stage"], run["tag"], run["step"], run_folder, run, config, kept)
+    place, config = (run["stage"], run["tag"], run["step"]), read_json(folder / "config.json")
+    return StageRecord(*place, run_folder, run, config, kept, assumed)
 
 
 def read_json(path: Path) -> dict:

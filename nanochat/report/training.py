@@ -11,17 +11,16 @@ from nanochat.report.figures import (
 )
 from nanochat.report.page import Figure, Section, Table
 from nanochat.report.plots import curve
-from nanochat.report.run import WORLD_GRAMS_PER_KWH, Assumptions, StageRecord, parameters, total
+from nanochat.report.run import WORLD_GRAMS_PER_KWH, StageRecord, parameters, total
 
 
-def headline(stages: list[StageRecord], assumed: Assumptions) -> list[tuple[str, str, str]]:
+def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
     """(label, value, note) of the figures on top: those that there are."""
-    base, config, price = stages[0], stages[-1].config, assumed.price_per_hour
+    base, config, price = stages[0], stages[-1].config, stages[-1].assumed.price_per_hour
     shape = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
     tokens, flops = total(s.tokens for s in stages), total(s.flops for s in stages)
-    _, hours, cost, energy, _ = cost_rows(stages, assumed)[-1]
-    hows = [used[1] for stage in stages if (used := stage.energy(assumed))]
-    measured = all(how.startswith("measured") for how in hows)
+    _, hours, cost, energy, _ = cost_rows(stages)[-1]
+    measured = all(stage.energy and stage.energy[1].startswith("measured") for stage in stages)
     facts = [
         ("Parameters", format_compact(sum(parameters(config).values())), shape),
         ("Tokens", format_compact(tokens), "through the model, all stages"),
@@ -96,42 +95,38 @@ def curves(stage: StageRecord) -> list[Figure]:
     ]
 
 
-def cost_rows(stages: list[StageRecord], assumed: Assumptions) -> list[list[str]]:
+def cost_rows(stages: list[StageRecord]) -> list[list[str]]:
     """[stage, hours, cost, energy, CO2] of each stage, and of all."""
-    price, grams = assumed.price_per_hour, assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH
-    energies = [stage.energy(assumed) for stage in stages]
-    kwhs = [energy and energy[0] for energy in energies]
-    used = [(stage.name, stage.hours, kwh) for stage, kwh in zip(stages, kwhs, strict=True)]
-    used.append(("all", total(stage.hours for stage in stages), total(kwhs)))
+    spent = {stage.name: stage.spent for stage in stages}
+    spent["all"] = tuple(total(column) for column in zip(*spent.values(), strict=True))
     return [
         [
             name,
             format_hours(hours),
-            format_dollars(None if None in (hours, price) else hours * price),
+            format_dollars(dollars),
             format_compact(kwh and 1000 * kwh, "Wh"),
-            format_compact(kwh and grams * kwh, "g"),
+            format_compact(grams, "g"),
         ]
-        for name, hours, kwh in used
+        for name, (hours, dollars, kwh, grams) in spent.items()
     ]
 
 
-def cost_section(stages: list[StageRecord], assumed: Assumptions) -> Section:
+def cost_section(stages: list[StageRecord]) -> Section:
     """Hours, price, energy and CO2 by stage, with the formulas."""
-    section, rows = Section("Time, cost and energy"), cost_rows(stages, assumed)
+    rows, assumed = cost_rows(stages), stages[-1].assumed
     if not any(any(cells) for _, *cells in rows):
-        return section
+        return Section("Time, cost and energy")
     note = "Hours run from a stage's first step to its last, with what lies between: compilation, "
     note += "evaluations, saves; preparing the data before is not in them."
-    if assumed.price_per_hour is not None:
+    if assumed.price_per_hour:
         note += f" Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour."
-    hows = [f"{stage.name} {used[1]}" for stage in stages if (used := stage.energy(assumed))]
-    if hows:
+    if hows := [f"{stage.name} {stage.energy[1]}" for stage in stages if stage.energy]:
         grams = f"{assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH:g} g/kWh"
         grams += "" if assumed.grams_per_kwh else ", the world's average in 2023 by Ember"
         note += f" Energy: {'; '.join(hows)}. CO2 = energy × {grams}."
     headers = ["stage", "hours", "cost", "energy", "CO2"]
-    section.blocks.append(Table("Hours, cost and energy by stage", headers, rows, note))
-    return section
+    table = Table("Hours, cost and energy by stage", headers, rows, note)
+    return Section("Time, cost and energy", [table])
 
 
 def provenance_section(stages: list[StageRecord]) -> Section:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from nanochat.report.run import (
     lineage,
     newest_checkpoint,
     parameters,
-    stored_assumptions,
     total,
 )
 from nanochat.report.training import headline
@@ -34,7 +34,9 @@ from nanochat.training import energy
 from nanochat.training.energy import EnergyMeter, rapl_meter
 from nanochat.training.log import TrainLog
 
-NOTHING = Assumptions()
+
+def assuming(stages, **assumed):
+    return [replace(stage, assumed=Assumptions(**assumed)) for stage in stages]
 
 
 @pytest.fixture
@@ -58,28 +60,29 @@ def test_the_stage_s_figures_are_those_worked_out_by_hand(stages):
 
 def test_energy_is_measured_where_there_was_a_meter_else_estimated(stages):
     base, sft = stages
-    kwh, how = base.energy(NOTHING)
+    kwh, how = base.energy
     assert kwh == pytest.approx(0.001) and how == "measured: NVML, 2 GPU boards"  # 3,600 J
-    assert base.energy(Assumptions(watts=100)) == (kwh, how)
-    kwh, how = sft.energy(NOTHING)  # 2 boards of 700 W for 18 s
+    kwh, how = sft.energy  # 2 boards of 700 W for 18 s
     assert kwh == pytest.approx(1.4 * 18 / 3600)
     assert how.startswith("estimated: 1,400 W = 2 × 700 W by the card's data sheet")
-    assert sft.energy(Assumptions(watts=100))[0] == pytest.approx(0.1 * 18 / 3600)
+    given = assuming(stages, watts=100)
+    assert given[1].energy[0] == pytest.approx(0.1 * 18 / 3600)
+    assert given[0].energy == base.energy
 
 
 def test_a_second_node_counts_as_much_as_the_measured_one(stages):
     base = stages[0]
     base.sessions[0]["nodes"] = 2
-    kwh, how = base.energy(NOTHING)
+    kwh, how = base.energy
     assert kwh == pytest.approx(0.002) and "times 2 nodes" in how
 
 
 def test_a_processor_without_a_meter_has_no_energy_unless_watts_are_given(stages):
     sft = stages[1]
     sft.sessions[0]["device"] = "cpu AMD EPYC"
-    assert sft.energy(NOTHING) is None
-    assert sft.energy(Assumptions(watts=360))[0] == pytest.approx(0.36 * 18 / 3600)
-    assert "Energy" not in {label for label, *_ in headline(stages, NOTHING)}
+    assert sft.energy is None
+    assert "Energy" not in {label for label, *_ in headline(stages)}
+    assert assuming(stages, watts=360)[1].energy[0] == pytest.approx(0.36 * 18 / 3600)
 
 
 def test_a_total_is_none_where_a_part_is_missing():
@@ -205,7 +208,7 @@ def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, 
     assert "energy is no longer measured: gone" in capsys.readouterr().out
     base = stages[0]
     base.steps[-1]["joules"] = None
-    assert base.energy(NOTHING)[1].startswith("estimated")
+    assert base.energy[1].startswith("estimated")
 
 
 # ---------------------------------------------------------------- the page
@@ -239,7 +242,7 @@ class Reader(HTMLParser):
 
 @pytest.mark.slow
 def test_what_is_shown_is_what_was_recorded(stages):
-    page = make_page(stages, Assumptions(price_per_hour=24))
+    page = make_page(assuming(stages, price_per_hour=24))
     html, markdown = to_html(page), to_markdown(page)
     rows = {row[0]: row[1:] for row in Reader(html).rows if row}
     assert rows["piqa"] == ["75.0% ± 3.0%", "0.5000 ± 0.0600", "1,838", "0.246", "0.450"]
@@ -259,7 +262,7 @@ def test_what_is_shown_is_what_was_recorded(stages):
 
 @pytest.mark.parametrize("form", [to_html, to_markdown])
 def test_what_was_not_measured_is_not_there(form):
-    text = form(make_page(lineage(make_base(evaluated=False)), NOTHING))
+    text = form(make_page(lineage(make_base(evaluated=False))))
     shown = " ".join(Reader(text.split("</style>")[1]).text) if form is to_html else text
     for word in ("CORE", "ChatCORE", "Chat tasks", "Tokenizer", "Samples", "Cost", "$", "sft"):
         assert word not in shown, word
@@ -268,14 +271,14 @@ def test_what_was_not_measured_is_not_there(form):
 
 
 def test_a_checkpoint_without_metrics_still_has_a_page():
-    page = make_page(lineage(save(1)), NOTHING)
+    page = make_page(lineage(save(1)))
     html = to_html(page)
     assert [label for label, *_ in page.facts] == ["Parameters"]
     assert "<svg" not in html and "Training by stage" not in html
 
 
 def test_a_model_s_words_stay_words(stages):
-    page = make_page(stages, NOTHING)
+    page = make_page(stages)
     html, markdown = to_html(page), to_markdown(page)
     reader = Reader(html)
     tags = {tag for tag, _ in reader.tags}
@@ -332,7 +335,9 @@ def test_the_report_is_written_with_its_card_and_remembers_what_was_assumed(stag
         "report.html", "report.md", "model_card.md", "assumptions.json"
     }  # fmt: skip
     write_report("tiny", Assumptions(watts=100))
-    assert stored_assumptions("tiny") == Assumptions(price_per_hour=24, watts=100)
+    assert lineage(newest_checkpoint("tiny"))[0].assumed == Assumptions(
+        price_per_hour=24, watts=100
+    )
     assert "$0.36" in (folder / "report.md").read_text()
 
 
