@@ -37,8 +37,8 @@ def names_after(prefix: str, figures: dict) -> list[str]:
     return [key.removeprefix(prefix) for key in figures if key.startswith(prefix)]
 
 
-def core_section(stages: list[StageRecord]) -> Section:
-    """Bars and a table for each stage that CORE was measured of."""
+def core_section(stages: list[StageRecord], figures: bool = False) -> Section:
+    """A table for each stage that CORE was measured of, and the same as bars."""
     blocks: list = []
     for stage in (stage for stage in stages if "core" in stage.evaluations):
         found, scores = stage.evaluations, {}  # task -> (centred accuracy, its standard error)
@@ -62,7 +62,8 @@ def core_section(stages: list[StageRecord]) -> Section:
             for task, (score, error) in scores.items()
         ]  # fmt: skip
         headers = ["task", "accuracy", "centred", "examples", *GPT2]
-        blocks.append([bars(title, "centred accuracy", name, scores, GPT2)])
+        if figures:
+            blocks.append([bars(title, "centred accuracy", name, scores, GPT2)])
         blocks.append(Table(f"{name}, step {stage.step:,}", headers, rows))
     return Section("CORE", [CORE_TEXT, *blocks] if blocks else [])
 

@@ -1,7 +1,4 @@
-"""The report of a run: its measured figures as report.html and report.md, and its model card.
-
-What was not measured is left out. Derived figures are run.py's.
-"""
+"""The report of a run as HTML and Markdown, and its model card: what was measured, nothing else."""
 
 import json
 import time
@@ -88,7 +85,7 @@ def make_page(stages: list[StageRecord]) -> Page:
     sections = [
         Section("Training", stage_tables(stages)),
         Section("Curves", [figures] if figures else []),
-        core_section(stages),
+        core_section(stages, figures=True),
         chat_section(stages),
         tokenizer_section(base_dir() / "tokenizer", last.run.get("tokenizer_fingerprint")),
         samples_section(stages),

@@ -1,7 +1,4 @@
-"""What a run is, read from its stages' records: run.json, config.json and metrics.jsonl.
-
-A stage is known by the checkpoint in which it ended; that names its parent, the stage before it.
-"""
+"""What a run is, read from its stages' records: run.json, config.json and metrics.jsonl."""
 
 import json
 import math
@@ -13,7 +10,7 @@ from statistics import median
 import torch
 
 from nanochat.checkpoint.hf_config import from_hf
-from nanochat.checkpoint.index import STAGES, SUFFIX, available_checkpoints, checkpoint_dir, listing
+from nanochat.checkpoint.index import STAGES, available_checkpoints, checkpoint_dir, listing
 from nanochat.common import CheckpointError, print0
 from nanochat.files import base_dir
 from nanochat.gpt import GPT
@@ -22,7 +19,6 @@ from nanochat.training.log import METRICS, read_metrics
 
 ASSUMPTIONS = "assumptions.json"
 WORLD_GRAMS_PER_KWH = 481.0  # of CO2: the world's average in 2023 by Ember
-OF_THE_CHECKPOINT = ("val_bpb", "loss", "tokens", "seconds")  # in run.json; the rest is the run's
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ class StageRecord:
 
     @property
     def hours(self) -> float | None:
-        """What is paid for: from the start of each session to its last record of training, with
-        compilation, evaluations and saves, but without what a crash undid."""
+        """From the start of each session to its last record of training: compilation, evaluations
+        and saves count, what a crash undid does not."""
         seconds = previous = 0.0
         for record in self.records:
             if record.keys() & {"dt", "val_bpb"}:
@@ -175,9 +171,9 @@ def newest_checkpoint(tag: str | None = None) -> Path:
 
 
 def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageRecord]:
-    """The stages that led to a checkpoint, in order; a parent that is not here ends the search.
+    """The stages that led to a checkpoint, in order.
 
-    given: assumptions over those that were stored with the run's report before.
+    given: assumptions, over those that the run's last report was made with.
     """
     folder = Path(folder).expanduser().resolve()
     now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
@@ -187,25 +183,17 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
     while parent := stages[0].run.get("parent"):
         place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since
         here = [root / place for root in (folder.parent.parent.parent, base_dir())]
-        found = [p for p in here if p.exists() or (p.parent / METRICS).exists()]
+        found = [path for path in here if path.exists()]
         if not found:
+            print0(f"{parent} is gone, so the stages up to it are not shown")
             break
         stages.insert(0, load_stage(found[0], assumed))
     return stages
 
 
 def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
-    """The stage that ended in this checkpoint, or in one that was pruned since, with its records up
-    to there. Raises CheckpointError for a folder that is neither."""
+    """The stage that ended in this checkpoint, with its records up to there."""
     run, run_folder = read_json(folder / "run.json"), folder.parent
-    if not run and (run_folder / METRICS).exists():
-        # Pruned: a later checkpoint of the run tells its set-up, but not how far it was.
-        stage, tag = run_folder.parent.name.removesuffix(SUFFIX), run_folder.name
-        step = int(folder.name.removeprefix("step_"))
-        later = [f.path for f in available_checkpoints(stage, tag) if f.step >= step]
-        folder = later[-1] if later else folder
-        run = read_json(folder / "run.json") | {"stage": stage, "tag": tag, "step": step}
-        run = {k: v for k, v in run.items() if k not in OF_THE_CHECKPOINT}
     if not run.keys() >= {"stage", "tag", "step"}:
         raise CheckpointError(f"{folder / 'run.json'} is missing, or names no stage, tag and step")
     if not (run_folder / METRICS).exists() and run["stage"] in STAGES:

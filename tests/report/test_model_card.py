@@ -28,7 +28,8 @@ def metadata(text: str) -> ModelCardData:
 
 @pytest.mark.slow
 def test_the_hub_s_own_parser_reads_back_every_result_with_its_error(sft):
-    data = metadata(render(sft))
+    text = render(sft)
+    data = metadata(text)
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "mit", "transformers", "text-generation"
     )  # fmt: skip
@@ -43,7 +44,7 @@ def test_the_hub_s_own_parser_reads_back_every_result_with_its_error(sft):
     assert gsm8k.metric_value == CHAT["accuracy/gsm8k"]
     assert gsm8k.metric_args == {"stderr": 0.02, "examples": 1319}
     assert results["ChatCORE"].metric_value == 0.175
-    assert data.to_yaml() == metadata(ModelCard(render(sft)).content).to_yaml()
+    assert data.to_yaml() == metadata(ModelCard(text).content).to_yaml()
 
 
 def test_a_base_model_s_results_are_core_and_bits_per_byte():
@@ -54,11 +55,12 @@ def test_a_base_model_s_results_are_core_and_bits_per_byte():
 
 
 def test_data_sets_are_the_hub_s_and_no_path_of_this_machine(sft):
-    data = metadata(render(sft))
+    text = render(sft)
+    data = metadata(text)
     known = ["karpathy/fineweb-edu-100b-shuffle", "HuggingFaceTB/smol-smoltalk"]
     assert data.datasets == known  # and not someone/chats, which may be a folder or private
     assert data.language == "en"
-    assert "./me.jsonl" not in render(sft) and str(sft.parents[3]) not in render(sft)
+    assert "./me.jsonl" not in text and str(sft.parents[3]) not in text
 
 
 @pytest.mark.parametrize(

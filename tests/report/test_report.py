@@ -44,6 +44,14 @@ def stages():
     return lineage(make_sft(make_base()))
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The made run's, at 24 dollars an hour; drawn once, because the figures take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("base")))
+        return make_page(lineage(make_sft(make_base()), Assumptions(price_per_hour=24)))
+
+
 # ---------------------------------------------------------------- figures by hand
 
 
@@ -132,13 +140,10 @@ def test_records_past_the_checkpoint_and_evaluations_of_another_step_do_not_coun
     assert lineage(newer)[0].evaluations == {"core": 0.9}
 
 
-def test_a_pruned_parent_is_known_by_its_run(stages):
-    base = make_base()
-    save(8, "base", run={"config": {"data": "packaged"}, "val_bpb": 0.5})
-    shutil.rmtree(base)
-    first = lineage(newest_checkpoint("tiny").parents[2] / "sft_checkpoints/tiny/step_000001")[0]
-    assert (first.name, first.step, first.tokens) == ("base", 4, 400)
-    assert first.val_bpb == 1.25  # its own record's, not that of the later checkpoint
+def test_a_parent_that_was_pruned_since_is_told(stages, capsys):
+    shutil.rmtree(stages[0].run_folder / "step_000004")
+    assert [stage.name for stage in lineage(newest_checkpoint("tiny"))] == ["sft"]
+    assert "step_000004 is gone, so the stages up to it are not shown" in capsys.readouterr().out
 
 
 def test_a_run_that_moved_finds_its_parents(stages, base_dir, tmp_path, monkeypatch):
@@ -240,9 +245,7 @@ class Reader(HTMLParser):
             self.cell += data
 
 
-@pytest.mark.slow
-def test_what_is_shown_is_what_was_recorded(stages):
-    page = make_page(assuming(stages, price_per_hour=24))
+def test_what_is_shown_is_what_was_recorded(page):
     html, markdown = to_html(page), to_markdown(page)
     rows = {row[0]: row[1:] for row in Reader(html).rows if row}
     assert rows["piqa"] == ["75.0% ± 3.0%", "0.5000 ± 0.0600", "1,838", "0.246", "0.450"]
@@ -260,14 +263,14 @@ def test_what_is_shown_is_what_was_recorded(stages):
     assert "python -m scripts.base_train --depth=2" in markdown
 
 
-@pytest.mark.parametrize("form", [to_html, to_markdown])
-def test_what_was_not_measured_is_not_there(form):
-    text = form(make_page(lineage(make_base(evaluated=False))))
-    shown = " ".join(Reader(text.split("</style>")[1]).text) if form is to_html else text
-    for word in ("CORE", "ChatCORE", "Chat tasks", "Tokenizer", "Samples", "Cost", "$", "sft"):
-        assert word not in shown, word
-    assert not re.findall(r"None|\bnan\b|N/A|n/a|TODO|TBD|\| - \||\?", shown)
-    assert "1.2500" in shown and "1 Wh" in shown
+def test_what_was_not_measured_is_not_there():
+    page = make_page(lineage(make_base(evaluated=False)))
+    html = " ".join(Reader(to_html(page).split("</style>")[1]).text)
+    for shown in (html, to_markdown(page)):
+        for word in ("CORE", "ChatCORE", "Chat tasks", "Tokenizer", "Samples", "Cost", "$", "sft"):
+            assert word not in shown, word
+        assert not re.findall(r"None|\bnan\b|N/A|n/a|TODO|TBD|\| - \||\?", shown)
+        assert "1.2500" in shown and "1 Wh" in shown
 
 
 def test_a_checkpoint_without_metrics_still_has_a_page():
@@ -277,8 +280,7 @@ def test_a_checkpoint_without_metrics_still_has_a_page():
     assert "<svg" not in html and "Training by stage" not in html
 
 
-def test_a_model_s_words_stay_words(stages):
-    page = make_page(stages)
+def test_a_model_s_words_stay_words(page):
     html, markdown = to_html(page), to_markdown(page)
     reader = Reader(html)
     tags = {tag for tag, _ in reader.tags}
@@ -328,20 +330,8 @@ def test_curves_are_smoothed_and_take_the_page_s_colours():
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.slow
-def test_the_report_is_written_with_its_card_and_remembers_what_was_assumed(stages):
-    folder = write_report("tiny", Assumptions(price_per_hour=24))
-    assert {p.name for p in folder.iterdir()} == {
-        "report.html", "report.md", "model_card.md", "assumptions.json"
-    }  # fmt: skip
-    write_report("tiny", Assumptions(watts=100))
-    assert lineage(newest_checkpoint("tiny"))[0].assumed == Assumptions(
-        price_per_hour=24, watts=100
-    )
-    assert "$0.36" in (folder / "report.md").read_text()
-
-
-def test_remaking_never_fails_what_called_it(stages, capsys, monkeypatch):
+def test_remaking_never_fails_what_called_it(capsys, monkeypatch):
+    save(1)
     remake("tiny")
     assert "report.html" in capsys.readouterr().out
     remake("nobody")
@@ -351,39 +341,45 @@ def test_remaking_never_fails_what_called_it(stages, capsys, monkeypatch):
     assert "was not made: ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_the_script_prints_the_tables_and_where_the_report_is(stages, capsys, monkeypatch):
+def test_the_script_prints_tables_writes_files_and_remembers_the_price(stages, capsys, monkeypatch):
     script = importlib.import_module("scripts.report")
     monkeypatch.setattr(sys, "argv", ["report", "--model-tag=tiny", "--price-per-hour=24"])
     cli(script.main, script.Config)
     out = capsys.readouterr().out
     assert re.search(r"gsm8k .*10.0% ± 2.0%", out) and re.search(r"base .* 4 ", out)
-    assert Path(re.search(r"report: +(\S+report\.html)", out)[1]).exists()
+    page = Path(re.search(r"report: +(\S+report\.html)", out)[1])
+    written = {"report.html", "report.md", "model_card.md", "assumptions.json"}
+    assert {path.name for path in page.parent.iterdir()} == written
+    assert "$0.36" in (page.parent / "report.md").read_text()
+    again = lineage(newest_checkpoint("tiny"), Assumptions(watts=100))[0].assumed
+    assert again == Assumptions(price_per_hour=24, watts=100)
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(stages):
+def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(page, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs chromium, which is not on the PATH")
-    page_file = write_report("tiny", Assumptions(price_per_hour=24)) / "report.html"
+    page_file = tmp_path / "report.html"
+    page_file.write_text(to_html(page))
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for width, scheme in ((390, "dark"), (1280, "light")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
             said, asked = [], []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(page_file.as_uri())
+            tab.on("console", lambda message, said=said: said.append(message.text))
+            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.goto(page_file.as_uri())
             assert said == [] and asked == [page_file.as_uri()]
-            assert page.evaluate("document.documentElement.scrollWidth") == width
-            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(20, 21, 23)") == (scheme == "dark")
-            line = page.locator("[id^='base-loss-line2d'] path").last
+            line = tab.locator("[id^='base-loss-line2d'] path").last
             stroke = line.evaluate("e => getComputedStyle(e).stroke")
             assert stroke in ("rgb(122, 179, 242)", "rgb(31, 95, 168)")
-            assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+            assert tab.locator("svg[role=img]:not([aria-label])").count() == 0
         browser.close()
 
 
