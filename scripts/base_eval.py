@@ -122,11 +122,12 @@ def main(config: Config) -> None:
     if config.sample_tokens:
         write_samples(engine, config, folder / f"samples-step{place['step']}.json")
     if bundle:
-        if config.hf_path is None:  # once, instead of at every reading
-            model.to(model.compute_dtype)
-        rows = {"tokens_at_once": config.device_batch_size * engine.model.config.sequence_len}
         result = evaluate_core(
-            bundle, engine.model, engine.tokenizer, max_per_task=config.max_per_task, **rows
+            bundle,
+            engine.fast,
+            engine.tokenizer,
+            max_per_task=config.max_per_task,
+            tokens_at_once=config.device_batch_size * engine.model.config.sequence_len,
         )
         print0(f"CORE: {result.core:.4f} ± {result.stderr:.4f}")
         append_metrics(folder, place | result.record())

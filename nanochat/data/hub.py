@@ -29,11 +29,16 @@ def faults() -> tuple[type[Exception], ...]:
     return (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
 
 
-def with_retries(what: str, function: Callable[[], object]):
+def with_retries(what: str, function: Callable[[], object], ways_out: str | None = None):
     """function(), tried again after network faults; DataError with the ways out if they stay.
 
     A function that finds its download damaged raises DataError, and is tried again too.
     """
+    ways_out = ways_out or (
+        f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
+        " name a mirror in HF_ENDPOINT, or work offline: --data=packaged, or --data=FOLDER with "
+        ".parquet, .jsonl, .txt or .md files"
+    )
     start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -42,8 +47,8 @@ def with_retries(what: str, function: Callable[[], object]):
             last = error
         if (status := getattr(getattr(last, "response", None), "status_code", 0)) in GONE:
             raise DataError(
-                f"{what}: the hub answers {status}: not there, or not open to this account; and no "
-                f"local folder has that name"
+                f"{what}: the server answers {status}: not there, or not open to this account. "
+                f"{ways_out}"
             ) from last
         cause = last.__cause__ or last
         offline = "Offline" in type(cause).__name__  # HF_HUB_OFFLINE=1
@@ -55,9 +60,8 @@ def with_retries(what: str, function: Callable[[], object]):
         print0(f"{what}: {type(last).__name__}; trying again in {wait:g} s")
         time.sleep(wait)
     raise DataError(
-        f"{what}: tried {attempt} times at {os.environ.get('HF_ENDPOINT', 'the default hub')}; the "
-        f"last error was {type(cause).__name__}: {cause}. Name a mirror in HF_ENDPOINT, or work "
-        f"offline: --data=packaged, or --data=FOLDER with .parquet, .jsonl, .txt or .md files"
+        f"{what}: tried {attempt} times; the last error was {type(cause).__name__}: {cause}. "
+        f"{ways_out}"
     ) from last
 
 

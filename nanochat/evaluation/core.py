@@ -79,7 +79,7 @@ class CoreResult:
         return math.hypot(*(task.centred_stderr for task in self.tasks)) / len(self.tasks)
 
     def record(self) -> dict[str, float]:
-        """For metrics.jsonl: core, core_stderr, and four figures of each task."""
+        """For metrics.jsonl: core, core_stderr, and five figures of each task."""
         record = {"core": self.core, "core_stderr": self.stderr}
         for found in self.tasks:
             label = found.task.label
@@ -87,6 +87,7 @@ class CoreResult:
             record[f"core_accuracy/{label}"] = found.accuracy
             record[f"core_stderr/{label}"] = found.stderr
             record[f"core_examples/{label}"] = found.total
+            record[f"core_baseline/{label}"] = found.task.baseline
         return record
 
 

@@ -72,9 +72,8 @@ class TransformersModel:
         return self.model.base_model(inputs, use_cache=False)[0]
 
     @torch.inference_mode()
-    def features(self, inputs: torch.Tensor, cache=None) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D), or (B, T, V) where features_are_logits."""
-        assert cache is None, "our caches are of GPT; TransformersEngine generates with its own"
         if self.features_are_logits:
             return self.model(inputs, use_cache=False).logits
         return self._hidden(inputs)
@@ -168,6 +167,7 @@ class TransformersEngine:
 
     def __init__(self, model: TransformersModel, tokenizer: TransformersTokenizer):
         self.model, self.tokenizer = model, tokenizer
+        self.fast = model  # what CORE reads of an Engine
 
     def complete(
         self,
@@ -215,8 +215,9 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
 
         def draw(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
-            tokens = sample(logits.float(), params, noise)
+            n, position = len(samples), so_far.shape[1] - T
+            noise = uniform([params.seed] * n, samples, [position] * n)
+            tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=logits.device)
             return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
         room = min(max_tokens, self.model.config.sequence_len - T)

@@ -97,8 +97,11 @@ class InferenceModel:
                 qk = self._rotate(qkv[:, :turned], cos, sin)
                 y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
             x = x + product(y, layer.o)
-            hidden = product(self._norm(x), layer.fc1).relu_().square_()
-            x = x + product(hidden, layer.fc2)
+            hidden = product(self._norm(x), layer.fc1).relu_()
+            if self.dtype == torch.float16:  # subtle: as in gpt.MLP, for float16 ends at 255.9^2
+                x = x + product(hidden.div_(16).square_(), layer.fc2) * 256
+            else:
+                x = x + product(hidden.square_(), layer.fc2)
         return self._norm(x)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

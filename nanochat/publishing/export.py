@@ -67,7 +67,7 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     checkpoint, output = Path(checkpoint), Path(output).resolve()
-    manifest.sweep_beside(output)
+    manifest.sweep(output.parent, output.name)
     check_output(output, overwrite)
     weights, _, _, run = load_checkpoint(checkpoint)
     weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}

@@ -1,11 +1,11 @@
 """The files of an exported folder, and whether they are still the ones that were proved."""
 
-import json
 from pathlib import Path
 
 from nanochat.checkpoint.manifest import MANIFEST, read_manifest, sha256_of_all
 from nanochat.checkpoint_manager import GENERATION, TEMPLATE
 from nanochat.common import CheckpointError
+from nanochat.files import read_json as read_any_json
 
 CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -16,12 +16,7 @@ def read_json(path: Path) -> dict | None:
     """The dictionary in a JSON file, None if there is no file; else CheckpointError."""
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {str(error):.200}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be read: {error.strerror}") from error
+    record = read_any_json(path, "Restore or remove it", CheckpointError)
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a dictionary")
     return record

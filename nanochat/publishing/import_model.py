@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nanochat.checkpoint.hf_config import from_hf, rope_theta, to_hf
+from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.checkpoint.index import step_dir
 from nanochat.checkpoint.writing import write_folder
 from nanochat.checkpoint_manager import (
@@ -167,13 +167,34 @@ def read_config(folder: Path) -> tuple[GPTConfig, bool]:
     for name in DEFAULTS.keys() - settings.keys():
         print0(f"{where} does not say {name}; transformers' class uses {DEFAULTS[name]!r}")
     settings = {**DEFAULTS, **settings}
-    theta = rope_theta(settings, where)
-    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    settings["rope_theta"] = rope_theta(settings, where)
     if settings.get("num_key_value_heads") is None:
         settings["num_key_value_heads"] = settings.get("num_attention_heads")
+    if settings.get("head_dim") is None:
+        heads, width = settings.get("num_attention_heads"), settings.get("hidden_size")
+        if type(heads) is type(width) is int and heads > 0:
+            settings["head_dim"] = width // heads
     config = from_hf({**settings, "tie_word_embeddings": False})
     warn_unknown_keys(where, settings, IDS | to_hf(config).keys())
     return config, bool(settings["tie_word_embeddings"])
+
+
+def rope_theta(settings: dict, where: Path) -> float:
+    """The base of the rotary embedding; ConfigError if that is of another kind than the default."""
+    ropes = [settings.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    for rope in (settings, *ropes):
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{where}: rope_parameters is {rope!r:.60}, not a dictionary")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        share = rope.get("partial_rotary_factor") or 1.0
+        if kind != "default" or share != 1.0:
+            raise ConfigError(
+                f"{where}: rotary embedding of type {kind!r} on {share} of each head; this model "
+                f"has the default one on all of it"
+            )
+    # subtle: of the two, transformers 5 takes rope_scaling, if it is not empty.
+    rope = ropes[1] or ropes[0]
+    return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
 def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str]:

@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from tiny_checkpoint import save, tiny_tokenizer
 
+from bench.core_eval import score_plainly
 from nanochat.common import ConfigError, DataError
 from nanochat.evaluation.core import (
     CoreResult,
@@ -20,9 +21,10 @@ from nanochat.evaluation.core import (
     is_right,
 )
 from nanochat.evaluation.core_bundle import OPTIONS, Bundle, CoreTask
-from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score, score_plainly
+from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score
 from nanochat.evaluation.core_prompts import make_examples, subsample
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.fused_model import InferenceModel
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.log import read_metrics
 from scripts import base_eval
@@ -38,9 +40,9 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.train(["x"], 320)
 
 
-def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> GPT:
-    """A GPT whose next byte depends on the last one alone: following[last][next] is its logit, the
-    other logits are 0. Blocks add nothing, and the embedding tells every id apart."""
+def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> InferenceModel:
+    """A model whose next byte depends on the last one alone: following[last][next] is its logit,
+    the others are 0. Blocks add nothing, and the embedding tells every id apart."""
     shape = {"n_layer": 1, "n_embd": 320, "n_head": 5, "n_kv_head": 5, "head_dim": 64}
     model = GPT(GPTConfig(**shape, vocab_size=320, sequence_len=context, logit_softcap=None))
     with torch.no_grad():
@@ -51,7 +53,7 @@ def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> GP
             for following_byte, logit in logits.items():
                 # the norm makes sqrt(320) of the embedding's 1
                 model.lm_head.weight[ord(following_byte), ord(last)] = logit / math.sqrt(320)
-    return model
+    return InferenceModel(model)
 
 
 def right(task, rows, model, tokenizer, scorer=score, **options):
@@ -155,9 +157,9 @@ def test_centred_accuracies_their_errors_and_core_by_hand():
     assert result.record() == {
         "core": result.core, "core_stderr": result.stderr,
         "core/a": a.centred, "core_accuracy/a": 0.4, "core_stderr/a": a.stderr,
-        "core_examples/a": 100,
+        "core_examples/a": 100, "core_baseline/a": 0.25,
         "core/b": b.centred, "core_accuracy/b": 0.2, "core_stderr/b": b.stderr,
-        "core_examples/b": 100,
+        "core_examples/b": 100, "core_baseline/b": 0.0,
     }  # fmt: skip
 
 
@@ -196,14 +198,14 @@ def text_tokenizer() -> Tokenizer:
     return Tokenizer.train([f"{words} {words.lower()}: {words.upper()}.\n"] * 4, 512)
 
 
-def small_random_model(vocab_size, context) -> GPT:
+def small_random_model(vocab_size, context) -> InferenceModel:
     shape = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16}
     model = GPT(GPTConfig(**shape, vocab_size=vocab_size, sequence_len=context))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    return InferenceModel(model)
 
 
 @pytest.mark.parametrize("context", [1024, 200])
