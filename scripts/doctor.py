@@ -21,7 +21,6 @@ from nanochat.publishing.export import check_output
 from nanochat.publishing.export_files import TOKENIZER
 from nanochat.publishing.tokenizer_search import (
     TEXT_CHARACTERS,
-    Candidate,
     choose,
     default_text,
     load,
@@ -58,16 +57,6 @@ def read_text(path: Path) -> str:
     return text
 
 
-def print_table(candidates: list[Candidate]) -> None:
-    """The ten best, and the best of each tokenizer."""
-    table = Table("tokenizer", "variant", "bits/byte, text", "bits/byte, chats")
-    best_of = {c.source: c for c in reversed(candidates)}
-    for c in candidates:
-        if c in candidates[:10] or c is best_of[c.source]:
-            table.add_row(c.source, c.variant, f"{c.text:.3f}", f"{c.chat:.3f}")
-    Console(width=140).print(table)
-
-
 def main(config: Config) -> None:
     folder = config.folder
     if config.output_dir:
@@ -88,9 +77,12 @@ def main(config: Config) -> None:
         else:
             if reason:
                 print(f"  {path}: {reason}; its merges are tried with other ids")
-    candidates = search(load(model.weights, model.config), sources, text)
-    print_table(candidates)
     recorded = recorded_fingerprints(folder)
+    candidates = search(load(model.weights, model.config), sources, text, recorded)
+    table = Table("tokenizer", "variant", "bits/byte, text", "bits/byte, chats")
+    for c in candidates:
+        table.add_row(c.source, c.variant, f"{c.text:.3f}", f"{c.chat:.3f}")
+    Console(width=140).print(table)
     best = choose(candidates, text, recorded, config.accept_tokenizer)
     if config.output_dir:
         model.tokenizer = best.tokenizer

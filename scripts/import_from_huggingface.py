@@ -30,7 +30,7 @@ class Config:
 def main(config: Config) -> None:
     model, problems = read_published(config.folder, config.tokenizer), []
     if not is_karpathy_checkpoint(config.folder):
-        problems = id_problems(config.folder, model.tokenizer.special_ids)
+        problems = id_problems(config.folder, model.config, model.tokenizer)
     path = make_checkpoint(model, config.tag, config.stage)
     print(f"{config.folder} is now the checkpoint {path}")
     for problem in problems:

@@ -8,10 +8,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from nanochat.bpe.tokenizer_json import read_parts
-from nanochat.checkpoint_manager import CONFIG, GENERATION, RUN, TEMPLATE
+from nanochat.checkpoint_manager import (
+    CONFIG,
+    GENERATION,
+    TEMPLATE,
+    generation_config,
+    hugging_face_config,
+)
 from nanochat.common import CheckpointError, NanochatError
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.gpt import GPTConfig
 from nanochat.publishing.export import export
 from nanochat.publishing.export_files import TOKENIZER, TOKENIZER_CONFIG, changed_files, read_json
 from nanochat.publishing.import_model import (
@@ -65,59 +71,41 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
         problems.append(f"{TEMPLATE} is not nanochat's: it renders chats in another way")
     if (folder / TOKENIZER).is_file():
         with collecting(problems):
-            problems += id_problems(folder, read_parts(folder / TOKENIZER)[1])
-        with collecting(problems):
             if model:
                 read_tokenizer_json(folder / TOKENIZER, model.config.vocab_size)
         with collecting(problems):
-            found = Tokenizer.load(folder).fingerprint
+            tokenizer = Tokenizer.load(folder)
+            found = tokenizer.fingerprint
             problems += [
                 f"{TOKENIZER} has the fingerprint {found[:12]}, but the weights were trained with "
                 f"{expected[:12]}: it is damaged, or another model's"
                 for expected in recorded_fingerprints(folder)
                 if expected != found
             ]
+            problems += id_problems(folder, config, tokenizer) if model else []
     return list(dict.fromkeys(problems)), model
 
 
-def id_problems(folder: Path, special_ids: dict[str, int]) -> list[str]:
-    """Special tokens that other files give other ids than tokenizer.json does."""
-    problems: list[str] = []
-    bos, end = special_ids.get("<|bos|>"), special_ids.get("<|assistant_end|>")
-    config, generation, settings = (
-        read_json(folder / name) or {} for name in (CONFIG, GENERATION, TOKENIZER_CONFIG)
-    )
-    for where, record in ((CONFIG, config), (GENERATION, generation)):
-        if (found := record.get("bos_token_id", bos)) != bos:
-            problems.append(f"{where}: bos_token_id is {found}, {TOKENIZER} has {bos} for <|bos|>")
-        stops = record.get("eos_token_id", end)
-        if end not in (stops if isinstance(stops, list) else [stops]):
-            problems.append(
-                f"{where}: eos_token_id is {stops}, {TOKENIZER} has {end} for <|assistant_end|>: "
-                f"an answer would not end"
-            )
-    for name, expected in (("bos_token", "<|bos|>"), ("eos_token", "<|assistant_end|>")):
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token != expected:
-            problems.append(f"{TOKENIZER_CONFIG}: {name} is {token!r}, expected {expected!r}")
-    try:
-        for number, token in settings.get("added_tokens_decoder", {}).items():
-            name = token["content"]
-            if (expected := special_ids.get(name, int(number))) != int(number):
-                problems.append(
-                    f"{TOKENIZER_CONFIG} has {name} at id {number}, {TOKENIZER} at {expected}"
-                )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"{TOKENIZER_CONFIG}: added_tokens_decoder is damaged: {error!r:.60}")
-    if "auto_map" in settings:
-        problems.append(f"{TOKENIZER_CONFIG}: auto_map asks for code from the repository")
+def id_problems(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
+    """Special tokens that other files of the folder give other ids than tokenizer.json does."""
+    problems = []
+    expected = {CONFIG: hugging_face_config(config, tokenizer)}
+    expected[GENERATION] = generation_config(tokenizer)
+    expected[TOKENIZER_CONFIG] = {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>"}
+    for where, settings in expected.items():
+        record = read_json(folder / where) or {}
+        for key in ("bos_token_id", "eos_token_id", "bos_token", "eos_token"):
+            found = record.get(key)
+            found = found.get("content") if isinstance(found, dict) else found
+            if key in settings and found not in (None, settings[key]):
+                problems.append(f"{where}: {key} is {found!r}, expected {settings[key]!r}")
+        if "auto_map" in record:
+            problems.append(f"{where}: auto_map asks for code from the repository")
     return problems
 
 
 def recorded_fingerprints(folder: Path) -> set[str]:
-    """Fingerprints of the tokenizer that the weights were trained with, from their metadata, or
-    from run.json if they have none."""
+    """Fingerprints of the tokenizer that the weights were trained with, from their metadata."""
     named = set()
     for path in folder.glob("*.safetensors"):
         try:
@@ -125,9 +113,7 @@ def recorded_fingerprints(folder: Path) -> set[str]:
                 named.add((file.metadata() or {}).get("tokenizer_fingerprint"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not any(named):
-        named = {(read_json(folder / RUN) or {}).get("tokenizer_fingerprint")}
-    return {name for name in named if name and isinstance(name, str)}
+    return named - {None}
 
 
 def repair(

@@ -1,14 +1,15 @@
 """Which tokenizer was a model trained with?
 
 With the right tokenizer the weights need few bits for a byte of text, with any other one many. So
-each candidate is scored as it is and in likely variants (order of the vocabulary, split pattern,
-ids of the special tokens).
+each tokenizer is scored as it is and in likely variants (order of its vocabulary, split pattern,
+ids of its special tokens).
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,60 +56,45 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant of a tokenizer, and the bits per byte of text, and of answers in chats, with it.
-
-    The answers tell the special tokens apart.
-    """
+    """A tokenizer in its best variant, and the bits per byte of text and of answers in chats."""
 
     source: str
     variant: str
     tokenizer: Tokenizer
     text: float
     chat: float
-    text_margin: float = 1.0
-    chat_margin: float = 1.0
 
 
-def search(model: GPT, sources: dict[str, Tokenizer], text: str) -> list[Candidate]:
-    """All candidates, best first. sources: tokenizers by name.
+def search(
+    model: GPT, sources: dict[str, Tokenizer], text: str, recorded: set[str]
+) -> list[Candidate]:
+    """The best variant of each of `sources`, tokenizers by name; the best of all first.
 
-    For each, the order of its vocabulary is found first and then its split pattern, both by text;
-    at last the ids of its special tokens, by chats.
+    The order of the vocabulary is found first and then the split pattern, both by text; at last the
+    ids of the special tokens, by chats. recorded: fingerprints that win whatever the score.
     """
-    found, seen = [], set()
-
-    def is_new(tokenizer: Tokenizer | None) -> bool:
-        if tokenizer is None:
-            return False
-        # subtle: the fingerprint does not cover the ids of merges.
-        key = (tokenizer.fingerprint, tuple(ids_of(tokenizer).items()))
-        return key not in seen and not seen.add(key)
-
+    by_text = partial(score_text, model, text=text)
+    by_chats = partial(score_chats, model)
+    found = []
     for source, tokenizer in sources.items():
-        own = [
-            Candidate(
-                source, variant, other, score_text(model, other, text), score_chats(model, other)
-            )
-            for variant, other in orders(tokenizer)
-            if is_new(other)
-        ]
-        if not own:
-            print0(f"  {source}: the same tokenizer as another candidate")
-            continue
-        best = min(own, key=lambda c: c.text)
-        for name, pattern in PATTERNS.items():
-            if is_new(other := changed(best.tokenizer, pattern=pattern)):
-                scores = score_text(model, other, text), score_chats(model, other)
-                variant = f"{best.variant}, split as {name}"
-                own.append(Candidate(source, variant, other, *scores, PATTERN_MARGIN))
-        best = min(own, key=lambda c: c.text * c.text_margin)
-        for place, other in special_places(best.tokenizer):
-            if is_new(other):
-                variant, score = f"{best.variant}, {place}", score_chats(model, other)
-                scored = replace(best, variant=variant, tokenizer=other, chat=score)
-                own.append(replace(scored, chat_margin=SPECIAL_MARGIN))
-        found += own
-    return sorted(found, key=lambda c: c.text * c.text_margin + c.chat * c.chat_margin)
+        changes = []
+        for variants, score, margin in (
+            (orders, by_text, 1.0),
+            (split_patterns, by_text, PATTERN_MARGIN),
+            (special_places, by_chats, SPECIAL_MARGIN),
+        ):
+            best, change = tokenizer, None
+            lowest = (tokenizer.fingerprint not in recorded, score(tokenizer))
+            for name, other in variants(tokenizer):
+                if other:
+                    rank = (other.fingerprint not in recorded, score(other) * margin)
+                    if rank < lowest:
+                        lowest, best, change = rank, other, name
+            tokenizer = best
+            changes += [change] if change else []
+        variant = ", ".join(changes) or "as it is"
+        found.append(Candidate(source, variant, tokenizer, by_text(tokenizer), by_chats(tokenizer)))
+    return sorted(found, key=lambda c: c.text + c.chat)
 
 
 def choose(candidates: list[Candidate], text: str, recorded: set[str], accept: bool) -> Candidate:
@@ -197,8 +183,7 @@ def changed(
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
-    """The tokenizer as it is, and with its vocabulary in the orders that programs use."""
-    yield "as it is", tokenizer
+    """The tokenizer with its vocabulary in the orders that programs use."""
     nine = len(SPECIAL_TOKENS)
     merged = [left + right for left, right in tokenizer.merges]
     visible = sorted(range(256), key=byte_alphabet().__getitem__)  # as Hugging Face's trainer
@@ -210,6 +195,11 @@ def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
         ):
             ids = {token: first + i for i, token in enumerate(tokens)}
             yield variant, changed(tokenizer, ids, special_ids_from(specials))
+
+
+def split_patterns(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
+    for name, pattern in PATTERNS.items():
+        yield f"split as {name}", changed(tokenizer, pattern=pattern)
 
 
 def special_places(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:

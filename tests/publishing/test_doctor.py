@@ -26,6 +26,7 @@ from nanochat.publishing.tokenizer_search import (
     load,
     open_tokenizer,
     orders,
+    score_chats,
     search,
     special_ids_from,
 )
@@ -61,10 +62,9 @@ def model(trained, monkeypatch):
 def test_bits_per_byte_tell_the_right_tokenizer(trained, model):
     right = trained[2]
     other = small_tokenizer("The ships of the line were " + small_text()[9000:20_000].upper())
-    found = search(model, {"other": other, "right": right}, default_text())
+    found = search(model, {"other": other, "right": right}, default_text(), set())
     assert (found[0].source, found[0].variant) == ("right", "as it is")
-    assert found[0].text < 0.8 * min(c.text for c in found if c.source == "other")
-    assert len({(c.source, c.variant) for c in found}) == len(found)
+    assert found[0].text < 0.8 * found[1].text and found[1].source == "other"
 
 
 def test_rotated_special_tokens_are_told_by_chats(trained, model):
@@ -72,9 +72,10 @@ def test_rotated_special_tokens_are_told_by_chats(trained, model):
     names, numbers = list(SPECIAL_TOKENS), [right.special_ids[n] for n in SPECIAL_TOKENS]
     rotated = dict(zip(names[3:] + names[:3], numbers, strict=True))
     parts = right.split_pattern, right.merges, ids_of(right), rotated, right.vocab_size
-    found = search(model, {"rotated": Tokenizer(*parts)}, default_text())
-    assert found[0].tokenizer.special_ids == right.special_ids
-    assert found[0].chat < 0.7 * next(c.chat for c in found if c.variant == "as it is")
+    wrong = Tokenizer(*parts)
+    (found,) = search(model, {"rotated": wrong}, default_text(), set())
+    assert found.tokenizer.special_ids == right.special_ids
+    assert found.chat < 0.7 * score_chats(model, wrong)
 
 
 def test_a_vocabulary_in_another_order_is_recognised(trained, model):
@@ -82,10 +83,13 @@ def test_a_vocabulary_in_another_order_is_recognised(trained, model):
     wrong = dict(orders(right))["special tokens, bytes, merges"]
     assert wrong.bos == 0 and ids_of(wrong)[b"\x00"] == 9 and ids_of(wrong)[b"\xff"] == 264
     assert len(ids_of(wrong)) == len(ids_of(right))
-    found = search(model, {"moved": wrong}, default_text())
-    assert found[0].variant == "bytes, merges, special tokens last"
+    (found,) = search(model, {"moved": wrong}, default_text(), set())
+    assert found.variant == "bytes, merges, special tokens last"
     for text in texts():
-        assert found[0].tokenizer.encode(text) == right.encode(text)
+        assert found.tokenizer.encode(text) == right.encode(text)
+    # A recorded fingerprint wins whatever the score.
+    (found,) = search(model, {"right": right}, default_text(), {wrong.fingerprint})
+    assert found.variant == "special tokens, bytes, merges"
 
 
 def test_byte_entropy_by_hand():
@@ -123,8 +127,8 @@ def test_a_damaged_release_is_mended(trained, tmp_path, capsys, monkeypatch):
     for sentence in (
         "special_tokens_map.json does not belong",
         "chat_template.jinja is not nanochat's",
-        "bos_token_id is 1, tokenizer.json has 0",
-        "eos_token_id is 2, tokenizer.json has 4",
+        "bos_token_id is 1, expected 0",
+        "eos_token_id is 2, expected 4",
         "it is damaged, or another model's",
         f"the weights know {lost}, bytes, merges, special tokens last",
     ):
@@ -159,7 +163,6 @@ def test_a_good_release_has_no_problems(trained, tmp_path):
     (folder / "modeling_x.py").write_text("")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"bos_token": {"content": "<s>"}, "auto_map": {}}
-    settings["added_tokens_decoder"] = {"1": {"content": "<|bos|>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     model.weights["lm_head.weight"][0, 0] = torch.nan
     save_file(model.weights, folder / "model.safetensors")
@@ -172,7 +175,6 @@ def test_a_good_release_has_no_problems(trained, tmp_path):
         "tokenizer_config.json has changed since it was written",
         "modeling_x.py was added later",
         "tokenizer_config.json: bos_token is '<s>', expected '<|bos|>'",
-        f"tokenizer_config.json has <|bos|> at id 1, tokenizer.json at {trained[2].bos}",
         "tokenizer_config.json: auto_map asks for code from the repository",
     ]
 
@@ -202,7 +204,6 @@ def test_the_same_tokenizer_may_be_named_twice(trained, capsys, monkeypatch):
     checkpoint, folder, _ = trained
     main(Config(folder, tokenizer=(checkpoint,)))
     printed = capsys.readouterr().out
-    assert f"{checkpoint}: the same tokenizer as another candidate" in printed
     assert f"the weights know {folder / 'tokenizer.json'}, as it is" in printed
 
 
@@ -328,14 +329,6 @@ DAMAGES = {
     "added id a string": (added_id, r"the id of '<\|bos\|>' is '\d+', expected a whole number"),
     "tokenizer binary": (bytes_of("tokenizer.json", b"\xff" * 10**6), "UnicodeDecodeError"),
     "settings a list": (bytes_of("tokenizer_config.json", b"[]"), "r_config.json holds a list"),
-    "decoder a list": (
-        edited("tokenizer_config.json", lambda t: t.update(added_tokens_decoder=[1])),
-        "added_tokens_decoder is damaged",
-    ),
-    "decoder of x": (
-        edited("tokenizer_config.json", lambda t: t.update(added_tokens_decoder={"x": {}})),
-        "added_tokens_decoder is damaged",
-    ),
 }
 
 

@@ -493,7 +493,7 @@ def test_ids_that_are_not_taken_over_are_reported(exported, tmp_path, capsys):
     rewrite(folder / "generation_config.json", eos_token_id=7)
     import_script.main(import_script.Config(folder, tag="other"))
     printed = capsys.readouterr().out
-    assert "not taken over: generation_config.json: eos_token_id is 7" in printed
+    assert "not taken over: generation_config.json: eos_token_id is 7, expected [" in printed
     assert "other_end: generation_config.json has changed since it was written" in printed
 
 
