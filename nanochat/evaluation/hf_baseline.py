@@ -186,8 +186,9 @@ class TransformersEngine:
             mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
 
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
-                noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
-                tokens = sample(logits.float(), params, noise)
+                n = len(samples)
+                noise = uniform([params.seed] * n, samples, [so_far.shape[1] - T] * n)
+                tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=device)
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
             answers = self.model.model.generate(
