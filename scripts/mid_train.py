@@ -8,7 +8,7 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.common import compute_cleanup, print0
+from nanochat.common import compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
 from nanochat.report.report import remake
@@ -54,7 +54,10 @@ def main(config: Config) -> None:
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
     num_steps = steps_or_epoch(config, epoch)
-    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    stage.train(
+        StageData(rows, val_rows, on_rank0(lambda: fingerprint(parts)), report, num_steps, epoch),
+        plan,
+    )
     remake(stage.tag)
     compute_cleanup()
 

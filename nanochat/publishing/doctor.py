@@ -86,7 +86,7 @@ def open_tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str | None]:
         ranks, specials = state["mergeable_ranks"], state["special_tokens"]
         pattern = state["pat_str"]
     else:
-        ranks, specials, pattern = read_parts(path)
+        pattern, _, ranks, specials, _ = read_parts(path)
     try:
         return from_ranks(ranks, specials, pattern, vocab_size), None
     except DataError as error:

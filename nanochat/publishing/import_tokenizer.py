@@ -42,9 +42,9 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
     Raises DataError where it is of another kind, or where ours would give other ids than the
     `tokenizers` library gives from the same file.
     """
-    ranks, special_ids, pattern = read_parts(path)
+    parts = read_parts(path)
     try:
-        tokenizer = from_ranks(ranks, special_ids, pattern, vocab_size)
+        tokenizer = from_ranks(parts.ids, parts.special_ids, parts.split_pattern, vocab_size)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     compare_with_library(path, tokenizer)

@@ -51,7 +51,7 @@ def findings(folder: Path, config: GPTConfig, weights: dict) -> list[str]:
     if not (folder / TOKENIZER).is_file():
         return found
     try:
-        ranks, special_ids, _ = read_parts(folder / TOKENIZER)
+        _, _, ranks, special_ids, _ = read_parts(folder / TOKENIZER)
     except DataError as error:
         return [*found, str(error)]
     found += tokenizer_findings(ranks, special_ids, config.vocab_size)
