@@ -39,13 +39,13 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
     """
     import tokenizers
 
-    ranks, special_ids, pattern = read_parts(path)
+    parts = read_parts(path)
     try:
-        tokenizer = from_ranks(ranks, special_ids, pattern, vocab_size)
+        tokenizer = from_ranks(parts.ids, parts.special_ids, parts.split_pattern, vocab_size)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     theirs = tokenizers.Tokenizer.from_file(str(path))
-    added = [f"a {name}  b a{name}b" for name in special_ids]
+    added = [f"a {name}  b a{name}b" for name in parts.special_ids]
     for as_text, encode in ((False, tokenizer.encode), (True, tokenizer.encode_ordinary)):
         theirs.encode_special_tokens = as_text
         for text in (*texts(), *added):

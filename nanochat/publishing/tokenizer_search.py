@@ -141,8 +141,10 @@ def open_tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str | None]:
     or a folder with either; DataError if it has too many tokens for the model."""
     if path.is_dir():
         path = path / ("tokenizer.json" if (path / "tokenizer.json").is_file() else "tokenizer.pkl")
-    read = read_pickled_tokenizer if path.suffix == ".pkl" else read_parts
-    ranks, special_ids, pattern = read(path)
+    if path.suffix == ".pkl":
+        ranks, special_ids, pattern = read_pickled_tokenizer(path)
+    else:
+        pattern, _, ranks, special_ids, _ = read_parts(path)
     try:
         return from_ranks(ranks, special_ids, pattern, vocab_size), None
     except DataError as error:
