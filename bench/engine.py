@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.checkpoint_manager import save_checkpoint
+from nanochat.checkpoint_manager import prepare_checkpoint
 from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.engine import Engine, Request, SamplingParams
@@ -111,8 +111,8 @@ def hugging_face(model: GPT, tokenizer: Tokenizer, config: Config) -> Callable[[
     with tempfile.TemporaryDirectory() as folder:
         previous = os.environ.get("NANOCHAT_BASE_DIR")
         os.environ["NANOCHAT_BASE_DIR"] = folder
-        path = save_checkpoint("base", "bench", 0, model=model, tokenizer=tokenizer,
-                               run={"config": {}}, state={})  # fmt: skip
+        path = prepare_checkpoint("base", "bench", 0, model=model, tokenizer=tokenizer,
+                                  run={"config": {}}, state={})()  # fmt: skip
         os.environ.pop("NANOCHAT_BASE_DIR")
         if previous is not None:
             os.environ["NANOCHAT_BASE_DIR"] = previous

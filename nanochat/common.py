@@ -40,10 +40,7 @@ INSTALL = "pip install -c constraints.txt -e '.[export]'"
 
 
 def require_package(module: str, remedy: str = INSTALL) -> None:
-    """Raises ConfigError, with what to do, unless the module can be imported.
-
-    Example: require_package("transformers")
-    """
+    """Raises ConfigError, with what to do, unless the module can be imported."""
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"this needs the package {module}, which is not installed: {remedy}")
 
@@ -142,19 +139,15 @@ def pick_device_type(wanted: str = "auto") -> str:
 def compute_init(
     device_type: str = "auto", seed: int = 42, deterministic: bool = False
 ) -> tuple[bool, int, int, int, torch.device]:
-    """Joins the ranks that torchrun started, if it did, and picks the device.
+    """Joins torchrun's ranks, if any, picks the device, prints it and the compute dtype, seeds.
 
-    Returns (ddp, ddp_rank, ddp_local_rank, ddp_world_size, device) and prints which device and
-    compute dtype were chosen, and why. Seeds every generator with `seed`. On a CPU always, on
-    CUDA if `deterministic`, equal runs give equal bits.
+    Returns (ddp, ddp_rank, ddp_local_rank, ddp_world_size, device). Equal runs give equal bits: on
+    a CPU always, on CUDA if `deterministic`.
     """
     device_type = pick_device_type(device_type)
     ddp = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    rank, local_rank, world_size = 0, 0, 1
-    if ddp:
-        rank, local_rank, world_size = (
-            int(os.environ[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        )
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    rank, local_rank, world_size = (int(os.environ[k]) for k in names) if ddp else (0, 0, 1)
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
         # subtle: read at the first allocation; without it rows of many lengths fragment memory
@@ -163,14 +156,16 @@ def compute_init(
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # subtle: the same as use_deterministic_algorithms(True), which imports the compiler at once
+        # and so takes seconds even where nothing is compiled
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+        torch.set_deterministic_debug_mode("error")
     if ddp and not dist.is_initialized():
-        backend = "nccl" if device_type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, device_id=device if device_type == "cuda" else None, timeout=RANKS_WAIT
-        )
-        if backend == "gloo":  # subtle: its threads abort a process that ends inside the group
-            atexit.register(compute_cleanup)
+        if device_type == "cuda":
+            dist.init_process_group("nccl", device_id=device, timeout=RANKS_WAIT)
+        else:
+            dist.init_process_group("gloo", timeout=RANKS_WAIT)
+            atexit.register(compute_cleanup)  # subtle: else gloo's threads abort at exit
     torch.manual_seed(seed)
     dtype, reason = choose_dtype(device)
     print0(

@@ -21,7 +21,7 @@ from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.inference.fused_model import InferenceModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan, padded_size
 from nanochat.inference.request import Request, RequestState, TokenOutput
-from nanochat.inference.sampling import SamplingParams, choose, logprobs, uniform
+from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
 from nanochat.inference.tool_calls import AnswerReader, Tool, ToolRunner
 
@@ -240,7 +240,7 @@ class Engine:
         if not answers:
             return [], logits
         histories = [answer.sequence.tokens for answer in answers]
-        return choose(logits, params, noise, histories), logits
+        return sample(logits, params, noise, histories), logits
 
     def _reserve(self, scheduled: ScheduledStep) -> None:
         """Makes room in the cache; all of it at once where graphs hold its addresses."""

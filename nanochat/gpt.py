@@ -149,7 +149,9 @@ class Trunk(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        # subtle: an empty weight, because drawing one on the meta device imports torch's compiler
+        weight = torch.empty(config.vocab_size, config.n_embd)
+        self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
 
 
@@ -169,7 +171,8 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         if seed is not None:
             self.init_weights(seed)
-        self.init_rotary()
+        if self.device.type != "meta":  # subtle: computing there would import the compiler, too
+            self.init_rotary()
 
     @classmethod
     def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":

@@ -61,7 +61,7 @@ def write(config: Config, checkpoint: Path) -> None:
 
     output = config.output_dir / f"model-{config.type}.gguf"
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    manifest.sweep_beside(output)
+    manifest.sweep(output.parent, output.name)
     folder = manifest.temporary_beside(output)
     try:
         folder.mkdir()

@@ -68,7 +68,7 @@ def test_a_conversation_through_a_pipe(monkeypatch, capsys):
     typed = "Hi\n/system Be kind.\nTwo\\\nlines\n/quit\nnever\n"
     out = run(monkeypatch, capsys, checkpoint(*SUM), typed, temperature=0.0)
     answer = "S[python] 1+2 = 3\n!\n"
-    assert out == f"{answer}the model is told so\n{answer}"
+    assert out == f"{answer}system prompt set\n{answer}"
 
 
 def test_one_question_is_answered_greedily_and_to_its_length(monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_commands_arrows_and_ctrl_c_on_a_terminal(base_dir, tmp_path):
         terminal.until("temperature 0.25")
         terminal.until("you:")
         terminal.type("/system one\x1b\rtwo\r")  # Alt-Enter: another line
-        terminal.until("told so")
+        terminal.until("prompt set")
         terminal.type(f"/save {tmp_path / 'talk.json'}\r")
         terminal.until("saved 3 messages")
         terminal.until("you:")

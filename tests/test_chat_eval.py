@@ -73,6 +73,7 @@ def test_figures_answers_and_controls(checkpoint, data, capsys):
         assert record[f"examples/{name}"] == 2 and 0 <= record[f"accuracy/{name}"] <= 1
         assert f"stderr/{name}" in record
     assert record["centred/mmlu"] == (record["accuracy/mmlu"] - 0.25) / 0.75
+    assert record["baseline/mmlu"] == 0.25 and record["baseline/gsm8k"] == 0
     assert record["centred/gsm8k"] == record["pass@1/gsm8k"] == record["accuracy/gsm8k"]
     assert {"control/mmlu", "control_stderr/mmlu", "control/gsm8k"} <= record.keys()
     assert not {"control/identity", "centred/identity", "chatcore"} & record.keys()

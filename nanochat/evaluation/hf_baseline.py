@@ -186,8 +186,10 @@ class TransformersEngine:
             mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
 
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
-                noise = uniform(params.seed, samples, [so_far.shape[1] - T] * len(samples))
-                tokens = sample(logits.float(), params, noise)
+                n, position = len(samples), so_far.shape[1] - T
+                noise = uniform([seed] * n, samples, [position] * n)
+                tokens = sample(logits.float(), [params] * n, noise)
+                tokens = torch.tensor(tokens, device=device)
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
             answers = self.model.model.generate(

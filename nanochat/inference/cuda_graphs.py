@@ -6,12 +6,11 @@ few numbers of rows and of places read. An idle row writes to a place that no se
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from nanochat.inference.fused_model import InferenceModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache
-from nanochat.inference.sampling import SamplingParams, sample_table, settings_table
+from nanochat.inference.sampling import SamplingParams, draw, settings_table
 from nanochat.inference.scheduler import Chunk
 
 SMALLEST_READ = 256
@@ -45,10 +44,10 @@ class DecodeGraphs:
         self._pool = None
 
     def run(
-        self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: np.ndarray
+        self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: torch.Tensor
     ) -> tuple[list[int], torch.Tensor]:
         """The chosen token and the logits (B, V) of every chunk, each a single token; params and
-        noise as in `sample_each`."""
+        noise as in `sample`."""
         rows = min(power_of_two(max(chunk.slot for chunk in chunks) + 1), self.cache.slots)
         longest = max(chunk.start for chunk in chunks) + 1
         read = min(max(power_of_two(longest), SMALLEST_READ), self.cache.room)
@@ -56,7 +55,7 @@ class DecodeGraphs:
         self._put(self.ids, rows, slots, torch.tensor([chunk.tokens[0] for chunk in chunks]))
         starts = torch.tensor([chunk.start for chunk in chunks])
         self._put(self.positions, rows, slots, starts, idle=self.idle_position)
-        self._put(self.noise, rows, slots, torch.from_numpy(noise))
+        self._put(self.noise, rows, slots, noise)
         self._put(self.settings, rows, slots, settings_table(params))
         if (rows, read) not in self._steps:
             self._steps[rows, read] = self._prepare(rows, read)
@@ -73,7 +72,7 @@ class DecodeGraphs:
     def _compute(self, rows: int, read: int) -> tuple[torch.Tensor, torch.Tensor]:
         step = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
         logits = self.model.logits(self.model.features(self.ids[:rows], step))
-        return logits, sample_table(logits, self.settings[:rows], self.noise[:rows])
+        return logits, draw(logits, self.settings[:rows], self.noise[:rows])
 
     def _prepare(self, rows: int, read: int) -> Callable[[], tuple]:
         """The step as a function: a captured graph's replay, which returns the same tensors each

@@ -70,7 +70,7 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     checkpoint, output = Path(checkpoint), resolved(output)
-    manifest.sweep_beside(output)
+    manifest.sweep(output.parent, output.name)
     refuse_to_overwrite(output, overwrite)
     weights, config, _, run = load_checkpoint(checkpoint)
     check_exportable(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nanochat.checkpoint.hf_config import from_hf, rope_theta, to_hf
+from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.checkpoint.index import step_dir
 from nanochat.checkpoint.writing import write_folder
 from nanochat.checkpoint_manager import (
@@ -190,14 +190,42 @@ def read_config(folder: Path) -> tuple[GPTConfig, dict]:
         if name not in settings:
             print0(f"{where} does not say {name}; transformers' class takes {value!r}")
             settings[name] = value
-    theta = rope_theta(settings, where)
-    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    heads = settings.get("num_key_value_heads")
-    settings["num_key_value_heads"] = settings["num_attention_heads"] if heads is None else heads
+    settings["rope_theta"] = rope_theta(settings, where)
+    heads = settings["num_attention_heads"]
+    for name, value in {
+        "num_key_value_heads": heads,
+        "head_dim": settings["hidden_size"] // max(1, heads),
+    }.items():
+        if settings.get(name) is None:
+            settings[name] = value
     config = from_hf({**settings, "tie_word_embeddings": False})
     known = to_hf(config).keys() | OLD_NAMES.keys() | {"rope_scaling", "partial_rotary_factor"}
     warn_unknown_keys(where, settings, known | IDS | GENERAL)
     return config, settings
+
+
+def rope_theta(settings: dict, where):
+    """The base of the rotary embedding; ConfigError for one of another kind than the default."""
+    theta = settings.get("rope_theta", 10_000.0)
+    ropes = [{"partial_rotary_factor": settings.get("partial_rotary_factor", 1.0)}]
+    # subtle: where both speak, transformers 5 takes the second, whose default theta is outside.
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = settings.get(name) or {}
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{where}: {name} is {rope!r:.60}, expected a dictionary")
+        if rope:
+            theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+        ropes.append(rope)
+    for rope in ropes:
+        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise ConfigError(
+                f"{where}: rotary embedding of type {kind!r}; this model has the default"
+            )
+        if (share := rope.get("partial_rotary_factor", 1.0)) not in (1.0, None):
+            raise ConfigError(
+                f"{where}: only {share} of each head is rotated; here it is all of it"
+            )
+    return theta
 
 
 def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str, list[str]]:

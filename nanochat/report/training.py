@@ -1,37 +1,72 @@
-"""The report's sections on training: the stages' figures, their curves, what they cost."""
+"""What training took: headline figures, stages, curves, cost, and how it was made."""
+
+import shlex
 
 from nanochat.report.figures import (
     format_compact,
-    format_decimal,
-    format_duration,
+    format_dollars,
     format_energy,
-    format_flops,
+    format_hours,
     format_mass,
     format_memory,
-    format_money,
-    format_percent,
-    maybe,
+    format_number,
 )
-from nanochat.report.formulas import Assumptions, co2_grams, cost
-from nanochat.report.page import Figure, Section, Table
-from nanochat.report.plots import Curve, curves_svg, running_mean
-from nanochat.report.run import StageRecord, Totals, parameters
+from nanochat.report.page import Code, Figure, Section, Table
+from nanochat.report.plots import curve
+from nanochat.report.run import WORLD_GRAMS_PER_KWH, Assumptions, StageRecord, parameters, total
 
 
-def stage_table(stages: list[StageRecord]) -> Table:
-    """One line a stage: what training took and reached."""
+def headline(stages: list[StageRecord], assumed: Assumptions) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the figures on top: those that there are."""
+    base, config = stages[0], stages[-1].config
+    energies = [stage.energy(assumed) for stage in stages]
+    size = sum(parameters(config).values()) if config else None
+    shape = f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}"
+    hours, price = total(stage.hours for stage in stages), assumed.price_per_hour
+    cost = None if hours is None or price is None else hours * price
+    facts = [
+        ("Parameters", format_compact(size), shape),
+        (
+            "Tokens",
+            format_compact(total(s.tokens for s in stages)),
+            "through the model, all stages",
+        ),
+        ("Training FLOPs", format_number(total(s.flops for s in stages), ".2e"), ""),
+        ("Time", format_hours(hours), "first step to last"),
+        ("Cost", format_dollars(cost), f"at ${price:g} an hour" if price else ""),
+        (
+            "Energy",
+            format_energy(total(used and used.kwh for used in energies)),
+            "measured" if all(used and used.measured for used in energies) else "estimated",
+        ),
+        ("MFU", format_number(base.mfu, ".1%"), f"median step of {base.name}"),
+    ]
+    if base.name == "base":
+        bits = base.evaluations.get("bpb/val", base.val_bpb)
+        facts.append(("Bits per byte", format_number(bits, ".4f"), "base, validation text"))
+    for label in ("CORE", "ChatCORE"):
+        key = label.lower()
+        for stage in [stage for stage in stages if key in stage.evaluations][-1:]:
+            error = format_number(stage.evaluations.get(f"{key}_stderr"), ".4f")
+            note = f"± {error}, {stage.name}" if error else stage.name
+            facts.append((label, format_number(stage.evaluations[key], ".4f"), note))
+    return [fact for fact in facts if fact[1]]
+
+
+def stage_tables(stages: list[StageRecord]) -> list[Table]:
+    """What training took and reached, one line a stage; no table when no stage has records."""
     rows = [
         [
             stage.name,
             f"{stage.step:,}",
-            maybe(lambda s: format_duration(s / 3600), stage.seconds),
-            maybe(format_compact, stage.tokens or None),
-            maybe(format_flops, stage.flops),
-            maybe(lambda x: f"{x:,.0f}", stage.tokens_per_second),
-            maybe(format_percent, stage.mfu),
-            maybe(format_memory, stage.run.get("peak_memory_bytes")),
-            format_decimal(stage.steps[-1]["loss"]) if stage.steps else "",
-            maybe(format_decimal, stage.val_bpb),
+            format_hours(stage.step_hours),
+            format_compact(stage.tokens),
+            format_number(stage.flops, ".2e"),
+            format_number(stage.tokens_per_second, ",.0f"),
+            format_number(stage.mfu, ".1%"),
+            format_memory(stage.run.get("peak_memory_bytes")),
+            format_number(stage.steps[-1]["loss"] if stage.steps else None, ".4f"),
+            format_number(stage.val_bpb, ".4f"),
         ]
         for stage in stages
     ]
@@ -43,78 +78,100 @@ def stage_table(stages: list[StageRecord]) -> Table:
         "- embedding) + 12 × layers × heads × head width × context. Bits per byte are of each "
         "stage's own validation data."
     )
-    return Table("Training by stage", headers, rows, note)
+    measured = any(stage.steps for stage in stages)
+    return [Table("Training by stage", headers, rows, note)] if measured else []
 
 
 def parameter_table(config: dict) -> Table:
     """How many parameters each part of the model has."""
     sizes = parameters(config)
-    total = sum(sizes.values())
-    rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in sizes.items()]
-    return Table("Parameters", ["part", "parameters", "share"], [*rows, ["all", f"{total:,}", ""]])
+    size = sum(sizes.values())
+    rows = [[part, f"{count:,}", f"{count / size:.1%}"] for part, count in sizes.items()]
+    return Table("Parameters", ["part", "parameters", "share"], [*rows, ["all", f"{size:,}", ""]])
 
 
 def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
-    steps = stage.steps
-    if len(steps) < 2:
-        return []
-    xs = [r["step"] for r in steps]
-    losses, speeds = [r["loss"] for r in steps], [r["tokens_per_second"] for r in steps]
-    checked = [r for r in stage.records if "val_bpb" in r and "step" in r]
-    drawn = {
-        "loss": ([Curve(xs, losses, faint=True), Curve(xs, running_mean(losses))], "nats a token"),
-        "bits per byte": (
-            [Curve([r["step"] for r in checked], [r["val_bpb"] for r in checked], marked=True)],
-            "bits per byte",
-        ),
-        "learning rate": ([Curve(xs, [r["lr"] for r in steps])], "factor on the peak"),
-        "throughput": (
-            [Curve(xs, speeds, faint=True), Curve(xs, running_mean(speeds))],
-            "tokens/s",
-        ),
-    }
-    figures = []
-    for what, (lines, unit) in drawn.items():
-        if len(lines[0].xs) > 1:
-            title = f"{stage.name}: {what}"
-            name = f"{stage.name}-{what.replace(' ', '-')}"
-            zero = what in ("learning rate", "throughput")
-            labels = {"title": title, "x_label": "step", "y_label": unit, "from_zero": zero}
-            figures.append(Figure(curves_svg(name, lines, **labels), title))
-    return figures
+    checked = [r for r in stage.records if "val_bpb" in r]
+    drawn = [
+        ("loss", stage.steps, "loss", "nats a token", {"noisy": True}),
+        ("bits per byte", checked, "val_bpb", "bits per byte", {}),
+        ("learning rate", stage.steps, "lr", "factor on the peak", {"from_zero": True}),
+        ("throughput", stage.steps, "tokens_per_second", "tokens/s",
+         {"noisy": True, "from_zero": True}),
+    ]  # fmt: skip
+    return [
+        curve(f"{stage.name}: {what}", [r["step"] for r in rs], [r[key] for r in rs], unit, **look)
+        for what, rs, key, unit, look in drawn
+        if len(rs) > 1
+    ]
 
 
-def cost_section(stages: list[StageRecord], totals: Totals, assumed: Assumptions) -> Section:
+def cost_section(stages: list[StageRecord], assumed: Assumptions) -> Section:
     """Hours, price, energy and CO2 by stage, with the formulas."""
-    section, rows, hows = Section("Time, cost and energy"), [], []
-    for stage in stages:
-        used = stage.energy(assumed)
-        price = assumed.price_per_hour
-        rows.append([
-            stage.name,
-            maybe(format_duration, stage.hours),
-            "" if price is None or stage.hours is None else format_money(cost(stage.hours, price)),
-            format_energy(used.kwh) if used else "",
-            format_mass(co2_grams(used.kwh, assumed.grid)) if used else "",
-        ])  # fmt: skip
-        if used:
-            hows.append(f"{stage.name} {used.how}")
-    if not any(any(row[1:]) for row in rows):
-        return section
-    grams = maybe(lambda kwh: format_mass(co2_grams(kwh, assumed.grid)), totals.kwh)
-    total = [maybe(format_duration, totals.hours), maybe(format_money, totals.cost)]
-    rows.append(["all", *total, maybe(format_energy, totals.kwh), grams])
-    wall = "Hours run from a stage's first step to its last, with what lies between: compilation, "
-    wall += "evaluations, saves; preparing the data before is not in them."
-    notes = [wall if totals.wall else "Hours are those of the training steps."]
-    if assumed.price_per_hour is not None:
-        notes.append(f"Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour.")
-    if hows:
-        notes.append(f"Energy: {'; '.join(hows)}.")
-        notes.append(f"CO2 = energy × {assumed.grid:g} g/kWh, {assumed.grid_source}.")
+    price, grid = assumed.price_per_hour, assumed.grams_per_kwh
+    source = "given by whoever ran this"
+    if grid is None:
+        grid, source = WORLD_GRAMS_PER_KWH, "the world's average in 2023 by Ember"
+
+    def row(name: str, hours: float | None, kwh: float | None) -> list[str]:
+        cost = None if hours is None or price is None else hours * price
+        grams = None if kwh is None else kwh * grid
+        cells = format_hours(hours), format_dollars(cost), format_energy(kwh), format_mass(grams)
+        return [name, *cells]
+
+    used = {stage.name: stage.energy(assumed) for stage in stages}
+    kwh = {name: energy and energy.kwh for name, energy in used.items()}
+    rows = [row(stage.name, stage.hours, kwh[stage.name]) for stage in stages]
+    if not any(any(cells) for _, *cells in rows):
+        return Section("Time, cost and energy")
+    rows.append(row("all", total(stage.hours for stage in stages), total(kwh.values())))
+    notes = [
+        "Hours run from a stage's first step to its last, with what lies between: compilation, "
+        "evaluations, saves; preparing the data before is not in them."
+    ]
+    if price is not None:
+        notes.append(f"Cost = hours × ${price:g}, the machine's price an hour.")
+    if hows := [f"{name} {energy.how}" for name, energy in used.items() if energy]:
+        notes.append(f"Energy: {'; '.join(hows)}. CO2 = energy × {grid:g} g/kWh, {source}.")
     headers = ["stage", "hours", "cost", "energy", "CO2"]
-    section.blocks.extend(
-        [Table("Hours, cost and energy by stage", headers, rows, " ".join(notes))]
-    )
-    return section
+    table = Table("Hours, cost and energy by stage", headers, rows, " ".join(notes))
+    return Section("Time, cost and energy", [table])
+
+
+def provenance_section(stages: list[StageRecord]) -> Section:
+    """Hardware, versions, commit, data and command lines: what it takes to do it again."""
+    columns = [software(stage) for stage in stages]
+    headers = ["", *(stage.name for stage in stages)]
+    if all(column == columns[0] for column in columns):
+        columns, headers = columns[:1], ["", "all stages"]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    data = []
+    for stage in stages:
+        facts = stage.run.get("data", {}).items()
+        texts = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in facts]
+        data.append([stage.name, ", ".join(texts), stage.run.get("data_fingerprint", "")[:16]])
+    config = stages[-1].config
+    blocks = [
+        *([parameter_table(config)] if config else []),
+        Table("Hardware and software", headers, rows, numbers=False),
+        Table("Data", ["stage", "what", "fingerprint"], data, numbers=False),
+    ]
+    commands = dict.fromkeys(shlex.join(s["command"]) for st in stages for s in st.sessions)
+    if commands:
+        blocks += ["Command lines, in order:", Code("\n".join(commands))]
+    return Section("How it was made", blocks)
+
+
+def software(stage: StageRecord) -> dict[str, str]:
+    """What the stage's last session ran on and with."""
+    facts: dict = {"device": stage.device}
+    if stage.sessions:
+        last = stage.sessions[-1]
+        peak = f"{last['peak_flops'] / 1e12:.4g} TFLOP/s ({last['peak_source']})"
+        facts |= {"compute dtype": last["dtype"], "peak, all devices": peak}
+        facts |= {"nodes": last["nodes"], "CUDA": last["cuda"]}
+    facts |= stage.run.get("versions", {})
+    facts["commit"] = stage.run.get("git_commit", "")[:20]
+    return {name: str(value) for name, value in facts.items() if value}

@@ -18,7 +18,7 @@ from nanochat.checkpoint.index import checkpoint_dir, checkpoint_of, prune, step
 from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
-from nanochat.checkpoint_manager import load_folder, prepare_checkpoint, read_training_state
+from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
 from nanochat.common import (
     ConfigError,
     all_equal,
@@ -72,6 +72,8 @@ def start_stage(
     """
     if config.num_steps and config.target_seconds:
         raise ConfigError("give one horizon, not both of num_steps and target_seconds")
+    if config.keep_last < 1:
+        raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
     *_, device = compute_init(config.device_type, config.seed, config.deterministic)
     if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
@@ -174,14 +176,14 @@ class Stage:
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
         """(LoopState, cursor) of the checkpoint; optimizers, scaler and generators are restored."""
         path, config = self.resume_from, self.config
-        saved, tensors = read_training_state(path)
+        saved, generators, tensors = load_training_state(path)
         if missing := self.optimizers.keys() - tensors.keys():
             raise ConfigError(
                 f"{path} was saved without its optimizers {sorted(missing)}: no resuming"
             )
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_tensors(tensors[name])
-        restore_rng(saved["rng"])
+        restore_rng(generators)
         print_differences(saved["environment"], self.model.device)
         state = LoopState(**saved["loop"])
         print0(f"resumed {path} at step {state.step}")

@@ -15,15 +15,21 @@ from tiny_checkpoint import save
 from nanochat.checkpoint.hf_config import to_hf
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
-from nanochat.report import formulas, gpt2_core, report, run
-from nanochat.report.figures import format_compact, format_duration, format_mass, format_percent
-from nanochat.report.formulas import Assumptions, median
-from nanochat.report.page import Fact, Page, Sample, Section, Table, to_html, to_markdown
-from nanochat.report.plots import SERIES, Curve, curves_svg, running_mean, thinned
+from nanochat.report import report
+from nanochat.report.evaluations import gpt2_centred, tokenizer_section
+from nanochat.report.figures import format_compact, format_hours, format_mass, format_number
+from nanochat.report.page import Page, Sample, Section, Table, to_html, to_markdown
+from nanochat.report.plots import SERIES, curve, running_mean, thinned
 from nanochat.report.report import make_page, remake, write_report
-from nanochat.report.results import tokenizer_section
-from nanochat.report.run import Totals
-from nanochat.report.run_records import lineage, newest_checkpoint, stored_assumptions
+from nanochat.report.run import (
+    Assumptions,
+    lineage,
+    newest_checkpoint,
+    parameters,
+    stored_assumptions,
+    total,
+)
+from nanochat.report.training import headline
 from nanochat.training import energy
 from nanochat.training.energy import EnergyMeter, rapl_meter
 from nanochat.training.log import TrainLog
@@ -39,23 +45,15 @@ def stages():
 # ---------------------------------------------------------------- figures by hand
 
 
-def test_formulas():
-    assert formulas.kilowatt_hours(7.2e6) == 2
-    assert formulas.co2_grams(2, 481) == 962
-    assert formulas.cost(1.5, 24) == 36
-    assert formulas.mean_stderr([3, 4]) == 2.5
-    assert (median([]), median([3]), median([9, 1]), median([7, 1, 2])) == (None, 3, 5, 2)
-
-
 def test_the_stage_s_figures_are_those_worked_out_by_hand(stages):
     base, sft = stages
-    assert (base.name, base.step, base.tokens, base.seconds) == ("base", 4, 400, 5.0)
-    assert base.wall_seconds == 36.0 and base.hours == 0.01
+    assert (base.name, base.step, base.tokens) == ("base", 4, 400)
+    assert base.step_hours == 5 / 3600 and base.hours == 0.01
     assert base.flops == 400 * 1000 and sft.flops == 200 * 2000
     assert base.tokens_per_second == 100  # of 50, 100, 100, 100
     assert base.mfu == 0.25  # 100 tokens/s x 1000 FLOPs / 4e5
     assert base.val_bpb == 1.25 and base.device == "2 × NVIDIA H100 80GB HBM3"
-    assert sft.wall_seconds == 18.0  # the evaluation that came later is not training
+    assert sft.hours == 18 / 3600  # the evaluation that came later is not training
 
 
 def test_energy_is_measured_where_there_was_a_meter_else_estimated(stages):
@@ -81,16 +79,12 @@ def test_a_processor_without_a_meter_has_no_energy_unless_watts_are_given(stages
     sft = stages[1]
     sft.sessions[0]["device"] = "cpu AMD EPYC"
     assert sft.energy(NOTHING) is None
-    assert Totals(stages, NOTHING).kwh is None
-    assert Totals(stages, Assumptions(watts=360)).kwh == pytest.approx(0.001 + 0.36 * 18 / 3600)
+    assert sft.energy(Assumptions(watts=360)).kwh == pytest.approx(0.36 * 18 / 3600)
+    assert "Energy" not in {label for label, *_ in headline(stages, NOTHING)}
 
 
-def test_totals(stages):
-    totals = Totals(stages, Assumptions(price_per_hour=24))
-    assert (totals.tokens, totals.flops) == (600, 800_000)
-    assert totals.hours == pytest.approx(54 / 3600) and totals.wall
-    assert totals.cost == pytest.approx(24 * 54 / 3600)
-    assert Totals(stages, NOTHING).cost is None
+def test_a_total_is_none_where_a_part_is_missing():
+    assert (total([1, 2.5]), total([1, None])) == (3.5, None)
 
 
 def test_two_sessions_add_up_and_what_lies_between_them_is_not_paid_for():
@@ -99,29 +93,13 @@ def test_two_sessions_add_up_and_what_lies_between_them_is_not_paid_for():
     again = {"step": 3, "time": 5000.0, "session": records[0]["session"]}
     late = [r | {"time": r["time"] + 4000} for r in records if r["step"] == 4]
     write(folder.parent, "base", [*(r for r in records if r["step"] < 4), again, *late])
-    assert lineage(folder)[0].wall_seconds == 30 + 36  # 1000..1030, 5000..5036
-
-
-def test_errors_of_core_and_chatcore_come_from_those_of_their_tasks(stages):
-    base, sft = stages
-    # piqa: 0.03 / (1 - 0.5) = 0.06; lambada: 0.02. Their mean's: sqrt(0.06^2 + 0.02^2) / 2.
-    assert base.core_stderr() == pytest.approx(0.0316228, abs=1e-6)
-    # arc-easy: 0.03 / 0.75 = 0.04; gsm8k: 0.02.
-    assert sft.chatcore_stderr() == pytest.approx(0.0223607, abs=1e-6)
-    assert formulas.centred_stderr(1.0, 0.0, 1.0) == 0.0
-    assert formulas.baseline(0.4375, 0.25) == 0.25
-
-
-def test_chatcore_has_no_error_when_it_is_no_mean_of_the_recorded_scores(stages):
-    sft = stages[1]
-    sft.records[-1]["chatcore"] = 0.5
-    assert sft.chatcore_stderr() is None
+    assert lineage(folder)[0].hours == (30 + 36) / 3600  # 1000..1030, 5000..5036
 
 
 def test_parameters_of_the_model_card_s_d20():
     from nanochat.gpt import GPTConfig
 
-    sizes = run.parameters(to_hf(GPTConfig.from_depth(20, vocab_size=65536)))
+    sizes = parameters(to_hf(GPTConfig.from_depth(20, vocab_size=65536)))
     assert sizes == {
         "embedding": 83_886_080, "attention": 131_072_000, "MLP": 262_144_000, "head": 83_886_080
     }  # fmt: skip
@@ -129,19 +107,15 @@ def test_parameters_of_the_model_card_s_d20():
 
 
 def test_gpt2_centred_by_hand():
-    assert gpt2_core.centred("GPT-2 124M")["piqa"] == pytest.approx(0.246)
-    assert gpt2_core.centred("GPT-2 1.5B")["arc_challenge"] == pytest.approx(0.049 / 0.75)
-    assert all(len(a) == len(gpt2_core.TASKS) for a in gpt2_core.ACCURACY.values())
+    assert gpt2_centred("GPT-2 124M")["piqa"] == pytest.approx(0.246)
+    assert gpt2_centred("GPT-2 1.5B")["arc_challenge"] == pytest.approx(0.049 / 0.75)
 
 
 def test_words():
     assert format_compact(560_988_160) == "561M" and format_compact(999) == "999"
-    assert (format_duration(0.25), format_duration(3), format_duration(5 / 3600)) == (
-        "15.0 min",
-        "3.00 h",
-        "5.0 s",
-    )
-    assert format_percent(0.3151, 0.004) == "31.5% ± 0.4%" and format_mass(2500) == "2.5 kg"
+    hours = (0.25, 3, 5 / 3600, None)
+    assert [format_hours(h) for h in hours] == ["15.0 min", "3.00 h", "5.0 s", ""]
+    assert format_number(0.3151, ".1%", 0.004) == "31.5% ± 0.4%" and format_mass(2500) == "2.5 kg"
 
 
 # ---------------------------------------------------------------- which records count
@@ -172,17 +146,6 @@ def test_a_run_that_moved_finds_its_parents(stages, base_dir, tmp_path, monkeypa
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(moved))
     found = lineage(moved / "sft_checkpoints" / "tiny" / "step_000001")
     assert [stage.name for stage in found] == ["base", "sft"] and found[0].tokens == 400
-
-
-def test_a_run_of_before_sessions_has_hours_of_steps_and_flops_by_its_config():
-    folder = make_base(evaluated=False)
-    records = [json.loads(x) for x in (folder.parent / "metrics.jsonl").read_text().splitlines()]
-    write(folder.parent, "base", [r for r in records if "session" not in r])
-    (stage,) = lineage(folder)
-    assert stage.wall_seconds is None and stage.hours == 5 / 3600
-    model = run.model_of(stage.config)
-    assert stage.flops == 400 * model.flops_per_token()
-    assert stage.energy(NOTHING) is None  # joules of an unknown counter are no measurement
 
 
 def test_no_run_is_an_error_that_says_what_there_is():
@@ -289,7 +252,7 @@ def test_what_is_shown_is_what_was_recorded(stages):
     assert rows["humaneval pass@10"][0] == "12.5%" and rows["ChatCORE"][0] == "0.1750 ± 0.0224"
     total = ["all", "54.0 s", "$0.36", "8 Wh", "3.85 g"]
     assert total in Reader(html).rows
-    facts = {fact.label: fact.value for fact in page.facts}
+    facts = {label: value for label, value, _ in page.facts}
     assert facts["MFU"] == "25.0%" and facts["Bits per byte"] == "1.2345"
     assert facts["Cost"] == "$0.36" and facts["Training FLOPs"] == "8.00e+05"
     for row in (rows["piqa"], total, facts.values()):
@@ -310,7 +273,7 @@ def test_what_was_not_measured_is_not_there(form):
 def test_a_checkpoint_without_metrics_still_has_a_page():
     page = make_page(lineage(save(1)), NOTHING)
     html = to_html(page)
-    assert {fact.label for fact in page.facts} == {"Parameters"}
+    assert [label for label, *_ in page.facts] == ["Parameters"]
     assert "<svg" not in html and "Training by stage" not in html
 
 
@@ -330,14 +293,14 @@ def test_a_model_s_words_stay_words(stages):
 
 def test_markup_in_cells_is_escaped():
     table = Table("a | <b>", ["x", "y"], [["<i>", "1 | 2"]])
-    page = Page("<t>", "", [Fact("<l>", "<v>")], [Section("S", [table, Sample("```", "<u>")])], "")
+    page = Page("<t>", "", [("<l>", "<v>", "")], [Section("S", [table, Sample("```", "<u>")])], "")
     assert not {tag for tag, _ in Reader(to_html(page)).tags} & {"b", "i", "t", "l", "v", "u"}
     markdown = to_markdown(page)
     assert "| &lt;i> | 1 \\| 2 |" in markdown and "````text" in markdown
 
 
 def test_an_empty_column_is_left_out():
-    table = Table("", ["a", "b", "c"], [["x", "", "1"], ["y", "", ""]]).shown()
+    table = Table("", ["a", "b", "c"], [["x", "", "1"], ["y", "", ""]])
     assert table.headers == ["a", "c"] and table.rows == [["x", "1"], ["y", ""]]
 
 
@@ -352,13 +315,13 @@ def test_tokenizer_table_is_shown_for_the_run_s_own_tokenizer_alone(tmp_path):
 
 
 def test_curves_are_thinned_and_take_the_page_s_colours():
-    assert thinned([1, 2, 3, 4], [1, 3, 5, 7], 2) == ([1.5, 3.5], [2.0, 6.0])
+    assert thinned([1, 3, 5, 7], 2) == [2.0, 6.0] and thinned([1, 3], 2) == [1, 3]
     assert running_mean([0, 3, 0], share=0.1) == [1.5, 1, 1.5]
-    svg = curves_svg("n", [Curve([1, 2], [3, 4])], title='A "title" <x>', x_label="x", y_label="y")
+    svg = curve('A "title" <x>', [1, 2], [3, 4], "unit").svg
     assert svg.startswith("<svg") and "var(--c1)" in svg and SERIES[0] not in svg
     assert 'aria-label="A &quot;title&quot; &lt;x&gt;"' in svg
     ids = re.findall(r' id="([^"]+)"', svg)
-    assert ids and all(name.startswith("n-") for name in ids)
+    assert ids and all(name.startswith("A-title-x-") for name in ids)
     used = re.findall(r'(?:href="#|url\(#)([^")]+)', svg)
     assert set(used) <= set(ids)
 
@@ -416,7 +379,7 @@ def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(stages):
             assert page.evaluate("document.documentElement.scrollWidth") == width
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(20, 21, 23)") == (scheme == "dark")
-            line = page.locator("#base-loss-line2d_1 path, [id^='base-loss-line2d'] path").last
+            line = page.locator("[id^='base-loss-line2d'] path").last
             stroke = line.evaluate("e => getComputedStyle(e).stroke")
             assert stroke in ("rgb(122, 179, 242)", "rgb(31, 95, 168)")
             assert page.locator("svg[role=img]:not([aria-label])").count() == 0
