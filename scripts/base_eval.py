@@ -104,8 +104,7 @@ def write_samples(engine: Engine | TransformersEngine, config: Config, path: Pat
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
     bundle = find_bundle(config.bundle) if config.core else None  # so that it fails early
-    choice = {"hf_path": config.hf_path, "model_tag": config.model_tag, "step": config.step}
-    engine, folder, place, trained = open_engine(config.source, device, **choice)
+    engine, folder, place, trained = open_engine(config, device)
     if trained is None:
         print0("bits per byte are not measured: they need one of our tokenizers")
     elif config.eval_tokens:

@@ -169,10 +169,10 @@ def evaluate_task(
 ) -> Result:
     """How many of a task's examples the model gets right. All ranks take part and get the result.
 
-    kind "choice": the letter with the highest logit after the prompt. kind "generate":
-    `num_samples` answers of at most `max_tokens`, tools included, at `temperature` (None: 0, or 0.8
-    of several samples). `limit` examples are drawn by `seed`. answers_path: a file for one JSON
-    line an answer, with index, sample, prompt, completion and what Task.evaluate_all says of it.
+    A choice is the letter with the highest logit after the prompt; else `num_samples` answers of
+    at most `max_tokens`, tools included, are drawn at `temperature` (None: 0, or 0.8 of several).
+    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer, with
+    index, sample, prompt, completion and what Task.evaluate_all says of it.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """

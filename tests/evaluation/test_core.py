@@ -220,8 +220,8 @@ def test_fast_equals_plain_on_every_task(context, shared_data, text_tokenizer):
     bundle, model = Bundle(shared_data / "eval_bundle.zip"), small_random_model(512, context)
     shared = cut = 0
     for task in bundle.tasks():
-        rows = subsample(bundle.rows(task), 5)
-        examples = make_examples(task, rows, range(5), text_tokenizer, context)
+        rows = subsample(bundle.rows(task), 3)
+        examples = make_examples(task, rows, range(3), text_tokenizer, context)
         fast, plain = score(model, examples, 4096), score_plainly(model, examples)
         for mine, other in zip(fast, plain, strict=True):
             for a, b in zip(mine, other, strict=True):
@@ -230,7 +230,7 @@ def test_fast_equals_plain_on_every_task(context, shared_data, text_tokenizer):
         shared += sum(jobs_of(0, e.rows, True)[0].shared > 0 for e in examples)
         cut += sum(e.cut for e in examples)
         assert not any(e.merged for e in examples), task.label
-    assert shared > 10 and cut > 20
+    assert shared > 5 and cut > 10
 
 
 # ---------------------------------------------------------------- ranks, and the script
