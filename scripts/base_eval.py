@@ -17,7 +17,7 @@ from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
-from nanochat.evaluation.core import evaluate_core
+from nanochat.evaluation.core import evaluate_core, record
 from nanochat.evaluation.core_bundle import find_bundle
 from nanochat.evaluation.hf_baseline import TransformersEngine, open_engine
 from nanochat.files import write_atomic
@@ -104,8 +104,7 @@ def write_samples(engine: Engine | TransformersEngine, config: Config, path: Pat
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
     bundle = find_bundle(config.bundle) if config.core else None  # so that it fails early
-    choice = {"hf_path": config.hf_path, "model_tag": config.model_tag, "step": config.step}
-    engine, folder, place, trained = open_engine(config.source, device, **choice)
+    engine, folder, place, trained = open_engine(config, device)
     if trained is None:
         print0("bits per byte are not measured: they need one of our tokenizers")
     elif config.eval_tokens:
@@ -114,15 +113,16 @@ def main(config: Config) -> None:
     if config.sample_tokens:
         write_samples(engine, config, folder / f"samples-step{place['step']}.json")
     if bundle:
-        result = evaluate_core(
+        results = evaluate_core(
             bundle,
             engine.fast,
             engine.tokenizer,
             max_per_task=config.max_per_task,
             tokens_at_once=config.device_batch_size * engine.model.config.sequence_len,
         )
-        print0(f"CORE: {result.core:.4f} ± {result.stderr:.4f}")
-        append_metrics(folder, place | result.record())
+        figures = record(results)
+        print0("CORE: {core:.4f} ± {core_stderr:.4f}".format(**figures))
+        append_metrics(folder, place | figures)
     if trained is not None:
         remake(folder.name)
     compute_cleanup()

@@ -76,8 +76,7 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
         tool = ControlledTool(python_tool(open_sandbox()))
     else:
         raise ConfigError("--hf-path measures a model without tools; leave --tool away")
-    choice = {"hf_path": config.hf_path, "model_tag": config.model_tag, "step": config.step}
-    engine, folder, place, _ = open_engine(config.source, device, tool=tool, **choice)
+    engine, folder, place, _ = open_engine(config, device, tool)
     names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
     options = {name: getattr(config, name) for name in names}
     results, controls, not_run = [], {}, {}

@@ -8,82 +8,26 @@ likeliest one. CORE is the mean of the tasks' centred accuracies: 0 for chance, 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
 
 from nanochat.common import ConfigError, DataError, gather, print0, progress, rank_and_world
 from nanochat.evaluation.core_bundle import Bundle, CoreTask
 from nanochat.evaluation.core_loglikelihood import Score, score
 from nanochat.evaluation.core_prompts import make_examples, subsample
+from nanochat.evaluation.tasks import Result, mean_centred
 
 EXAMPLES_AT_ONCE = 1024  # tokenized together and sorted by length
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """How a task went: `correct` of `total` examples."""
-
-    task: CoreTask
-    correct: int
-    total: int
-    cut: int = 0  # examples that lost their oldest tokens because the context is short
-    merged: int = 0  # where a token reaches from the context into the continuation
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def stderr(self) -> float:
-        """Of the accuracy: sqrt(p (1 - p) / n)."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
-
-    @property
-    def centred(self) -> float:
-        """(accuracy - baseline) / (1 - baseline): 0 for the baseline, 1 for no mistake."""
-        return (self.accuracy - self.task.baseline) / (1 - self.task.baseline)
-
-    @property
-    def centred_stderr(self) -> float:
-        return self.stderr / (1 - self.task.baseline)
-
-    def __str__(self) -> str:
-        """Example: "copa: 61.0% ± 4.9%, centred 0.2200 (n = 100)"."""
-        cut = f", {self.cut:,} cut to the context" if self.cut else ""
-        merged = f", {self.merged:,} with a token across the boundary" if self.merged else ""
-        return (
-            f"{self.task.label}: {self.accuracy:.1%} ± {self.stderr:.1%}, centred "
-            f"{self.centred:.4f} (n = {self.total:,}{cut}{merged})"
-        )
-
-
-@dataclass(frozen=True)
-class CoreResult:
-    """The tasks' scores, and CORE, their mean."""
-
-    tasks: list[TaskScore]
-
-    @property
-    def core(self) -> float:
-        return fmean(task.centred for task in self.tasks)
-
-    @property
-    def stderr(self) -> float:
-        """Of CORE, as if the tasks were independent; HellaSwag is among them twice, so the true
-        error is a little larger."""
-        return math.hypot(*(task.centred_stderr for task in self.tasks)) / len(self.tasks)
-
-    def record(self) -> dict[str, float]:
-        """For metrics.jsonl: core, core_stderr, and five figures of each task."""
-        record = {"core": self.core, "core_stderr": self.stderr}
-        for found in self.tasks:
-            label = found.task.label
-            record[f"core/{label}"] = found.centred
-            record[f"core_accuracy/{label}"] = found.accuracy
-            record[f"core_stderr/{label}"] = found.stderr
-            record[f"core_examples/{label}"] = found.total
-            record[f"core_baseline/{label}"] = found.task.baseline
-        return record
+def record(results: Sequence[Result]) -> dict[str, float]:
+    """For metrics.jsonl: core, core_stderr, and five figures of each task."""
+    figures = dict(zip(("core", "core_stderr"), mean_centred(results), strict=True))
+    for result in results:
+        figures[f"core/{result.name}"] = result.centred
+        figures[f"core_accuracy/{result.name}"] = result.accuracy
+        figures[f"core_stderr/{result.name}"] = result.stderr
+        figures[f"core_examples/{result.name}"] = result.total
+        figures[f"core_baseline/{result.name}"] = result.baseline
+    return figures
 
 
 def is_right(task: CoreTask, gold: int, scores: Sequence[Score]) -> bool:
@@ -107,8 +51,8 @@ def evaluate_core_task(
     *,
     max_per_task: int | None = None,
     tokens_at_once: int = 16384,
-) -> TaskScore:
-    """A task's score. The examples are dealt out to all ranks, and every rank gets the result.
+) -> Result:
+    """A task's Result. The examples are dealt out to all ranks, and every rank gets the result.
 
     rows: the task's examples in the bundle's order; the solved examples before a question are
     drawn from the rows that are measured. model: an InferenceModel or a TransformersModel.
@@ -136,19 +80,20 @@ def evaluate_core_task(
             for example, found in zip(examples, scores, strict=True):
                 outcomes.append((is_right(task, example.gold, found), example.cut, example.merged))
             advance(len(some))
-    correct, cut, merged = map(sum, zip(*gather(outcomes), strict=True))
-    return TaskScore(task, correct, len(rows), cut, merged)
+    right, cut, merged = zip(*gather(outcomes), strict=True)
+    figures = {"baseline": task.baseline, "cut": sum(cut), "merged": sum(merged)}
+    return Result(task.label, task.kind, right, **figures)
 
 
-def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> CoreResult:
-    """CORE over all tasks of the bundle, with a printed line for each; options of
-    evaluate_core_task.
+def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> list[Result]:
+    """The Results of the bundle's tasks, each printed; options of evaluate_core_task. CORE itself
+    is their `mean_centred`.
 
-    Example: evaluate_core(find_bundle(), engine.fast, tokenizer, max_per_task=500).core
+    Example: evaluate_core(find_bundle(), engine.fast, tokenizer, max_per_task=500)
     """
-    scores = []
+    results = []
     for task in bundle.tasks():
         start = time.perf_counter()
-        scores.append(evaluate_core_task(task, bundle.rows(task), model, tokenizer, **options))
-        print0(f"{scores[-1]} in {time.perf_counter() - start:.1f} s")
-    return CoreResult(scores)
+        results.append(evaluate_core_task(task, bundle.rows(task), model, tokenizer, **options))
+        print0(f"{results[-1]} in {time.perf_counter() - start:.1f} s")
+    return results

@@ -36,32 +36,32 @@ FIELDS = {
 }
 OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
 
-# The first 16 digits of the SHA-256, and the name without its suffix, of each file as MosaicML and
+# The first 12 digits of the SHA-256, and the name without its suffix, of each file as MosaicML and
 # DCLM have it.
 KNOWN_FILES = """
-32a5c33c84522556 core
-3d8191d45cc64a80 eval_meta_data
-2771f63f8127c072 commonsense_qa
-595dca44dec54c84 copa
-adb2e5c7f8db810d openbook_qa
-d2870e73aec5154d piqa
-80c98d8e7ab82135 bigbench_language_identification
-52a31d32b14dff77 hellaswag
-411bfbe5b9054346 lambada_openai
-746336c27cd2e39a winograd_wsc
-ea1592526f3bfdd0 winogrande
-454ff101e614370b boolq
-0c2b8029776a138f coqa
-41fe6c43e725c0dc squad
-9ffd73480b51746c agi_eval_lsat_ar
-8485683a8c7e7e6c bigbench_cs_algorithms
-106ba9ac7507c7ab bigbench_dyck_languages
-41e2964ad619c49e bigbench_operators
-8febd2c0080a1568 bigbench_repeat_copy_logic
-1ae3aeedf1951d88 arc_challenge
-d2d12e59543acf9a arc_easy
-bb0d22727cb25bef bigbench_qa_wikidata
-187e7f270a440c63 jeopardy_all
+32a5c33c8452 core
+3d8191d45cc6 eval_meta_data
+2771f63f8127 commonsense_qa
+595dca44dec5 copa
+adb2e5c7f8db openbook_qa
+d2870e73aec5 piqa
+80c98d8e7ab8 bigbench_language_identification
+52a31d32b14d hellaswag
+411bfbe5b905 lambada_openai
+746336c27cd2 winograd_wsc
+ea1592526f3b winogrande
+454ff101e614 boolq
+0c2b8029776a coqa
+41fe6c43e725 squad
+9ffd73480b51 agi_eval_lsat_ar
+8485683a8c7e bigbench_cs_algorithms
+106ba9ac7507 bigbench_dyck_languages
+41e2964ad619 bigbench_operators
+8febd2c0080a bigbench_repeat_copy_logic
+1ae3aeedf195 arc_challenge
+d2d12e59543a arc_easy
+bb0d22727cb2 bigbench_qa_wikidata
+187e7f270a44 jeopardy_all
 """
 
 
@@ -138,7 +138,7 @@ class Bundle:
         """Names of the files whose content is not the known one."""
         files = ["core.yaml", "eval_meta_data.csv", *(f"eval_data/{t.file}" for t in self.tasks())]
         known = {name: digest for digest, name in map(str.split, KNOWN_FILES.split("\n")[1:-1])}
-        digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:16] for name in files}
+        digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:12] for name in files}
         return sorted(name for name in digests if digests[name] != known.get(Path(name).stem))
 
 

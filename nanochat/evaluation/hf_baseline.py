@@ -37,8 +37,8 @@ CLOSE_ENOUGH = 0.02  # of the largest logit; compute dtype rounds
 class TransformersModel:
     """A model of `transformers` with GPT's features, logits, config and device.
 
-    Where head and soft-cap alone turn the last hidden states into the model's own logits, which is
-    tried once, features are those states; else they are the logits, which takes more memory.
+    Features are the last hidden states where head and soft-cap alone make the model's logits of
+    them, which is tried once; else they are the logits, which takes more memory.
     """
 
     def __init__(self, model, sequence_len: int):
@@ -53,8 +53,7 @@ class TransformersModel:
         if self.features_are_logits:
             print0(
                 "this model does more to its logits than a head and a soft-cap: they are made for "
-                "every token, which is slower and takes more memory (a smaller --device-batch-size "
-                "takes less)"
+                "every token, which takes more time and memory; lower --device-batch-size if needed"
             )
 
     @torch.inference_mode()
@@ -91,13 +90,12 @@ class TransformersTokenizer:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.stop_ids = tuple(sorted(set(stop_ids)))
         first = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
-        first = [i for i in first if i is not None]
-        if not first:
+        self.bos = next((i for i in first if i is not None), None)
+        if self.bos is None:
             raise DataError(
                 f"{tokenizer.name_or_path}: the tokenizer names no token that a text begins with; "
                 f"set bos_token or eos_token in tokenizer_config.json"
             )
-        self.bos = first[0]
 
     def encode(self, text: str | list[str], ordinary: bool = False) -> list:
         """Ids of what the programmer wrote: names of special tokens are honoured."""
@@ -186,9 +184,10 @@ class TransformersEngine:
             mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
 
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
-                n = len(samples)
-                noise = uniform([params.seed] * n, samples, [so_far.shape[1] - T] * n)
-                tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=device)
+                n, position = len(samples), so_far.shape[1] - T
+                noise = uniform([seed] * n, samples, [position] * n)
+                tokens = sample(logits.float(), [params] * n, noise)
+                tokens = torch.tensor(tokens, device=device)
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
             answers = self.model.model.generate(
@@ -218,22 +217,18 @@ class TransformersEngine:
 
 
 def open_engine(
-    source: str,
-    device: torch.device,
-    *,
-    hf_path: str | None,
-    model_tag: str | None,
-    step: int | None,
-    tool: Tool = evaluate,
+    config, device: torch.device, tool: Tool = evaluate
 ) -> tuple[Engine | TransformersEngine, Path, dict, dict | None]:
-    """(engine, folder for its figures, {"stage", "step"}, its run's config) of a checkpoint, see
-    load_model, or of the Hugging Face folder hf_path, which has no run."""
-    if hf_path is not None:
-        engine = TransformersEngine(*load_transformers(hf_path, device))
-        folder = base_dir() / "hf_evaluations" / Path(hf_path).resolve().name
-        print0(f"{hf_path}: figures go to {folder}")
+    """(engine, folder for its figures, {"stage", "step"}, its run's config) of the Hugging Face
+    folder config.hf_path, which has no run, or else of the checkpoint that load_model finds by
+    config.source, model_tag and step."""
+    if config.hf_path is not None:
+        engine = TransformersEngine(*load_transformers(config.hf_path, device))
+        folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
+        print0(f"{config.hf_path}: figures go to {folder}")
         return engine, folder, {"stage": "hf", "step": 0}, None
-    model, tokenizer, meta = load_model(source, device, "eval", model_tag, step)
+    run = (config.source, device, "eval", config.model_tag, config.step)
+    model, tokenizer, meta = load_model(*run)
     print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
     place = {"stage": meta["stage"], "step": meta["step"]}
     return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place, meta["config"]

@@ -28,6 +28,7 @@ class Result:
     temperature: float = 0.0
     baseline: float | None = None  # the accuracy of chance, where a published figure says so
     cut: int = 0  # prompts that lost their oldest tokens to a short context
+    merged: int = 0  # CORE: a token reaches from the context into the continuation
 
     @property
     def total(self) -> int:
@@ -49,6 +50,10 @@ class Result:
         if self.baseline is None:
             return None
         return (self.accuracy - self.baseline) / (1 - self.baseline)
+
+    @property
+    def centred_stderr(self) -> float:
+        return self.stderr / (1 - self.baseline)
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """(pass@k, its standard error) over the examples x: mean(x), and
@@ -80,13 +85,22 @@ class Result:
         return figures
 
     def __str__(self) -> str:
-        """Example: "arithmetic: 96.0% ± 1.4% (n = 200)"."""
-        text = f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%} (n = {self.total:,}"
+        """Example: "mmlu: 61.0% ± 4.9%, centred 0.4800 (n = 100)"."""
+        text = f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%}"
+        text += "" if self.centred is None else f", centred {self.centred:.4f}"
+        text += f" (n = {self.total:,}"
         text += f" x {self.num_samples})" if self.num_samples > 1 else ")"
         for k in self.ks()[1:]:
-            value, error = self.pass_at(k)
-            text += f", pass@{k} {value:.1%} ± {error:.1%}"
-        return text + (f", {self.cut:,} prompts cut to the context" if self.cut else "")
+            text += ", pass@{} {:.1%} ± {:.1%}".format(k, *self.pass_at(k))
+        text += f", {self.cut:,} prompts cut to the context" if self.cut else ""
+        return text + (f", {self.merged:,} with a token across the boundary" if self.merged else "")
+
+
+def mean_centred(results: Sequence[Result]) -> tuple[float, float]:
+    """(mean of the centred accuracies, its standard error): variances add, as if the tasks were
+    independent (CORE has HellaSwag twice, so its true error is a little larger)."""
+    error = math.hypot(*(result.centred_stderr for result in results)) / len(results)
+    return math.fsum(result.centred for result in results) / len(results), error
 
 
 def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
@@ -96,15 +110,13 @@ def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
 
 
 def chatcore(results: Sequence[Result]) -> tuple[float, float]:
-    """(ChatCORE, its standard error): the mean of the five tasks' centred scores; their variances
-    add up: sqrt(sum (stderr / (1 - baseline))^2) / 5.
+    """(ChatCORE, its standard error): the mean of the five tasks' centred accuracies.
 
-    Example: accuracies of 0.3561, 0.2875, 0.3111, 0.025, 0.0671, in that order, give 0.0730.
+    Example: accuracies of 0.3561, 0.2875, 0.3111, 0.025, 0.0671, in CHATCORE's order, give 0.0730.
     """
     five = [result for result in results if result.name in CHATCORE]
     assert sorted(result.name for result in five) == sorted(CHATCORE)
-    errors = [result.stderr / (1 - result.baseline) for result in five]
-    return math.fsum(r.centred for r in five) / len(five), math.hypot(*errors) / len(five)
+    return mean_centred(five)
 
 
 def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str, float]:
@@ -157,10 +169,10 @@ def evaluate_task(
 ) -> Result:
     """How many of a task's examples the model gets right. All ranks take part and get the result.
 
-    kind "choice": the letter with the highest logit after the prompt. kind "generate":
-    `num_samples` answers of at most `max_tokens`, tools included, at `temperature` (None: 0, or 0.8
-    of several samples). `limit` examples are drawn by `seed`. answers_path: a file for one JSON
-    line an answer, with index, sample, prompt, completion and what Task.evaluate_all says of it.
+    A choice is the letter with the highest logit after the prompt; else `num_samples` answers of
+    at most `max_tokens`, tools included, are drawn at `temperature` (None: 0, or 0.8 of several).
+    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer, with
+    index, sample, prompt, completion and what Task.evaluate_all says of it.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
