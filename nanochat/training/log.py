@@ -12,7 +12,7 @@ from nanochat.checkpoint.rng import git_commit, versions
 from nanochat.common import print0, rank_and_world
 from nanochat.files import write_atomic
 from nanochat.hardware import device_name, mfu, peak_flops
-from nanochat.training.energy import EnergyMeter, node_count, open_meter
+from nanochat.training.energy import EnergyMeter, open_meter, ranks_of_this_node
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
@@ -112,7 +112,7 @@ def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: i
         "command": command_line(),
         "device": device_name(model.device),
         "ranks": world,
-        "nodes": node_count(),
+        "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
         "flops_per_token": model.flops_per_token(row_tokens),
         "peak_flops": peak * world,
