@@ -155,7 +155,10 @@ def compute_init(
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # subtle: the same as use_deterministic_algorithms(True), which imports the compiler at once
+        # and so takes seconds even where nothing is compiled
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+        torch.set_deterministic_debug_mode("error")
     if ddp and not dist.is_initialized():
         if device_type == "cuda":
             dist.init_process_group("nccl", device_id=device, timeout=RANKS_WAIT)

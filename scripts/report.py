@@ -15,10 +15,8 @@ from rich.table import Table
 
 from nanochat.configurator import cli
 from nanochat.report.figures import format_memory
-from nanochat.report.formulas import Assumptions, cost
 from nanochat.report.report import CARD, print_tables, write_report
-from nanochat.report.run import StageRecord
-from nanochat.report.run_records import lineage, newest_checkpoint
+from nanochat.report.run import Assumptions, StageRecord, lineage, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,23 @@ class Config:
     """Only estimate memory, hours and price of the whole run from the steps that were made."""
 
 
-def estimate(stages: list[StageRecord], price_per_hour: float | None, console: Console) -> None:
+def estimate(stages: list[StageRecord], price_per_hour: float | None) -> None:
     """Memory, hours and price of the whole run, from each stage's last, compiled, step."""
-    table, hours = Table("stage", "steps planned", "s/step", "hours", "peak memory"), 0.0
+    table, total = Table("stage", "steps planned", "s/step", "hours", "peak memory"), 0.0
     for stage in stages:
         seconds, planned = stage.steps[-1]["dt"], stage.run["planned_steps"] or 0
-        hours += planned * seconds / 3600
-        used, took = (
-            format_memory(stage.run["peak_memory_bytes"]),
-            f"{planned * seconds / 3600:.2f}",
-        )
-        table.add_row(stage.name, f"{planned:,}", f"{seconds:.2f}", took, used)
+        hours, memory = planned * seconds / 3600, format_memory(stage.run["peak_memory_bytes"])
+        table.add_row(stage.name, f"{planned:,}", f"{seconds:.2f}", f"{hours:.2f}", memory)
+        total += hours
+    console = Console(width=100)
     console.print(table)
-    price = ""
-    if price_per_hour:
-        price = f", {cost(hours, price_per_hour):,.2f} at {price_per_hour} an hour"
-    console.print(f"training would take about {hours:.1f} hours{price}; evaluations come on top")
+    price = f", {total * price_per_hour:,.2f} at {price_per_hour} an hour" if price_per_hour else ""
+    console.print(f"training would take about {total:.1f} hours{price}; evaluations come on top")
 
 
 def main(config: Config) -> None:
     if config.rehearsal:
-        stages = lineage(newest_checkpoint(config.model_tag))
-        return estimate(stages, config.price_per_hour, Console(width=100))
+        return estimate(lineage(newest_checkpoint(config.model_tag)), config.price_per_hour)
     assumed = Assumptions(config.price_per_hour, config.watts, config.grams_per_kwh)
     folder = write_report(config.model_tag, assumed)
     print_tables(folder.name)

@@ -20,7 +20,7 @@ from rich.table import Table
 from nanochat.common import print0
 from nanochat.configurator import cli
 from nanochat.files import base_dir, write_atomic
-from nanochat.report.results import TOKENIZER_RECORD, tokenizer_table
+from nanochat.report.evaluations import TOKENIZER_RECORD, tokenizer_table
 from nanochat.tokenizer import Tokenizer
 
 OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}

@@ -73,6 +73,7 @@ def test_figures_answers_and_controls(checkpoint, data, capsys):
         assert record[f"examples/{name}"] == 2 and 0 <= record[f"accuracy/{name}"] <= 1
         assert f"stderr/{name}" in record
     assert record["centred/mmlu"] == (record["accuracy/mmlu"] - 0.25) / 0.75
+    assert record["baseline/mmlu"] == 0.25 and record["baseline/gsm8k"] == 0
     assert record["centred/gsm8k"] == record["pass@1/gsm8k"] == record["accuracy/gsm8k"]
     assert {"control/mmlu", "control_stderr/mmlu", "control/gsm8k"} <= record.keys()
     assert not {"control/identity", "centred/identity", "chatcore"} & record.keys()
@@ -188,7 +189,7 @@ def test_a_source_is_a_file_a_folder_or_a_hub_id(data, tmp_path, monkeypatch):
         assert data_file(tmp_path / place.replace("/", "-"), *ask) == found
     with pytest.raises(DataError, match="found 5 files for split test among 5 data files"):
         data_file(data, *ask)
-    with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id such as op"):
+    with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id such as ow"):
         data_file("./absent.parquet", *ask)
     monkeypatch.setattr("tasks.source.hub_file", lambda repo, file: (repo, file))
     assert data_file(None, *ask) == ("openai/gsm8k", name)

@@ -1,31 +1,33 @@
-"""What a run came to, worked out from its records by formulas.py: one stage, and their totals."""
+"""What a run is, read from its stages' records: run.json, config.json and metrics.jsonl."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from nanochat.checkpoint.hf_config import from_hf
+from nanochat.checkpoint.index import STAGES, available_checkpoints, checkpoint_dir, listing
+from nanochat.common import CheckpointError, print0
+from nanochat.files import base_dir
 from nanochat.gpt import GPT
 from nanochat.hardware import find_card
-from nanochat.report.formulas import (
-    Assumptions,
-    centred_stderr,
-    cost,
-    kilowatt_hours,
-    mean_stderr,
-    median,
-)
+from nanochat.training.log import METRICS, read_metrics
 
-# ---------------------------------------------------------------- one stage
+ASSUMPTIONS = "assumptions.json"
+WORLD_GRAMS_PER_KWH = 481.0  # of CO2: the world's average in 2023 by Ember
 
 
 @dataclass(frozen=True)
-class Energy:
-    kwh: float
-    measured: bool
-    how: str  # the counters, or the formula with its numbers
+class Assumptions:
+    """What no run can measure."""
+
+    price_per_hour: float | None = None  # of the whole machine
+    watts: float | None = None  # of the whole machine, where nothing was measured
+    grams_per_kwh: float | None = None  # CO2 of the electricity; None: WORLD_GRAMS_PER_KWH
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,17 @@ class StageRecord:
     run_folder: Path  # with metrics.jsonl, samples and answers
     run: dict  # run.json
     config: dict  # config.json
-    environment: dict  # of state.json; {} in an exported folder
     records: list[dict]  # of metrics.jsonl
+    assumed: Assumptions
 
     @property
     def steps(self) -> list[dict]:
         """The records of training steps."""
-        return [r for r in self.records if "dt" in r]
+        return [r for r in self.records if r.keys() >= {"dt", "loss"}]
 
     @property
     def sessions(self) -> list[dict]:
-        """What each start of the script recorded of itself; none in runs of before that."""
+        """What each start of the script recorded of itself."""
         return [r["session"] for r in self.records if "session" in r]
 
     @property
@@ -66,162 +68,74 @@ class StageRecord:
         return self.evaluations.get("val_bpb", self.run.get("val_bpb"))
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> int | None:
         """Tokens that went through the model, padding included."""
-        return sum(r["tokens_computed"] for r in self.steps)
-
-    @property
-    def seconds(self) -> float | None:
-        """In training steps alone."""
-        return sum(r["dt"] for r in self.steps) if self.steps else self.run.get("seconds")
-
-    @property
-    def wall_seconds(self) -> float | None:
-        """From where each session opened its log to its last record of training: compilation,
-        evaluations and saves are in it; reading data before, and what a crash undid, are not.
-        None when a session did not record its start."""
-        starts = [i for i, r in enumerate(self.records) if "session" in r]
-        if not starts or any("dt" in r for r in self.records[: starts[0]]):
-            return None
-        total = 0.0
-        for start, end in zip(starts, [*starts[1:], len(self.records)], strict=True):
-            part = self.records[start:end]
-            times = [r["time"] for r in part if r.keys() & {"dt", "val_bpb", "session"}]
-            total += times[-1] - times[0]
-        return total
-
-    @property
-    def hours(self) -> float | None:
-        """What is paid for: wall_seconds, or the steps' where those are not known."""
-        seconds = self.seconds if self.wall_seconds is None else self.wall_seconds
-        return None if seconds is None else seconds / 3600
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return median(r["tokens_per_second"] for r in self.steps)
-
-    @property
-    def mfu(self) -> float | None:
-        return median(r["mfu"] for r in self.steps)
+        return sum(r["tokens_computed"] for r in self.steps) or None
 
     @property
     def flops(self) -> float | None:
-        """Training FLOPs by the model's formula: tokens × the FLOPs a token that were recorded."""
-        if not self.steps or not self.config:
-            return None
-        row = self.run.get("config", {}).get("max_tokens")  # of the runs that recorded no session
-        per_token, total = model_of(self.config).flops_per_token(row), 0.0
+        """Training FLOPs by the model's formula."""
+        return self.sessions[-1]["flops_per_token"] * self.tokens if self.steps else None
+
+    @property
+    def hours(self) -> float | None:
+        """From the start of each session to its last record of training: compilation, evaluations
+        and saves count, what a crash undid does not."""
+        seconds = previous = 0.0
         for record in self.records:
-            if "session" in record:
-                per_token = record["session"]["flops_per_token"]
-            if "dt" in record:
-                total += per_token * record["tokens_computed"]
-        return total
+            if record.keys() & {"dt", "val_bpb"}:
+                seconds += record["time"] - previous
+            if record.keys() & {"dt", "val_bpb", "session"}:
+                previous = record["time"]
+        return seconds / 3600 if self.sessions else None
+
+    def median(self, name: str) -> float | None:
+        """A figure of the median step: "mfu", "tokens_per_second"."""
+        return median(r[name] for r in self.steps) if self.steps else None
 
     @property
-    def device(self) -> str | None:
-        """What it ran on, with the number of ranks."""
-        last = self.sessions[-1] if self.sessions else {}
-        name = last.get("device") or self.environment.get("device")
-        ranks = last.get("ranks") or self.environment.get("ranks", 1)
-        return f"{ranks} × {name}" if name and ranks > 1 else name
+    def device(self) -> str:
+        """What it ran on: "8 × NVIDIA H100"; "" where nothing was recorded."""
+        if not self.sessions:
+            return ""
+        last = self.sessions[-1]
+        return f"{last['ranks']} × {last['device']}" if last["ranks"] > 1 else last["device"]
 
-    def energy(self, assumed: Assumptions) -> Energy | None:
-        """Measured where every session had a meter; else estimated from watts that were given or
-        that the data sheet of the card says; else None."""
-        joules = [r["joules"] for r in self.records if "joules" in r]
-        sources = [s.get("energy_source") for s in self.sessions]
-        if joules and None not in joules and sources and all(sources):
-            nodes = self.sessions[-1]["nodes"]
+    @property
+    def energy(self) -> tuple[float, str] | None:
+        """(kWh, how it is known). Measured where every session had a meter; else estimated from
+        the watts that are assumed or that the card's data sheet says; else None."""
+        if not self.sessions:
+            return None
+        last, joules = self.sessions[-1], [r["joules"] for r in self.records if "joules" in r]
+        sources = [session.get("energy_source") for session in self.sessions]
+        if joules and None not in joules and all(sources):
             how = "measured: " + "; ".join(dict.fromkeys(sources))
-            how += f", times {nodes} nodes, of which the first was measured" * (nodes > 1)
-            return Energy(kilowatt_hours(sum(joules) * nodes), True, how)
-        if self.hours is None:
+            how += f", times {last['nodes']} nodes, the first measured" * (last["nodes"] > 1)
+            return sum(joules) * last["nodes"] / 3.6e6, how
+        card = find_card(last["device"])
+        if self.assumed.watts is not None:
+            watts, source = self.assumed.watts, "given for the whole machine"
+        elif card and card[1].watts:
+            watts = card[1].watts * last["ranks"]
+            source = f"= {last['ranks']} × {card[1].watts} W by the card's data sheet"
+        else:
             return None
-        watts, how = assumed.watts, "{:,.0f} W given for the whole machine"
-        if watts is None and self.sessions:
-            last = self.sessions[-1]
-            found = find_card(last["device"])
-            if found and (board := found[1].watts):
-                watts = board * last["ranks"]
-                how = f"{{:,.0f}} W = {last['ranks']} × {board} W by the card's data sheet"
-        if watts is None:
-            return None
-        how = f"estimated: {how.format(watts)} × {self.hours:.3g} h"
-        return Energy(watts * self.hours / 1000, False, how)
-
-    def core_stderr(self) -> float | None:
-        """The standard error of CORE: that of a mean of independent centred accuracies."""
-        measured = self.evaluations
-        names = [k.removeprefix("core/") for k in measured if k.startswith("core/")]
-        if not names or any(f"core_stderr/{name}" not in measured for name in names):
-            return None
-        return mean_stderr([
-            centred_stderr(measured[f"core_accuracy/{n}"], measured[f"core_stderr/{n}"],
-                           measured[f"core/{n}"]) for n in names
-        ])  # fmt: skip
-
-    def chatcore_stderr(self) -> float | None:
-        """Likewise of ChatCORE, where the recorded centred scores are those that it is made of."""
-        m = self.evaluations
-        names = [k.removeprefix("centred/") for k in m if k.startswith("centred/")]
-        names = [n for n in names if f"stderr/{n}" in m and f"accuracy/{n}" in m]
-        if "chatcore" not in m or not names:
-            return None
-        if abs(sum(m[f"centred/{n}"] for n in names) / len(names) - m["chatcore"]) > 1e-6:
-            return None
-        errors = [(m[f"accuracy/{n}"], m[f"stderr/{n}"], m[f"centred/{n}"]) for n in names]
-        return mean_stderr([centred_stderr(*three) for three in errors])
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over a run's stages; None where one of them lacks the figure."""
-
-    stages: list[StageRecord]
-    assumed: Assumptions
-
-    def sum_of(self, values: list[float | None]) -> float | None:
-        return None if None in values else sum(values)
+        how = f"estimated: {watts:,.0f} W {source} × {self.hours:.3g} h"
+        return watts * self.hours / 1000, how
 
     @property
-    def tokens(self) -> int:
-        return sum(stage.tokens for stage in self.stages)
-
-    @property
-    def flops(self) -> float | None:
-        return self.sum_of([stage.flops for stage in self.stages])
-
-    @property
-    def hours(self) -> float | None:
-        return self.sum_of([stage.hours for stage in self.stages])
-
-    @property
-    def wall(self) -> bool:
-        """Whether the hours count what lay between the steps, for every stage."""
-        return all(stage.wall_seconds is not None for stage in self.stages)
-
-    @property
-    def cost(self) -> float | None:
-        price = self.assumed.price_per_hour
-        return None if price is None or self.hours is None else cost(self.hours, price)
-
-    @property
-    def kwh(self) -> float | None:
-        energies = [stage.energy(self.assumed) for stage in self.stages]
-        return self.sum_of([energy and energy.kwh for energy in energies])
-
-    @property
-    def measured(self) -> bool:
-        """Whether all of the energy was measured, none estimated."""
-        energies = [stage.energy(self.assumed) for stage in self.stages]
-        return all(energy and energy.measured for energy in energies)
+    def spent(self) -> tuple[float | None, ...]:
+        """Hours, dollars, kWh and grams of CO2."""
+        hours, price, kwh = self.hours, self.assumed.price_per_hour, self.energy and self.energy[0]
+        grams_per_kwh = self.assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH
+        return hours, hours and price and hours * price, kwh, kwh and kwh * grams_per_kwh
 
 
-def model_of(config: dict) -> GPT:
-    """The model of a config.json, without memory for its weights."""
-    with torch.device("meta"):
-        return GPT(from_hf(config))
+def total(values: Iterable[float | None]) -> float | None:
+    """The sum; None where one is missing. Example: total([1, None]) is None"""
+    values = list(values)
+    return None if None in values else sum(values)
 
 
 def parameters(config: dict) -> dict[str, int]:
@@ -230,19 +144,77 @@ def parameters(config: dict) -> dict[str, int]:
     Example: at depth 20 with 65,536 ids: embedding 83,886,080, attention 131,072,000, MLP
     262,144,000, head 83,886,080.
     """
-    parts = {
-        "embedding": "embed_tokens",
-        "attention": "self_attn",
-        "MLP": ".mlp.",
-        "head": "lm_head",
-    }
-    sizes = {name: p.numel() for name, p in model_of(config).named_parameters()}
+    with torch.device("meta"):  # no memory for the weights
+        sizes = {name: p.numel() for name, p in GPT(from_hf(config)).named_parameters()}
+    marks = {"embedding": "embed", "attention": "self_attn", "MLP": "mlp", "head": "lm_head"}
     return {
         part: sum(size for name, size in sizes.items() if mark in name)
-        for part, mark in parts.items()
+        for part, mark in marks.items()
     }
+
+
+# ---------------------------------------------------------------- reading
+
+
+def report_folder(tag: str) -> Path:
+    """Where a run's report, model card and assumptions lie."""
+    return base_dir() / "report" / tag
+
+
+def newest_checkpoint(tag: str | None = None) -> Path:
+    """The newest checkpoint of a tag, of whatever stage; CheckpointError when there is none."""
+    found = available_checkpoints(tag=tag)
+    if not found:
+        wanted = f"run {tag}" if tag else "run at all"
+        raise CheckpointError(f"no {wanted} to report. {listing()} `bash speedrun.sh` makes one.")
+    return found[0].path
+
+
+def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageRecord]:
+    """The stages that led to a checkpoint, in order.
+
+    given: assumptions, over those that the run's last report was made with.
+    """
+    folder = Path(folder).expanduser().resolve()
+    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
+    stored = read_json(report_folder(folder.parent.name) / ASSUMPTIONS)
+    assumed = Assumptions(**stored | now)
+    stages = [load_stage(folder, assumed)]
+    while parent := stages[0].run.get("parent"):
+        place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since
+        here = [root / place for root in (folder.parent.parent.parent, base_dir())]
+        found = [path for path in here if path.exists()]
+        if not found:
+            print0(f"{parent} is gone, so the stages up to it are not shown")
+            break
+        stages.insert(0, load_stage(found[0], assumed))
+    return stages
+
+
+def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
+    """The stage that ended in this checkpoint, with its records up to there."""
+    run, run_folder = read_json(folder / "run.json"), folder.parent
+    if not run.keys() >= {"stage", "tag", "step"}:
+        raise CheckpointError(f"{folder / 'run.json'} is missing, or names no stage, tag and step")
+    if not (run_folder / METRICS).exists() and run["stage"] in STAGES:
+        run_folder = checkpoint_dir(run["stage"]) / run["tag"]  # of a copy the records are at home
+    records = [r for r in read_metrics(run_folder) if r["step"] <= run["step"]]
+    kept = [
+        {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
+        for record in records
+    ]
+    if left_out := sum(map(len, records)) - sum(map(len, kept)):
+        print0(f"{run_folder / METRICS}: left out {left_out} values that are not finite numbers")
+    place, config = (run["stage"], run["tag"], run["step"]), read_json(folder / "config.json")
+    return StageRecord(*place, run_folder, run, config, kept, assumed)
 
 
 def read_json(path: Path) -> dict:
-    """The file's object, {} where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The file's object, {} without a file; CheckpointError for a damaged one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON in UTF-8: {error}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds a {type(record).__name__}; expected an object")
+    return record

@@ -1,37 +1,61 @@
-"""The report's sections on training: the stages' figures, their curves, what they cost."""
+"""What training took: headline figures, stages, curves, cost, and how it was made."""
+
+import shlex
 
 from nanochat.report.figures import (
     format_compact,
-    format_decimal,
-    format_duration,
-    format_energy,
-    format_flops,
-    format_mass,
+    format_dollars,
+    format_hours,
     format_memory,
-    format_money,
-    format_percent,
-    maybe,
+    format_number,
 )
-from nanochat.report.formulas import Assumptions, co2_grams, cost
 from nanochat.report.page import Figure, Section, Table
-from nanochat.report.plots import Curve, curves_svg, running_mean
-from nanochat.report.run import StageRecord, Totals, parameters
+from nanochat.report.plots import curve
+from nanochat.report.run import WORLD_GRAMS_PER_KWH, StageRecord, parameters, total
 
 
-def stage_table(stages: list[StageRecord]) -> Table:
-    """One line a stage: what training took and reached."""
+def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the figures on top: those that there are."""
+    base, config, price = stages[0], stages[-1].config, stages[-1].assumed.price_per_hour
+    shape = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
+    tokens, flops = total(s.tokens for s in stages), total(s.flops for s in stages)
+    _, hours, cost, energy, _ = cost_rows(stages)[-1]
+    measured = all(stage.energy and stage.energy[1].startswith("measured") for stage in stages)
+    facts = [
+        ("Parameters", format_compact(sum(parameters(config).values())), shape),
+        ("Tokens", format_compact(tokens), "through the model, all stages"),
+        ("Training FLOPs", format_number(flops, ".2e"), ""),
+        ("Time", hours, "first step to last"),
+        ("Cost", cost, f"at ${price or 0:g} an hour"),
+        ("Energy", energy, "measured" if measured else "estimated"),
+        ("MFU", format_number(base.median("mfu"), ".1%"), f"median step of {base.name}"),
+    ]
+    if base.name == "base":
+        bits = base.evaluations.get("bpb/val", base.val_bpb)
+        facts.append(("Bits per byte", format_number(bits, ".4f"), "base, validation text"))
+    for label in ("CORE", "ChatCORE"):
+        key = label.lower()
+        for stage in [stage for stage in stages if key in stage.evaluations][-1:]:
+            error = format_number(stage.evaluations.get(f"{key}_stderr"), ".4f")
+            note = f"± {error}, {stage.name}" if error else stage.name
+            facts.append((label, format_number(stage.evaluations[key], ".4f"), note))
+    return [fact for fact in facts if fact[1]]
+
+
+def stage_tables(stages: list[StageRecord]) -> list[Table]:
+    """What training took and reached, one line a stage; no table when no stage has records."""
     rows = [
         [
             stage.name,
             f"{stage.step:,}",
-            maybe(lambda s: format_duration(s / 3600), stage.seconds),
-            maybe(format_compact, stage.tokens or None),
-            maybe(format_flops, stage.flops),
-            maybe(lambda x: f"{x:,.0f}", stage.tokens_per_second),
-            maybe(format_percent, stage.mfu),
-            maybe(format_memory, stage.run.get("peak_memory_bytes")),
-            format_decimal(stage.steps[-1]["loss"]) if stage.steps else "",
-            maybe(format_decimal, stage.val_bpb),
+            format_hours(sum(step["dt"] for step in stage.steps) / 3600 or None),
+            format_compact(stage.tokens),
+            format_number(stage.flops, ".2e"),
+            format_number(stage.median("tokens_per_second"), ",.0f"),
+            format_number(stage.median("mfu"), ".1%"),
+            format_memory(stage.run.get("peak_memory_bytes")),
+            format_number(stage.steps[-1]["loss"] if stage.steps else None, ".4f"),
+            format_number(stage.val_bpb, ".4f"),
         ]
         for stage in stages
     ]
@@ -43,78 +67,101 @@ def stage_table(stages: list[StageRecord]) -> Table:
         "- embedding) + 12 × layers × heads × head width × context. Bits per byte are of each "
         "stage's own validation data."
     )
-    return Table("Training by stage", headers, rows, note)
+    measured = any(stage.steps for stage in stages)
+    return [Table("Training by stage", headers, rows, note)] if measured else []
 
 
 def parameter_table(config: dict) -> Table:
     """How many parameters each part of the model has."""
     sizes = parameters(config)
-    total = sum(sizes.values())
-    rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in sizes.items()]
-    return Table("Parameters", ["part", "parameters", "share"], [*rows, ["all", f"{total:,}", ""]])
+    size = sum(sizes.values())
+    rows = [[part, f"{count:,}", f"{count / size:.1%}"] for part, count in sizes.items()]
+    return Table("Parameters", ["part", "parameters", "share"], [*rows, ["all", f"{size:,}", ""]])
 
 
 def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
-    steps = stage.steps
-    if len(steps) < 2:
-        return []
-    xs = [r["step"] for r in steps]
-    losses, speeds = [r["loss"] for r in steps], [r["tokens_per_second"] for r in steps]
-    checked = [r for r in stage.records if "val_bpb" in r and "step" in r]
-    drawn = {
-        "loss": ([Curve(xs, losses, faint=True), Curve(xs, running_mean(losses))], "nats a token"),
-        "bits per byte": (
-            [Curve([r["step"] for r in checked], [r["val_bpb"] for r in checked], marked=True)],
-            "bits per byte",
-        ),
-        "learning rate": ([Curve(xs, [r["lr"] for r in steps])], "factor on the peak"),
-        "throughput": (
-            [Curve(xs, speeds, faint=True), Curve(xs, running_mean(speeds))],
-            "tokens/s",
-        ),
-    }
-    figures = []
-    for what, (lines, unit) in drawn.items():
-        if len(lines[0].xs) > 1:
-            title = f"{stage.name}: {what}"
-            name = f"{stage.name}-{what.replace(' ', '-')}"
-            zero = what in ("learning rate", "throughput")
-            labels = {"title": title, "x_label": "step", "y_label": unit, "from_zero": zero}
-            figures.append(Figure(curves_svg(name, lines, **labels), title))
-    return figures
+    checked = [r for r in stage.records if "val_bpb" in r]
+    drawn = [  # name, records, key, unit, noisy, from_zero
+        ("loss", stage.steps, "loss", "nats a token", True, False),
+        ("bits per byte", checked, "val_bpb", "bits per byte", False, False),
+        ("learning rate", stage.steps, "lr", "factor on the peak", False, True),
+        ("throughput", stage.steps, "tokens_per_second", "tokens/s", True, True),
+    ]
+    return [
+        curve(f"{stage.name}: {name}", [(r["step"], r[key]) for r in records], *look)
+        for name, records, key, *look in drawn
+        if len(records) > 1
+    ]
 
 
-def cost_section(stages: list[StageRecord], totals: Totals, assumed: Assumptions) -> Section:
+def cost_rows(stages: list[StageRecord]) -> list[list[str]]:
+    """[stage, hours, cost, energy, CO2] of each stage, and of all."""
+    spent = {stage.name: stage.spent for stage in stages}
+    spent["all"] = tuple(total(column) for column in zip(*spent.values(), strict=True))
+    return [
+        [
+            name,
+            format_hours(hours),
+            format_dollars(dollars),
+            format_compact(kwh and 1000 * kwh, "Wh"),
+            format_compact(grams, "g"),
+        ]
+        for name, (hours, dollars, kwh, grams) in spent.items()
+    ]
+
+
+def cost_section(stages: list[StageRecord]) -> Section:
     """Hours, price, energy and CO2 by stage, with the formulas."""
-    section, rows, hows = Section("Time, cost and energy"), [], []
-    for stage in stages:
-        used = stage.energy(assumed)
-        price = assumed.price_per_hour
-        rows.append([
-            stage.name,
-            maybe(format_duration, stage.hours),
-            "" if price is None or stage.hours is None else format_money(cost(stage.hours, price)),
-            format_energy(used.kwh) if used else "",
-            format_mass(co2_grams(used.kwh, assumed.grid)) if used else "",
-        ])  # fmt: skip
-        if used:
-            hows.append(f"{stage.name} {used.how}")
-    if not any(any(row[1:]) for row in rows):
-        return section
-    grams = maybe(lambda kwh: format_mass(co2_grams(kwh, assumed.grid)), totals.kwh)
-    total = [maybe(format_duration, totals.hours), maybe(format_money, totals.cost)]
-    rows.append(["all", *total, maybe(format_energy, totals.kwh), grams])
-    wall = "Hours run from a stage's first step to its last, with what lies between: compilation, "
-    wall += "evaluations, saves; preparing the data before is not in them."
-    notes = [wall if totals.wall else "Hours are those of the training steps."]
-    if assumed.price_per_hour is not None:
-        notes.append(f"Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour.")
-    if hows:
-        notes.append(f"Energy: {'; '.join(hows)}.")
-        notes.append(f"CO2 = energy × {assumed.grid:g} g/kWh, {assumed.grid_source}.")
+    rows, assumed = cost_rows(stages), stages[-1].assumed
+    if not any(any(cells) for _, *cells in rows):
+        return Section("Time, cost and energy")
+    note = "Hours run from a stage's first step to its last, with what lies between: compilation, "
+    note += "evaluations, saves; preparing the data before is not in them."
+    if assumed.price_per_hour:
+        note += f" Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour."
+    if hows := [f"{stage.name} {stage.energy[1]}" for stage in stages if stage.energy]:
+        grams = f"{assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH:g} g/kWh"
+        grams += "" if assumed.grams_per_kwh else ", the world's average in 2023 by Ember"
+        note += f" Energy: {'; '.join(hows)}. CO2 = energy × {grams}."
     headers = ["stage", "hours", "cost", "energy", "CO2"]
-    section.blocks.extend(
-        [Table("Hours, cost and energy by stage", headers, rows, " ".join(notes))]
-    )
-    return section
+    table = Table("Hours, cost and energy by stage", headers, rows, note)
+    return Section("Time, cost and energy", [table])
+
+
+def provenance_section(stages: list[StageRecord]) -> Section:
+    """Parameters, hardware, versions, commit, data and commands: what it takes to do it again."""
+    data = []
+    for stage in stages:
+        facts = stage.run.get("data", {}).items()
+        texts = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in facts]
+        data.append([stage.name, ", ".join(texts), stage.run.get("data_fingerprint", "")[:16]])
+    commands = dict.fromkeys(shlex.join(s["command"]) for st in stages for s in st.sessions)
+    tables = [
+        parameter_table(stages[-1].config),
+        software_table(stages),
+        Table("Data", ["stage", "what", "fingerprint"], data, numbers=False),
+        Table("Command lines, in order", ["command"], [[c] for c in commands], numbers=False),
+    ]
+    return Section("How it was made", [table for table in tables if table.rows])
+
+
+def software_table(stages: list[StageRecord]) -> Table:
+    """What each stage's last session ran on and with."""
+    columns = []
+    for stage in stages:
+        facts: dict = {"device": stage.device}
+        if stage.sessions:
+            last = stage.sessions[-1]
+            peak = f"{last['peak_flops'] / 1e12:.4g} TFLOP/s ({last['peak_source']})"
+            facts |= {"compute dtype": last["dtype"], "peak, all devices": peak}
+            facts |= {"nodes": last["nodes"], "CUDA": last["cuda"]}
+        facts |= stage.run.get("versions", {})
+        columns.append(facts | {"commit": (stage.run.get("git_commit") or "")[:20]})
+    headers = [stage.name for stage in stages]
+    if all(column == columns[0] for column in columns):
+        columns, headers = columns[:1], ["all stages"]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(str(column.get(name) or "") for column in columns)] for name in names]
+    rows = [row for row in rows if any(row[1:])]
+    return Table("Hardware and software", ["", *headers], rows, numbers=False)

@@ -34,14 +34,17 @@ BASE = [
 CORE = {
     "bpb/val": 1.2345,
     "core": 0.4,
+    "core_stderr": 0.0316228,  # piqa's 0.03 / (1 - 0.5), lambada's 0.02: sqrt(0.06^2 + 0.02^2) / 2
     "core/piqa": 0.5,
     "core_accuracy/piqa": 0.75,
     "core_stderr/piqa": 0.03,
     "core_examples/piqa": 1838,
+    "core_baseline/piqa": 0.5,
     "core/lambada_openai": 0.3,
     "core_accuracy/lambada_openai": 0.3,
     "core_stderr/lambada_openai": 0.02,
     "core_examples/lambada_openai": 5153,
+    "core_baseline/lambada_openai": 0.0,
 }
 SFT = [
     {"step": 0, "time": 2000.0, "session": SESSION | {"flops_per_token": 2000}},
@@ -52,11 +55,14 @@ CHAT = {
     "stderr/arc-easy": 0.03,
     "examples/arc-easy": 273,
     "centred/arc-easy": 0.25,
+    "baseline/arc-easy": 0.25,
     "accuracy/gsm8k": 0.1,
     "stderr/gsm8k": 0.02,
     "examples/gsm8k": 1319,
     "centred/gsm8k": 0.1,
+    "baseline/gsm8k": 0.0,
     "chatcore": 0.175,
+    "chatcore_stderr": 0.0223607,  # arc-easy's 0.03 / 0.75, gsm8k's 0.02: sqrt(0.04^2 + 0.02^2) / 2
     "pass@10/humaneval": 0.125,
     "control/arc-easy": 0.2625,
     "control_stderr/arc-easy": 0.027,
