@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: its name, peak speed, board power and memory."""
+"""The machine: its name, peak speed, board power and memory."""
 
 import contextlib
 import re
@@ -71,7 +71,7 @@ def find_card(name: str) -> tuple[str, Card] | None:
 def attention_backends(device: torch.device, fixed_shapes: bool = True):
     """A context in which scaled_dot_product_attention prefers this device's fastest kernels.
 
-    fixed_shapes: whether shapes repeat, as in training; cuDNN plans anew for each one.
+    fixed_shapes: shapes repeat, as in training; cuDNN plans anew for each one.
     """
     if device.type != "cuda":
         return contextlib.nullcontext()
@@ -135,7 +135,7 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak_flops: float) -> 
 
 def peak_rss() -> int:
     """The most main memory that this process has held, in bytes."""
-    # subtle: Linux's ru_maxrss counts what the process that started this one held, too.
+    # subtle: Linux's ru_maxrss also counts the memory of the process that started this one.
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import print0, rank_and_world
+from nanochat.common import print0
 
 POWERCAP = Path("/sys/class/powercap")
 Counter = tuple[Callable[[], float], float]  # reads joules since some moment; where it wraps, or 0
@@ -29,11 +29,6 @@ class EnergyMeter:
 
 def ranks_of_this_node() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def node_count() -> int:
-    """How many machines the ranks run on, each with as many as this one."""
-    return max(1, rank_and_world()[1] // ranks_of_this_node())
 
 
 def open_meter(device: torch.device) -> EnergyMeter | None:

@@ -12,7 +12,7 @@ from nanochat.checkpoint.rng import git_commit, versions
 from nanochat.common import print0, rank_and_world
 from nanochat.files import write_atomic
 from nanochat.hardware import device_name, mfu, peak_flops
-from nanochat.training.energy import EnergyMeter, node_count, open_meter
+from nanochat.training.energy import EnergyMeter, open_meter, ranks_of_this_node
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
@@ -22,29 +22,24 @@ SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
-    flops_per_token and peak (FLOP/s of all ranks together) give MFU. session: recorded once, at
-    `first_step`. meter: the joules of the steps and of what lay between them are recorded too.
+    session: what this start runs on and with, recorded once; its flops_per_token and peak_flops (of
+    all ranks together) give MFU. meter: the joules of the steps, and between them, are recorded.
     """
 
     def __init__(
         self,
         run_folder: Path,
         stage: str,
-        *,
-        flops_per_token: int,
-        peak: float,
-        session: dict | None = None,
-        first_step: int = 0,
-        meter: EnergyMeter | None = None,
+        session: dict,
+        first_step: int,
+        meter: EnergyMeter | None,
     ):
-        self.run_folder, self.stage = run_folder, stage
-        self.flops_per_token, self.peak = flops_per_token, peak
+        self.run_folder, self.stage, self.session = run_folder, stage, session
         self.meter, self.last_joules = meter, time.monotonic()
         self.last_line = float("-inf")
         self.extra, self.bar = "", None
-        if session:
-            energy = {"energy_source": meter.source} if meter else {}
-            self.write({"step": first_step, "session": session | energy})
+        energy = {"energy_source": meter.source} if meter else {}
+        self.write({"step": first_step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -57,7 +52,8 @@ class TrainLog:
 
     def __call__(self, state, metrics: dict) -> None:
         tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
-        share = mfu(tokens_per_second, self.flops_per_token, self.peak)
+        session = self.session
+        share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
         total = state.num_steps
         self.write(
             {
@@ -116,7 +112,7 @@ def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: i
         "command": command_line(),
         "device": device_name(model.device),
         "ranks": world,
-        "nodes": node_count(),
+        "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
         "flops_per_token": model.flops_per_token(row_tokens),
         "peak_flops": peak * world,
@@ -125,15 +121,8 @@ def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: i
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    return TrainLog(
-        run_folder,
-        stage,
-        flops_per_token=session["flops_per_token"],
-        peak=session["peak_flops"],
-        session=session,
-        first_step=first_step,
-        meter=open_meter(model.device) if rank == 0 else None,
-    )
+    meter = open_meter(model.device) if rank == 0 else None
+    return TrainLog(run_folder, stage, session, first_step, meter)
 
 
 def command_line() -> list[str]:

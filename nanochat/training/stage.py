@@ -141,10 +141,8 @@ class Stage:
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         self.log = open_log(self.run_folder, self.name, model, self.row_tokens, state.step)
         self.mirror = Mirror(config.mirror) if config.mirror else None
-        evaluate, save = (
-            Periodic(self.evaluate, config.eval_every),
-            Periodic(self.save, config.save_every),
-        )
+        evaluate = Periodic(self.evaluate, config.eval_every)
+        save = Periodic(self.save, config.save_every)
         with ExitStack() as stack:
             stack.callback(self.log.close)
             if self.mirror:

@@ -189,16 +189,15 @@ def test_without_a_counter_a_line_says_so(tmp_path, monkeypatch, capsys):
 def test_the_training_log_records_session_and_joules(tmp_path):
     reading = iter([0.0, 7.0])
     meter = EnergyMeter("a counter", [(lambda: next(reading), 0.0)])
-    log = TrainLog(
-        tmp_path, "base", flops_per_token=10, peak=1e3, session={"ranks": 1}, meter=meter
-    )
+    session = {"ranks": 1, "flops_per_token": 10, "peak_flops": 1e3}
+    log = TrainLog(tmp_path, "base", session, 0, meter)
 
     class State:
         num_steps, step, seconds, average_loss = 1, 1, 0.5, 2.0
 
     log(State, {"step": 1, "dt": 0.5, "tokens_computed": 10, "lr": 1.0})
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert first["session"] == {"ranks": 1, "energy_source": "a counter"} and first["step"] == 0
+    assert first["session"] == session | {"energy_source": "a counter"} and first["step"] == 0
     assert second["joules"] == 7.0 and second["mfu"] == 0.2
 
 
@@ -206,9 +205,9 @@ def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, 
     def read():
         raise OSError("gone")
 
-    log = TrainLog(tmp_path, "base", flops_per_token=10, peak=1e3)
-    log.meter = EnergyMeter("a counter", [])
-    log.meter.counters, log.meter.last = [(read, 0.0)], [0.0]
+    meter = EnergyMeter("a counter", [])
+    meter.counters, meter.last = [(read, 0.0)], [0.0]
+    log = TrainLog(tmp_path, "base", {}, 0, meter)
     assert log.joules(at_end=True) == {"joules": None} and log.joules(at_end=True) == {}
     assert "energy is no longer measured: gone" in capsys.readouterr().out
     base = stages[0]
