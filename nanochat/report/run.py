@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +41,7 @@ class StageRecord:
     run: dict  # run.json
     config: dict  # config.json
     records: list[dict]  # of metrics.jsonl
-    assumed: Assumptions
+    assumed: Assumptions = Assumptions()
 
     @property
     def steps(self) -> list[dict]:
@@ -145,12 +145,12 @@ def parameters(config: dict) -> dict[str, int]:
     262,144,000, head 83,886,080.
     """
     with torch.device("meta"):  # no memory for the weights
-        sizes = {name: p.numel() for name, p in GPT(from_hf(config)).named_parameters()}
-    marks = {"embedding": "embed", "attention": "self_attn", "MLP": "mlp", "head": "lm_head"}
-    return {
-        part: sum(size for name, size in sizes.items() if mark in name)
-        for part, mark in marks.items()
-    }
+        model = GPT(from_hf(config))
+    names = {"embed": "embedding", "self_attn": "attention", "mlp": "MLP", "lm_head": "head"}
+    sizes = dict.fromkeys(names.values(), 0)
+    for name, parameter in model.named_parameters():
+        sizes[next(names[mark] for mark in names if mark in name)] += parameter.numel()
+    return sizes
 
 
 # ---------------------------------------------------------------- reading
@@ -176,10 +176,7 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
     given: assumptions, over those that the run's last report was made with.
     """
     folder = Path(folder).expanduser().resolve()
-    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
-    stored = read_json(report_folder(folder.parent.name) / ASSUMPTIONS)
-    assumed = Assumptions(**stored | now)
-    stages = [load_stage(folder, assumed)]
+    stages = [load_stage(folder)]
     while parent := stages[0].run.get("parent"):
         place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since
         here = [root / place for root in (folder.parent.parent.parent, base_dir())]
@@ -187,11 +184,13 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
         if not found:
             print0(f"{parent} is gone, so the stages up to it are not shown")
             break
-        stages.insert(0, load_stage(found[0], assumed))
-    return stages
+        stages.insert(0, load_stage(found[0]))
+    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
+    assumed = Assumptions(**read_json(report_folder(stages[-1].tag) / ASSUMPTIONS) | now)
+    return [replace(stage, assumed=assumed) for stage in stages]
 
 
-def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
+def load_stage(folder: Path) -> StageRecord:
     """The stage that ended in this checkpoint, with its records up to there."""
     run, run_folder = read_json(folder / "run.json"), folder.parent
     if not run.keys() >= {"stage", "tag", "step"}:
@@ -206,15 +205,12 @@ def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
     if left_out := sum(map(len, records)) - sum(map(len, kept)):
         print0(f"{run_folder / METRICS}: left out {left_out} values that are not finite numbers")
     place, config = (run["stage"], run["tag"], run["step"]), read_json(folder / "config.json")
-    return StageRecord(*place, run_folder, run, config, kept, assumed)
+    return StageRecord(*place, run_folder, run, config, kept)
 
 
 def read_json(path: Path) -> dict:
     """The file's object, {} without a file; CheckpointError for a damaged one."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON in UTF-8: {error}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} holds a {type(record).__name__}; expected an object")
-    return record
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a JSON object in UTF-8: {error}") from error
