@@ -181,7 +181,7 @@ def deterministic(sizes: Sizes) -> dict:
 
 def checkpoint(sizes: Sizes) -> dict:
     """Saving, loading and going on: six steps in one go against three, a save, a load, three."""
-    from nanochat.checkpoint_manager import load_model, load_training_state, save_checkpoint
+    from nanochat.checkpoint_manager import load_model, load_training_state, prepare_checkpoint
     from nanochat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["the cat sat on the mat and the dog ran to it"] * 4, 320)
@@ -207,15 +207,15 @@ def checkpoint(sizes: Sizes) -> dict:
     made = build_optimizers(model, StageConfig())
     first = go_on(model, made, state, 3)
     start = time.perf_counter()
-    path = save_checkpoint(
+    path = prepare_checkpoint(
         "base", "gpu", 3, model=model, tokenizer=tokenizer, run={"config": {}},
         state={"cursor": 0}, optimizers=made,
-    )  # fmt: skip
+    )()  # fmt: skip
     found["save s"] = round(time.perf_counter() - start, 2)
     start = time.perf_counter()
     model, *_ = load_model(path, sizes.device, "train")
     made = build_optimizers(model, StageConfig())
-    for name, tensors in load_training_state(path)[1].items():
+    for name, tensors in load_training_state(path)[2].items():
         made[name].load_state_tensors(tensors)
     found["load s"] = round(time.perf_counter() - start, 2)
     resumed = first + go_on(model, made, state, 6)

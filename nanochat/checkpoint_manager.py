@@ -12,27 +12,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from nanochat.checkpoint import manifest
 from nanochat.checkpoint.hf_config import from_hf, to_hf
-from nanochat.checkpoint.index import STAGES, checkpoint_of, step_dir, verify
+from nanochat.checkpoint.index import checkpoint_of, step_dir, verify
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
 from nanochat.checkpoint.writing import copies_on_host, write_folder
-from nanochat.common import CheckpointError, ConfigError, choose_dtype, on_rank0, rank_and_world
+from nanochat.common import CheckpointError, ConfigError, choose_dtype, rank_and_world
 from nanochat.conversation import CHAT_TEMPLATE, stop_ids
+from nanochat.files import read_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 TEMPLATE, RUN, STATE, OPTIMIZER = "chat_template.jinja", "run.json", "state.json", "optimizer"
+RNG = "rng/ranks.safetensors"  # not beside the model: some loaders take all tensors there
 
 
 # ---------------------------------------------------------------- saving
-
-
-def save_checkpoint(*args, **kwargs) -> Path:
-    """Writes a checkpoint at once and returns its folder. All ranks call it, rank 0 writes, and a
-    failure is raised on all. Arguments: those of prepare_checkpoint."""
-    return on_rank0(prepare_checkpoint(*args, **kwargs))
 
 
 def prepare_checkpoint(
@@ -49,10 +44,9 @@ def prepare_checkpoint(
     """Takes the state of this moment, from a GPU as a copy in main memory; all ranks call it. The
     result writes it and returns the folder, on rank 0, now or beside the next steps.
 
-    run: what describes the run (its config, parent checkpoint, data fingerprint, metrics); stage,
-    tag, step, versions, git commit and tokenizer fingerprint are added. state: what the loop needs
-    to go on; step, random generators and environment are added. optimizers: {name: optimizer with
-    state_tensors()}, or None to leave them out.
+    run: what describes the run (its config, parent checkpoint, data fingerprint, metrics). state:
+    what the loop needs to go on. See folder_texts for what is added to both. optimizers: {name:
+    optimizer with state_tensors()}, or None to leave them out.
 
     Writing raises CheckpointError when the disk is full or not writable; earlier checkpoints stay
     whole.
@@ -67,7 +61,7 @@ def prepare_checkpoint(
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
     # torch.compile puts a prefix of its own before the names.
     weights = {k.removeprefix("_orig_mod."): v for k, v in model.state_dict().items()}
-    tensors = {WEIGHTS: weights}
+    tensors = {WEIGHTS: weights, RNG: capture_rng()}
     for name, optimizer in (optimizers or {}).items():
         tensors[f"{OPTIMIZER}/{name}.safetensors"] = optimizer.state_tensors()
     if model.device.type == "cuda" and rank_and_world()[0] == 0:
@@ -83,15 +77,15 @@ def prepare_checkpoint(
 def folder_texts(
     config: GPTConfig, tokenizer: Tokenizer, run: dict, state: dict, place: dict, device
 ) -> dict[str, str]:
-    """The text files of a checkpoint by name; all ranks call it. See save_checkpoint."""
+    """The text files of a checkpoint by name. run.json gets stage, tag, step, versions, git commit
+    and tokenizer fingerprint; state.json the step and the environment."""
     origin = {"versions": versions(), "git_commit": git_commit()}
     origin["tokenizer_fingerprint"] = tokenizer.fingerprint
-    now = {"step": place["step"], "rng": capture_rng(), "environment": environment(device)}
     records = {
         CONFIG: hugging_face_config(config, tokenizer),
         GENERATION: generation_config(tokenizer),
         RUN: {**run, **place, **origin},
-        STATE: {**state, **now},
+        STATE: {**state, "step": place["step"], "environment": environment(device)},
     }
     texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
     return {**texts, TEMPLATE: CHAT_TEMPLATE}
@@ -132,10 +126,7 @@ def load_model(
     """
     if phase not in ("train", "eval"):
         raise ConfigError(f'phase {phase!r} is unknown; it is "train" or "eval"')
-    path = checkpoint_of(source, model_tag, step)
-    if source not in STAGES:
-        verify(path)
-    return load_folder(path, device, phase)
+    return load_folder(checkpoint_of(source, model_tag, step), device, phase)
 
 
 def load_folder(path: Path, device, phase: str) -> tuple[GPT, Tokenizer, dict]:
@@ -158,8 +149,8 @@ def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
     """As load_checkpoint, of files already verified; CheckpointError when they do not fit each
     other: the tokenizer of another run, or weights of another shape."""
-    config = from_hf(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-    run = json.loads((path / RUN).read_text(encoding="utf-8"))
+    config = from_hf(read_json(path / CONFIG))
+    run = read_json(path / RUN)
     tokenizer = Tokenizer.load(path)
     found = tokenizer.fingerprint
     with safe_open(path / WEIGHTS, "pt") as file:
@@ -195,18 +186,13 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
         raise CheckpointError(f"{where}: {'; '.join(problems[:5])}{more}")
 
 
-def load_training_state(path: Path | str) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
-    """(state.json, {optimizer name: {tensor name: tensor}}) of a folder, these files verified.
-
-    The second is {} when the optimizers were left out of the checkpoint.
-    """
-    verify(path, under=(STATE, OPTIMIZER))
-    return read_training_state(Path(path))
-
-
-def read_training_state(path: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
-    """As load_training_state, of a folder whose files are verified already."""
-    files = manifest.read_manifest(path)["files"]
-    names = [name for name in files if name.startswith(OPTIMIZER)]
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return state, {Path(name).stem: load_file(path / name) for name in names}
+def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:
+    """(state.json, random generators, {optimizer name: {tensor name: tensor}}) of a folder whose
+    files are verified already; the last is {} when the optimizers were left out."""
+    if not (path / RNG).is_file():
+        raise CheckpointError(
+            f"{path} has no {RNG}: it was imported, or saved by an earlier version, and cannot be "
+            f"resumed. Begin a new run, with --fresh or another --model-tag"
+        )
+    optimizers = {f.stem: load_file(f) for f in sorted((path / OPTIMIZER).glob("*.safetensors"))}
+    return read_json(path / STATE), load_file(path / RNG), optimizers

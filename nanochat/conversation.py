@@ -188,7 +188,7 @@ def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[in
 
 
 def render_batch(
-    conversations: Sequence[dict], tokenizer: Tokenizer, num_threads: int | None = None
+    conversations: Sequence[dict], tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """render() of N conversations in parallel: flat ids, int64 offsets (N + 1,), flat uint8 mask.
 
@@ -197,7 +197,7 @@ def render_batch(
     per_conversation = [segments(conversation) for conversation in conversations]
     flat = [segment for one in per_conversation for segment in one]
     text_ids, text_offsets = tokenizer.encode_ordinary_batch(
-        [s.text for s in flat if not s.special], num_threads
+        [s.text for s in flat if not s.special]
     )
     special = np.array([s.special for s in flat], dtype=bool)
     lengths = np.ones(len(flat), dtype=np.int64)
@@ -219,21 +219,6 @@ def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]
         messages = messages[:-1]
     ids, _ = render({"messages": messages}, tokenizer)
     return ids + [tokenizer.special("<|assistant_start|>")]
-
-
-def cut_at_turn(conversation: dict, tokenizer: Tokenizer, max_tokens: int) -> dict | None:
-    """The longest prefix of whole turns that renders to at most `max_tokens` ids; None if none
-    does.
-
-    A turn is a user message and the answer to it.
-    """
-    ids, _ = render(conversation, tokenizer)
-    num_turns = ids[:max_tokens].count(tokenizer.special("<|assistant_end|>"))
-    if num_turns == 0:
-        return None
-    messages = conversation["messages"]
-    num_system = int(messages[0]["role"] == "system")
-    return {**conversation, "messages": messages[: num_system + 2 * num_turns]}
 
 
 def prompt_ids(messages: list[dict], tokenizer: Tokenizer) -> list[int]:

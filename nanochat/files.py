@@ -1,8 +1,12 @@
-"""Files: where everything of ours lies, and writes that a crash leaves whole."""
+"""Files: where ours are kept, writes that a crash leaves whole, and the reader of JSON."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from nanochat.common import DataError, NanochatError
 
 
 def base_dir() -> Path:
@@ -28,3 +32,17 @@ def write_atomic(path: Path | str, data: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_json(
+    path: Path | str,
+    remedy: str = "Restore the file, or make it again",
+    error: type[NanochatError] = DataError,
+) -> Any:
+    """The content of a JSON file; raises `error` with the file, the reason and the remedy."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(f"{path} could not be read: {reason.strerror}. {remedy}") from reason
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is not JSON: {str(reason):.200}. {remedy}") from reason

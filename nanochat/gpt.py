@@ -1,7 +1,6 @@
 """The model: a decoder-only Transformer, computed and named as transformers' own `nanochat` class.
 
-Dimensions: B batch, T time, S cached time, D model width, H heads, Hkv key/value heads, K head_dim,
-V vocabulary.
+Dimensions: B batch, T time, D model width, H heads, Hkv key/value heads, K head_dim, V vocabulary.
 Parameters are float32 masters; the forward pass casts them to `model.compute_dtype`.
 """
 
@@ -87,7 +86,7 @@ def rotary_tables(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the split halves of x (B, T, H, K) by tables (B or 1, T, 1, K/2).
+    """Rotates the split halves of x (B, T, H, K) by tables (1, T, 1, K/2).
 
     y1 = x1 cos + x2 sin, y2 = x2 cos - x1 sin.
     """
@@ -98,31 +97,21 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 class Attention(nn.Module):
     """Causal attention: rotary positions, then normalised queries and keys; grouped if Hkv < H."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         D, H, Hkv, K = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
         self.q_proj, self.o_proj = Linear(D, H * K), Linear(H * K, D)
         self.k_proj, self.v_proj = Linear(D, Hkv * K), Linear(D, Hkv * K)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache=None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         B, T, _ = x.shape
         eps, K = self.config.rms_norm_eps, self.config.head_dim
         q, k, v = (p(x).view(B, T, -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, K)
-        mask = None
-        if cache is not None:
-            mask = cache.mask(
-                T
-            )  # (B, 1, T, S), or None for plain causal attention among the new tokens
-            k, v = cache.update(self.layer, k, v)  # (B, Hkv, S, K)
         grouped = self.config.n_kv_head != self.config.n_head
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -145,15 +134,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.eps = config.rms_norm_eps
-        self.self_attn, self.mlp = Attention(config, layer), MLP(config)
+        self.self_attn, self.mlp = Attention(config), MLP(config)
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache=None
-    ) -> torch.Tensor:
-        x = x + self.self_attn(norm(x, self.eps), cos, sin, cache)
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(norm(x, self.eps), cos, sin)
         return x + self.mlp(norm(x, self.eps))
 
 
@@ -162,8 +149,10 @@ class Trunk(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        # subtle: an empty weight, because drawing one on the meta device imports torch's compiler
+        weight = torch.empty(config.vocab_size, config.n_embd)
+        self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
 
 
 class GPT(nn.Module):
@@ -182,7 +171,8 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         if seed is not None:
             self.init_weights(seed)
-        self.init_rotary()
+        if self.device.type != "meta":  # subtle: computing there would import the compiler, too
+            self.init_rotary()
 
     @classmethod
     def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
@@ -231,30 +221,16 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
-    def features(self, inputs: torch.Tensor, cache=None) -> torch.Tensor:
-        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm.
-
-        With a cache the inputs continue the sequences that it holds. It has positions(T) -> (B, T),
-        then in each layer mask(T) -> (B, 1, T, S) or None, and update(layer, k, v) -> all keys and
-        values (B, Hkv, S, K), then advance(T). Generation has its own: inference/fused_model.py.
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm. T is at most
+        sequence_len; every position is read anew, inference/fused_model.py is the one with a cache.
         """
-        config = self.config
-        T = inputs.shape[1]
-        if cache is None and config.sequence_len >= T:
-            cos, sin = self.cos[:, :T], self.sin[:, :T]  # (1, T, 1, K/2)
-        else:
-            positions = torch.arange(T, device=inputs.device)[None]  # (1, T)
-            if cache is not None:
-                positions = cache.positions(T)  # (B, T)
-            tables = rotary_tables(positions, config.head_dim, config.rope_theta)
-            cos, sin = (t[:, :, None] for t in tables)
+        eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = F.embedding(inputs, self.model.embed_tokens.weight).to(self.compute_dtype)
-        x = norm(x, config.rms_norm_eps)
+        x = norm(x, eps)
         for block in self.model.layers:
-            x = block(x, cos, sin, cache)
-        if cache is not None:
-            cache.advance(inputs.shape[1])
-        return norm(x, config.rms_norm_eps)
+            x = block(x, self.cos[:, :T], self.sin[:, :T])
+        return norm(x, eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""

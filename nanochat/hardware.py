@@ -82,15 +82,14 @@ def attention_backends(device: torch.device, fixed_shapes: bool = True):
 
 
 def device_name(device: torch.device) -> str:
-    """The product's name: of the card, or of the processor and its threads."""
+    """The product's name: of the card, or of the processor, with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        model = ""
-        with contextlib.suppress(OSError):
-            found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
-            model = found[1].strip() if found else ""
-        return f"cpu {model} ({torch.get_num_threads()} threads)".replace("  ", " ")
+        info = Path("/proc/cpuinfo")
+        found = re.search(r"^model name\s*:(.*)", info.read_text(), re.M) if info.exists() else None
+        name = f"cpu {found[1].strip()}" if found else "cpu"
+        return f"{name} ({torch.get_num_threads()} threads)"
     return device.type
 
 

@@ -6,7 +6,7 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
-# Logits made at a time: on a CPU 16 MiB in float32, so that its cache helps; else 1 GiB.
+# Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
 SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
@@ -91,11 +91,11 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> to
 
 
 def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of features (N, D) and targets (N,) where valid (N,), then rows without a target, up
-    to a multiple of GATHER_MULTIPLE rows.
+    """The rows of features (N, D) and targets (N,) where valid (N,), padded with rows without a
+    target to a multiple of GATHER_MULTIPLE.
 
-    subtle: a matrix product of every new size leaves a compiled kernel of some MB in oneDNN's
-    cache, so the sizes are kept few.
+    subtle: oneDNN keeps a compiled kernel of some MB for each size of a matrix product, so the
+    sizes are kept few.
     """
     chosen = valid.nonzero()[:, 0]
     missing = -len(chosen) % GATHER_MULTIPLE
@@ -106,9 +106,9 @@ def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
 class LossFn:
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    `features` is the model's own, compiled where it pays: evaluation shares it on a GPU. On a CPU
-    the head is computed only where there is a target: a gather is cheap there, and a third of a
-    small model's work is its head. Elsewhere it would make the host wait for the device.
+    `features` is the model's own, compiled; evaluation shares it on a GPU. On a CPU the head is
+    computed only where there is a target: a gather is cheap, and the head a third of a small
+    model's work. On other devices a gather would make the host wait.
     """
 
     def __init__(self, model, compiled: bool):

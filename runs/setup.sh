@@ -23,26 +23,22 @@ find_python() {
     "or name it: PYTHON=/path/to/python3.13 bash $0"
 }
 
+use_uv() { [ "${UV:-}" = 1 ] && command -v uv >/dev/null; }
+
 make_venv() {
   local python=$1
-  if [ "${UV:-}" = 1 ] && command -v uv >/dev/null; then
-    say "Making .venv with uv and $("$python" --version)"
+  say "Making .venv with $("$python" --version)"
+  if use_uv; then
     uv venv --quiet --clear --seed --python "$python" .venv
-  elif "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    say "Making .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv
-  elif "$python" -m pip --python "$python" --version >/dev/null 2>&1; then
-    say "Making .venv with $("$python" --version); it has no ensurepip, so its own pip installs pip there"
-    "$python" -m venv --clear --without-pip .venv
-    "$python" -m pip --python .venv/bin/python install --quiet pip
-  else
-    fail "this Python can make no virtual environment (no ensurepip, and no pip >= 22.3). On Debian or Ubuntu:" \
+  elif ! "$python" -m venv --clear .venv; then
+    rm -rf .venv  # else the next start would take it for whole
+    fail "this Python could not make a virtual environment. On Debian or Ubuntu, install what it lacks:" \
       "sudo apt install python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
   fi
 }
 
 pip_install() {
-  if [ "${UV:-}" = 1 ] && command -v uv >/dev/null; then
+  if use_uv; then
     uv pip install --python .venv/bin/python "$@"
   else
     .venv/bin/python -m pip install --disable-pip-version-check "$@"
@@ -98,12 +94,10 @@ set_up() {
       say "No NVIDIA GPU here: $torch may still come with gigabytes of CUDA." \
         "README.md says how TORCH_INDEX_URL takes the small CPU build instead"
     fi
-    if [ "$extra" = base ]; then
-      say "Installing nanochat and what it needs (versions: constraints.txt)"
-      pip_install -c constraints.txt -e .
-    else
-      say "Installing nanochat, what it needs and the extra \"$extra\" (versions: constraints.txt)"
-      pip_install -c constraints.txt -e ".[$extra]"
+    say "Installing nanochat and what it needs, extra: $extra (versions: constraints.txt)"
+    if [ "$extra" = base ]; then pip_install -c constraints.txt -e .; else pip_install -c constraints.txt -e ".[$extra]"; fi
+    if command -v nvidia-smi >/dev/null; then
+      pip_install -c constraints.txt nvidia-ml-py # the extra [gpu]: energy is measured with it
     fi
     install_text_packages
     installation_hash >.venv/installed-base

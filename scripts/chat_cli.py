@@ -14,12 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from nanochat.chat.terminal import PlainShow, answer, converse, write_now
+from nanochat.chat.schema import Limits
+from nanochat.chat.terminal import Chat, converse
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init
 from nanochat.configurator import cli
-from nanochat.conversation import fit_turns
-from nanochat.engine import Engine, Request
+from nanochat.engine import Engine
 from nanochat.inference.sampling import SamplingParams
 from nanochat.tools.sandbox import open_tool
 
@@ -35,7 +35,7 @@ class Config:
     step: int | None = None
     """Its step; default: the newest."""
     temperature: float | None = None
-    """How freely words are chosen; default: 0.6 in a conversation, 0 (the likeliest) with -p."""
+    """Sampling temperature; default: the server's in a conversation, 0 (the likeliest) with -p."""
     top_k: int | None = 50
     """Choose among this many likeliest tokens."""
     top_p: float | None = None
@@ -50,21 +50,10 @@ class Config:
     """auto, cuda, mps or cpu."""
 
 
-def ask(engine: Engine, text: str, params: SamplingParams, max_tokens: int) -> None:
-    """Prints the answer to one question."""
-    if not text.strip():
-        raise ConfigError("the question is empty; write one after -p, or pipe it in with -p -")
-    context = engine.model.config.sequence_len
-    question = {"role": "user", "content": text}
-    prompt, _ = fit_turns([question], engine.tokenizer, context)
-    request = Request(prompt, min(max_tokens, context - len(prompt)), params)
-    answer(engine, request, PlainShow(write_now, dim=sys.stdout.isatty()))
-
-
 def main(config: Config) -> None:
     with redirect_stdout(sys.stderr):  # so that the answer of -p is alone on stdout
         *_, device = compute_init(config.device_type)
-    default = 0.6 if config.prompt is None else 0.0
+    default = Limits.temperature if config.prompt is None else 0.0
     temperature = default if config.temperature is None else config.temperature
     params = SamplingParams(temperature, config.top_k, config.top_p, config.seed)
     wanted = config.model_tag, config.step
@@ -72,8 +61,10 @@ def main(config: Config) -> None:
     with open_tool(config.tool) as tool:
         engine = Engine(model, tokenizer, tool)
         if config.prompt is not None:
-            text = sys.stdin.read().strip() if config.prompt == "-" else config.prompt
-            ask(engine, text, params, config.max_tokens)
+            question = sys.stdin.read().strip() if config.prompt == "-" else config.prompt
+            if not question.strip():
+                raise ConfigError("the question is empty; write one after -p, or pipe it to -p -")
+            Chat(engine, params, config.max_tokens).ask(question)
             return
         name = f"{meta['stage']} {meta['tag']}, step {meta['step']:,}"
         print(f"{name}\n/help lists the commands", file=sys.stderr)

@@ -96,15 +96,14 @@ def main(config: Config) -> None:
     model, tokenizer, meta = load_model(config.source, device, "eval", *wanted)
     name = f"nanochat-{meta['stage']}-{meta['tag']}"
     print0(f"{name}, step {meta['step']:,}")
-    api_key = config.api_key or os.environ.get("NANOCHAT_API_KEY") or None
+    api_key = config.api_key
+    if api_key is None:
+        api_key = os.environ.get("NANOCHAT_API_KEY") or None
     hosts = LOOPBACK if config.host in LOOPBACK else None
     with open_tool(config.tool) as tool:
-        thread = AsyncEngine(Engine(model, tokenizer, tool), config.limits.in_flight)
-        served = AppState(
-            thread, name, config.limits, config.tool, log_messages=config.log_messages
-        )
-        doors = {"api_key": api_key, "origins": config.allow_origin, "hosts": hosts}
-        app = create_app(served, **doors)
+        engine = AsyncEngine(Engine(model, tokenizer, tool), config.limits.in_flight)
+        state = AppState(engine, name, config.limits, config.tool, log_messages=config.log_messages)
+        app = create_app(state, api_key=api_key, origins=config.allow_origin, hosts=hosts)
         port = listening.getsockname()[1]
         for line in startup_banner(config.host, port, os.environ, api_key):
             print0(line)

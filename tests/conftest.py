@@ -77,7 +77,7 @@ def seeded():
     """The same generator state for every test; what compute_init switched on is switched off."""
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def make_model(**overrides) -> GPT:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
-from nanochat.checkpoint.mirror import git_object_id
+from huggingface_hub.utils.sha import git_hash
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -115,7 +115,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def entry(server, path: str) -> dict:
     content = server.files[path]
-    found = {"type": "file", "path": path, "size": len(content), "oid": git_object_id(content)}
+    found = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
     if path in server.stored_apart:
         sha256 = hashlib.sha256(content).hexdigest()
         found["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}

@@ -20,7 +20,7 @@ from nanochat.common import (
     rank_and_world,
     require_package,
 )
-from nanochat.files import base_dir, write_atomic
+from nanochat.files import base_dir, read_json, write_atomic
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,22 @@ def test_write_atomic_writes_exactly_that(data, tmp_path):
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
     assert os.listdir(path.parent) == ["file"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "could not be read: No such file"), (b"{", "is not JSON"), (b"\xff", "is not JSON"),
+     (b"[" * 100_000, "is not JSON")],
+)  # fmt: skip
+def test_read_json_names_the_file_the_reason_and_the_remedy(content, complaint, tmp_path):
+    path = tmp_path / "x.json"
+    write_atomic(path, '{"ä": [1]}')
+    assert read_json(path) == {"ä": [1]}
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"x\.json {complaint}.*\. Mend it"):
+        read_json(path, "Mend it", CheckpointError)
+    with pytest.raises(DataError):
+        read_json(path)
 
 
 def test_write_atomic_that_fails_leaves_what_was_there(tmp_path):

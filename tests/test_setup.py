@@ -179,6 +179,18 @@ def test_an_old_python_is_told(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_a_python_that_makes_no_environment_says_what_to_install(clone):
+    shutil.rmtree(clone / ".venv")
+    python = clone / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = venv ] && mkdir .venv && exit 1\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    result = setup("set_up", clone, PYTHON=str(python))
+    assert result.returncode == 1 and "apt install python3." in result.stderr
+    assert not (clone / ".venv").exists()
+
+
 def test_a_second_run_skips_what_is_installed(clone):
     setup("installation_hash >.venv/installed-base", clone)
     result = setup("set_up; command -v python", clone)

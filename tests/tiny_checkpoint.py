@@ -2,7 +2,8 @@
 
 import torch
 
-from nanochat.checkpoint_manager import save_checkpoint
+from nanochat.checkpoint_manager import prepare_checkpoint
+from nanochat.common import on_rank0
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -25,4 +26,6 @@ def tiny_model(**overrides):
 def save(step=1, stage="base", tag="tiny", model=None, tokenizer=None, **arguments):
     arguments = {"run": {"config": {"depth": 2}}, "state": {"cursor": 8 * step}, **arguments}
     model, tokenizer = model or tiny_model(), tokenizer or tiny_tokenizer()
-    return save_checkpoint(stage, tag, step, model=model, tokenizer=tokenizer, **arguments)
+    return on_rank0(
+        prepare_checkpoint(stage, tag, step, model=model, tokenizer=tokenizer, **arguments)
+    )

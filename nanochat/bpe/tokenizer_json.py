@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from nanochat.common import DataError
 
@@ -87,32 +88,6 @@ def to_json(
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
-def from_json(text: str) -> tuple:
-    """(split_pattern, merges, ids, special_ids, vocab_size) from the file's text.
-
-    Raises KeyError, TypeError, ValueError or the like for a text of another kind.
-    """
-    document = json.loads(text)
-    model = document["model"]
-    steps = document["pre_tokenizer"]["pretokenizers"]
-    patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    if len(patterns) != 1:
-        raise ValueError(f"it splits text by {len(patterns)} patterns; expected one")
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    names = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    merges = [tuple(bytes(byte_of[c] for c in name) for name in pair) for pair in names]
-    vocab = model["vocab"]
-    ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
-    ids |= {a + b: vocab[x + y] for (a, b), (x, y) in zip(merges, names, strict=True)}
-    merged = list(ids.values())[256:]
-    if len(merged) != len(merges) or merged != sorted(merged):
-        raise ValueError("the ids of the merges do not rise in the order of the merges")
-    special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    largest = max(*vocab.values(), *special_ids.values())
-    vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return patterns[0], merges, ids, special_ids, vocab_size
-
-
 def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The merge that made each token of more than one byte, in order of rank.
 
@@ -140,54 +115,57 @@ def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def read_parts(path: Path) -> tuple[dict[bytes, int], dict[str, int], str]:
-    """parts_of() of a file; DataError where it is missing or of another kind."""
+class Parts(NamedTuple):
+    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
+
+    split_pattern: str
+    merges: list[tuple[bytes, bytes]]
+    ids: dict[bytes, int]
+    special_ids: dict[str, int]
+    vocab_size: int
+
+
+def read_parts(path: Path) -> Parts:
+    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it; DataError if it is none."""
     try:
         return parts_of(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error):.200}"
-        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {reason}") from error
     except OSError as error:
-        raise DataError(f"{path} could not be read: {error.strerror}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {reason}") from error
 
 
-def parts_of(document: dict) -> tuple[dict[bytes, int], dict[str, int], str]:
-    """(ids of the tokens' bytes, ids of the special tokens, split pattern) of a tokenizer.json."""
-    if document["model"]["type"] != "BPE":
-        raise DataError(f"found a {document['model']['type']} model, expected BPE")
+def parts_of(document: dict) -> Parts:
+    """The parts of a tokenizer.json; ValueError or the like for what has no place in them."""
+    model = document["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"found a {model['type']} model, expected BPE")
     if document.get("normalizer"):
-        kind = document["normalizer"]["type"]
-        raise DataError(f"found a normalizer ({kind}), which nanochat's tokenizer has no place for")
+        raise ValueError(f"found a normalizer ({document['normalizer']['type']}), expected none")
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-
-    def as_bytes(name: str) -> bytes:
-        return bytes(byte_of[character] for character in name)
-
-    vocab = document["model"]["vocab"]
-    pairs = [p.split(" ") if isinstance(p, str) else p for p in document["model"]["merges"]]
-    ranks = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
-    # subtle: a converted tiktoken vocabulary lists every way to join two tokens to a third, not
-    # only the merge that was learned.
-    ranks |= {as_bytes(left + right): vocab[left + right] for left, right in pairs}
+    vocab = model["vocab"]
+    names = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    merges = [tuple(bytes(byte_of[c] for c in name) for name in pair) for pair in names]
+    ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
+    ids |= {a + b: vocab[x + y] for (a, b), (x, y) in zip(merges, names, strict=True)}
     special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    for token, number in [*ranks.items(), *special_ids.items()]:
+    for name, number in [*vocab.items(), *special_ids.items()]:
         if type(number) is not int:
-            raise DataError(f"the id of {token!r:.40} is {number!r:.40}, expected a whole number")
-    return ranks, special_ids, split_pattern(document["pre_tokenizer"])
+            raise ValueError(f"the id of {name!r:.40} is {number!r:.40}, expected a whole number")
+    largest = max(*vocab.values(), *special_ids.values())
+    vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return Parts(split_pattern(document["pre_tokenizer"]), merges, ids, special_ids, vocab_size)
 
 
 def split_pattern(step: dict) -> str:
-    """The regular expression that a pre-tokenizer splits by; DataError unless it is one."""
+    """The regular expression that a pre-tokenizer splits by; ValueError unless it is one."""
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     kinds = [step["type"] for step in steps]
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         if steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-            raise DataError(f"text is split {steps[0]['behavior']}, expected Isolated")
+            raise ValueError(f"text is split {steps[0]['behavior']}, expected Isolated")
         return steps[0]["pattern"]["Regex"]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return GPT2_PATTERN
-    raise DataError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel or ByteLevel")
+    raise ValueError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel or ByteLevel")

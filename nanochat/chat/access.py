@@ -1,22 +1,31 @@
-"""The door of the server: who may come in, with how much, and the one line that is kept of it.
-
-Plain ASGI around the app. What it refuses never reaches the app; what the app cannot cope with
-ends here, as an error of the API's form and without a word of anybody's text in the log.
-"""
+"""Who may use the server: names, sites, API key, size of the body; and a log line a request."""
 
 import asyncio
 import getpass
-import json
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
-from nanochat.common import ConfigError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY_SECONDS = 30.0  # that a body may take to arrive
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+SAFE_HEADERS = [
+    (b"content-security-policy", CONTENT_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+]
 ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -26,10 +35,25 @@ ERROR_TYPES = {
 }
 
 
-def error_body(status: int, message: str, code: str | None = None) -> dict:
-    """An error as OpenAI's clients read it."""
-    kind = ERROR_TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "code": code}}
+class APIError(HTTPException):
+    """An HTTP error with the `code` that OpenAI's clients read."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: dict | None = None
+    ):
+        super().__init__(status, message, headers)
+        self.code = code
+
+
+def error_body(error: HTTPException) -> dict:
+    """An error in OpenAI's form."""
+    kind = ERROR_TYPES.get(error.status_code, "invalid_request_error")
+    code = getattr(error, "code", None)
+    return {"error": {"message": error.detail, "type": kind, "code": code}}
+
+
+def error_response(error: HTTPException) -> JSONResponse:
+    return JSONResponse(error_body(error), error.status_code, error.headers)
 
 
 def hostname(authority: str) -> str:
@@ -43,186 +67,131 @@ def hostname(authority: str) -> str:
         return ""
 
 
-class Refusal(Exception):
-    """Ends a request with a status and a message; the client's doing, never a failure."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, headers=()):
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, list(headers)
-
-
 class AccessMiddleware:
-    """Lets a request in, or says why not.
+    """Refuses requests, limits their bodies, and calls `log` with one line for each.
 
-    body_bytes: the longest body; api_key: wanted under /v1/; origins: pages of other sites that may
-    use the server ("*": all); hosts: names that the server answers to, None for all (a name that an
-    attacker's DNS points at this machine is then the attacker's page's own); paths: those that are
-    named in the log; log gets one line a request.
+    api_key: required under /v1/. origins: other sites whose pages may POST ("*": all). hosts: the
+    names that the server answers to, None for all (subtle: else an attacker's DNS name that points
+    at this machine makes their page the server's own). paths: those that the log may name.
     """
 
     def __init__(
         self,
-        app,
+        app: ASGIApp,
         *,
         body_bytes: int,
         api_key: str | None = None,
-        origins: Sequence[str] = (),
+        origins: Collection[str] = (),
         hosts: Collection[str] | None = None,
         paths: Collection[str] = (),
         log: Callable[[str], object] = print,
-        body_seconds: float = 30.0,
     ):
-        if api_key is not None and not api_key.strip():
-            raise ConfigError("the API key is empty; give one, or leave the option out")
-        self.app, self.body_bytes, self.body_seconds = app, body_bytes, body_seconds
-        self.api_key = None if api_key is None else api_key.encode()
-        self.origins, self.paths, self.log = set(origins), set(paths), log
+        self.app, self.body_bytes, self.api_key = app, body_bytes, api_key
+        self.origins, self.paths, self.log = origins, paths, log
         self.hosts = None if hosts is None else {*hosts, *map(hostname, origins)}
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.monotonic(), None
+        start, status = time.monotonic(), None
 
-        async def sending(message) -> None:
+        async def send_safely(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *SAFE_HEADERS]}
+                message["headers"] = [*message.get("headers", ()), *SAFE_HEADERS]
             await send(message)
 
         try:
-            self._check(scope)
-            body = await self._body(scope, receive)
-            await self.app(scope, replay(body, receive), sending)
-        except Refusal as refusal:
-            body = error_body(refusal.status, str(refusal), refusal.code)
-            await respond(sending, refusal.status, body, refusal.headers)
-        except Exception as problem:
-            # subtle: frames and type only, for a message may quote what somebody wrote
-            frames = "".join(traceback.format_tb(problem.__traceback__))
-            self.log(f"{frames}{type(problem).__name__} (message left out)")
-            if status is not None:
-                raise
-            await respond(sending, 500, error_body(500, "the server failed; its log says where"))
+            if refusal := self._refusal(scope):
+                await error_response(refusal)(scope, receive, send_safely)
+            else:
+                await self.app(scope, self._limited(receive), send_safely)
+        except Exception as error:
+            # subtle: frames and type only, because a message may quote what somebody wrote
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            self.log(f"{frames}{type(error).__name__} (message left out)")
+            if status is None:
+                failure = APIError(500, "the server failed; its log says where")
+                await error_response(failure)(scope, receive, send_safely)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "(another path)"
             client = (scope.get("client") or ("?",))[0]
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
             self.log(f"{client} {scope['method']} {path} {status or 'gone'} {seconds:.2f} s")
 
-    def _check(self, scope) -> None:
-        """Raises Refusal for a name, a site or a key that is not let in."""
-        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
-        host = headers.get("host", b"").decode("latin-1")
+    def _refusal(self, scope: Scope) -> APIError | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and hostname(host) not in self.hosts:
-            raise Refusal(
-                403,
-                "this server answers to names of this machine only, found another in Host. Start "
-                "it with --allow-origin and the address of the page, as in https://chat.example.com",
-                "host_not_allowed",
+            message = (
+                "this server answers only to this machine's own names. For another name, start it "
+                "with --allow-origin and the page's address, as in https://chat.example.com"
             )
-        origin = headers.get("origin", b"").decode("latin-1")
-        if scope["method"] == "POST" and origin and not self._same_site(origin, host, headers):
-            raise Refusal(
-                403,
-                "a page of another site asked. Start the server with --allow-origin and that "
-                "site's address to let it",
-                "origin_not_allowed",
-            )
-        if self.api_key is not None and scope["path"].startswith("/v1/"):
-            given = headers.get("authorization", b"")
-            if not secrets.compare_digest(given, b"Bearer " + self.api_key):
-                raise Refusal(
-                    401,
-                    "no API key, or a wrong one; expected the header Authorization: Bearer KEY",
-                    "invalid_api_key",
-                    [(b"www-authenticate", b"Bearer")],
-                )
-
-    def _same_site(self, origin: str, host: str, headers: Mapping[str, bytes]) -> bool:
-        """Whether the asking page is the server's own, or one that was let in.
-
-        subtle: a browser says so itself in Sec-Fetch-Site, also where a proxy changed Host.
-        """
-        if origin in self.origins or "*" in self.origins:
-            return True
+            return APIError(403, message, "host_not_allowed")
+        # subtle: the browser's Sec-Fetch-Site also holds where a proxy changed Host
         site = headers.get("sec-fetch-site")
-        return site == b"same-origin" if site else urlsplit(origin).netloc == host
+        own = site == "same-origin" if site else urlsplit(origin or "").netloc == host
+        listed = origin in self.origins or "*" in self.origins
+        if scope["method"] == "POST" and origin and not (own or listed):
+            message = (
+                "pages of other sites are refused; --allow-origin with their address lets them"
+            )
+            return APIError(403, message, "origin_not_allowed")
+        if self.api_key is not None and scope["path"].startswith("/v1/"):
+            given = headers.get("authorization", "").encode("latin-1")
+            if not secrets.compare_digest(given, f"Bearer {self.api_key}".encode()):
+                message = (
+                    "no API key, or a wrong one; expected the header Authorization: Bearer KEY"
+                )
+                return APIError(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
+        return None
 
-    async def _body(self, scope, receive) -> bytes:
-        """The whole body; raises Refusal if it is too long, or too long in coming."""
-        too_long = Refusal(
-            413, f"the body is longer than {self.body_bytes:,} bytes", "request_too_large"
-        )
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self.body_bytes:
-                raise too_long
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.body_seconds):
-                while True:
+    def _limited(self, receive: Receive) -> Receive:
+        """A `receive` that raises APIError for a body that is too long, or too slow to arrive."""
+        size, complete, deadline = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+
+        async def receive_limited() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
-                    body += message.get("body", b"")
-                    if len(body) > self.body_bytes:
-                        raise too_long
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except TimeoutError:
-            seconds = self.body_seconds
-            raise Refusal(408, f"the body was not here after {seconds:.0f} s", "timeout") from None
+            except TimeoutError:
+                late = f"the body did not arrive within {BODY_SECONDS:.0f} s"
+                raise APIError(408, late, "timeout") from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body")
+            if size > self.body_bytes:
+                long = f"the body is longer than {self.body_bytes:,} bytes"
+                raise APIError(413, long, "request_too_large")
+            return message
 
-
-def replay(body: bytes, receive):
-    """A `receive` that gives the whole body first, and then what comes."""
-    given = False
-
-    async def again() -> dict:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-async def respond(send, status: int, body: dict, headers=()) -> None:
-    """Sends a JSON response."""
-    data = json.dumps(body).encode()
-    length = (b"content-length", str(len(data)).encode())
-    headers = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+        return receive_limited
 
 
 def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | None) -> list[str]:
-    """What to print at the start: the address, how to reach it over SSH, what an open host shows.
+    """What to print at the start: the address, whom an open host lets in, the way over SSH.
 
     Example: startup_banner("127.0.0.1", 8000, {}, None) == ["chat at http://127.0.0.1:8000"]
     """
-    local = host in LOOPBACK
     everywhere = host in ("0.0.0.0", "::", "")
     shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
     lines = [f"chat at http://{shown}:{port}"]
-    if not local:
-        what = "every network that this machine is on" if everywhere else f"the network of {host}"
-        key = (
-            "with the API key (the page and /health are open)"
-            if api_key is not None
-            else "without a key (--api-key asks for one)"
-        )
+    if host not in LOOPBACK:
+        network = "every network of this machine" if everywhere else f"the network of {host}"
+        key = "without a key (--api-key asks for one)" if api_key is None else "with the API key"
         lines.append(
-            f"warning: open to {what}: who reaches port {port} can use the model {key}, and what "
-            f"is said travels unencrypted. For yourself alone leave --host out"
+            f"warning: open to {network}: whoever reaches port {port} can use the model {key}, and "
+            f"chats travel unencrypted. Leave --host out to serve this machine alone"
         )
-    connection = env.get("SSH_CONNECTION", "").split()
-    if len(connection) == 4:
+    if len(connection := env.get("SSH_CONNECTION", "").split()) == 4:
         _, _, address, ssh_port = connection
-        other = f" -p {ssh_port}" if ssh_port != "22" else ""
+        option = f" -p {ssh_port}" if ssh_port != "22" else ""
         lines.append(
-            f"from your own machine: ssh{other} -N -L {port}:{shown}:{port} "
+            f"from your own machine: ssh{option} -N -L {port}:{shown}:{port} "
             f"{env.get('USER') or getpass.getuser()}@{address}   then http://127.0.0.1:{port}"
         )
     return lines

@@ -1,11 +1,9 @@
-"""One call of the API under way: its samples run in the engine, its response is a stream or a
-whole.
+"""One API call: its requests run in the engine, its response is a whole or a stream.
 
-A call ends early when its client leaves or its time is up; either way its slots are freed at once.
+A call ends early when its client leaves or its time is up; its slots are freed at once.
 """
 
 import asyncio
-import contextlib
 import json
 import secrets
 import time
@@ -15,28 +13,20 @@ from dataclasses import dataclass
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from nanochat.chat.access import Refusal, error_body
+from nanochat.chat.access import APIError, error_body
 from nanochat.chat.async_engine import AsyncEngine
-from nanochat.chat.choices import Choice, usage
+from nanochat.chat.choices import Choice
 from nanochat.chat.schema import Limits, Sampling
 from nanochat.common import print0
 from nanochat.engine import Request
 
 
-class ClientGone(Exception):
-    """Nobody reads the response any more."""
-
-
-class TimeUp(Exception):
-    """The call took as long as a call may."""
-
-
 @dataclass(frozen=True)
 class AppState:
-    """What every call needs: the engine's thread, the model's name, limits, what to log."""
+    """What every call needs: the engine, the model's name, limits, what to log."""
 
-    thread: AsyncEngine
-    name: str
+    engine: AsyncEngine
+    model_name: str
     limits: Limits
     tool_name: str = "calculator"
     log: Callable[[str], object] = print0
@@ -44,192 +34,170 @@ class AppState:
 
 
 class Completion:
-    """One call: `await Completion.start(...)`, then `await call.response()`."""
+    """One call: `await Completion(...).response()`. Raises what AsyncEngine.submit raises."""
 
-    def __init__(self, served: AppState, asked: Sampling, requests: list[Request], chat: bool):
-        self.served, self.asked, self.chat = served, asked, chat
-        self.requests, self.forgotten, self.timed_out = requests, 0, False
-        tokenizer, thread = served.thread.engine.tokenizer, served.thread
-        self.stream = thread.submit(requests)
-        self.choices = [Choice(tokenizer, served.tool_name, plain=not chat) for _ in requests]
-        distinct = {id(request.prompt): len(request.prompt) for request in requests}
-        self.prompt_tokens = sum(distinct.values())
+    def __init__(
+        self,
+        state: AppState,
+        body: Sampling,
+        requests: list[Request],
+        http: HttpRequest,
+        chat: bool = False,
+        forgotten_turns: int = 0,
+    ):
+        self.state, self.body, self.chat = state, body, chat
+        self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
+        self.stream = state.engine.submit(requests, state.limits.seconds)
+        self.choices = [Choice(state.engine.engine.tokenizer, chat) for _ in requests]
+        prompts = {id(request.prompt): len(request.prompt) for request in requests}
+        self.prompt_tokens = sum(prompts.values())  # of each prompt once
         self.head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
             "created": int(time.time()),
-            "model": served.name,
+            "model": state.model_name,
         }
-
-    @classmethod
-    async def start(cls, served, asked, requests, http: HttpRequest, chat: bool, forgotten=0):
-        """Hands the requests to the engine; raises QueueFull, EngineStopped or ConfigError."""
-        call = cls(served, asked, requests, chat)
-        call.forgotten = forgotten
-        call._guard(http)
-        try:
-            await call.stream.accepted
-        except BaseException:
-            call.close()
-            raise
-        return call
-
-    def _guard(self, http: HttpRequest) -> None:
-        """Ends the call when its client leaves, or its time is up."""
-        stream = self.stream
 
         async def watch() -> None:
             while (await http.receive())["type"] != "http.disconnect":
                 pass
-            stream.interrupt(ClientGone())
-            self._timer.cancel()
+            self.stream.close()
 
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.served.limits.seconds, stream.interrupt, TimeUp())
-        self._watcher = loop.create_task(watch())
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._watcher.cancel()
-        self.stream.close()
+        self._watcher = asyncio.create_task(watch())
 
     async def response(self) -> Response:
-        """The whole answer, or a stream of it, as the client asked."""
-        if self.asked.stream:
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        """The answers as one JSON body, or as server-sent events if the client asked for them."""
+        if self.body.stream:
+            headers = {"x-accel-buffering": "no"}
             return StreamingResponse(self._lines(), headers=headers, media_type="text/event-stream")
-        try:
-            async for _ in self._read():
-                pass
-        except ClientGone:
-            return Response(status_code=499)  # nobody will see it; the log will
-        finally:
-            self.close()
-        object_name = "chat.completion" if self.chat else "text_completion"
-        choices = [self._whole(i, reply) for i, reply in enumerate(self.choices)]
-        body = {**self.head, "object": object_name, "choices": choices}
-        body["usage"] = usage(self.prompt_tokens, self.choices)
+        async for _ in self._read():
+            pass
+        choices = []
+        for index, choice in enumerate(self.choices):
+            said = {"message": self._message(choice)} if self.chat else {"text": choice.text}
+            choices.append(self._entry(index, said, choice.finish))
+        name = "chat.completion" if self.chat else "text_completion"
+        body = {**self.head, "object": name, "choices": choices, "usage": self._usage()}
         if self.chat:
-            body["nanochat"] = self._extension(self.choices[0])
+            body["nanochat"] = self._timing(self.choices[0])
         return JSONResponse(body)
 
-    # ------------------------------------------------------------ reading the engine's events
+    # ------------------------------------------------------------ the engine's events
 
-    async def _read(self) -> AsyncIterator[tuple[int, list[dict], bool]]:
-        """(sample, deltas, whether it ended just now) as events come; counts and logs at the
-        end."""
+    async def _read(self) -> AsyncIterator[tuple[int, dict | None]]:
+        """(choice, the part that is new) as events come; frees everything and logs at the end."""
         try:
-            async for sample, event in self.stream:
-                reply = self.choices[sample]
-                running, fresh = reply.finish is None, reply.first is None
-                deltas = reply.push(event)
-                if fresh and reply.first is not None:
-                    self.served.thread.note_first_token(reply.first - reply.submitted)
-                yield sample, deltas, running and reply.finish is not None
-        except TimeUp:
-            if all(reply.num_tokens == 0 for reply in self.choices):
-                seconds = self.served.limits.seconds
-                retry = [(b"retry-after", str(self.served.thread.retry_after).encode())]
-                raise Refusal(
-                    503, f"no place was free for {seconds:.0f} s", "overloaded", retry
-                ) from None
-            self.timed_out = True
-            for sample, reply in enumerate(self.choices):
-                if reply.finish is None:
-                    yield sample, reply.end("length"), True
+            async for index, event in self.stream:
+                yield index, self.choices[index].push(event)
+        except TimeoutError:
+            if not any(choice.num_tokens for choice in self.choices):
+                message = f"no place was free for {self.state.limits.seconds:.0f} s"
+                retry = {"retry-after": str(self.state.engine.retry_after)}
+                raise APIError(503, message, "overloaded", retry) from None
+            self.extension["timed_out"] = True
+            for index, choice in enumerate(self.choices):
+                if choice.finish is None:
+                    yield index, choice.end("length")
         finally:
+            self._watcher.cancel()
+            self.stream.close()
             self._log()
 
     def _log(self) -> None:
-        timing = self.choices[0].timing()
-        first, speed = timing["time_to_first_token"], timing["tokens_per_second"]
-        written = sum(reply.num_tokens for reply in self.choices)
-        ends = ",".join(reply.finish or "cut off" for reply in self.choices)
+        first = self.choices[0]
+        written = sum(choice.num_tokens for choice in self.choices)
+        ends = ",".join(choice.finish or "cut off" for choice in self.choices)
         line = f"{self.prompt_tokens} tokens read, {written} written ({ends})"
-        line += f", first after {first:.2f} s" if first is not None else ""
-        line += f", {speed:.1f} tokens/s" if speed is not None else ""
-        line += ", time was up" if self.timed_out else ""
-        if self.served.log_messages:
-            asked = self.asked.model_dump(include={"messages", "prompt"}, exclude_none=True)
-            said = {**asked, "answers": [reply.parts for reply in self.choices]}
-            line += "\n" + json.dumps(said, ensure_ascii=True)
-        self.served.log(line)
+        if first.time_to_first_token is not None:
+            line += f", first after {first.time_to_first_token:.2f} s"
+        if first.tokens_per_second is not None:
+            line += f", {first.tokens_per_second:.1f} tokens/s"
+        if self.state.log_messages:
+            messages = self.body.model_dump(include={"messages", "prompt"}, exclude_none=True)
+            answers = [choice.parts for choice in self.choices]
+            line += "\n" + json.dumps({**messages, "answers": answers})
+        self.state.log(line)
 
-    # ------------------------------------------------------------ the forms of a response
+    # ------------------------------------------------------------ OpenAI's forms
 
-    def _extension(self, reply: Choice) -> dict:
-        extension = reply.timing()
-        if self.forgotten:
-            extension["forgotten_turns"] = self.forgotten
-        if self.timed_out:
-            extension["timed_out"] = True
-        return extension
+    def _entry(self, index: int, said: dict, finish: str | None = None) -> dict:
+        logprobs = self.choices[index].take_logprobs()
+        return {"index": index, "finish_reason": finish, "logprobs": logprobs, **said}
 
-    def _whole(self, index: int, reply: Choice) -> dict:
-        entries = reply.take_logprobs()
-        choice = {"index": index, "finish_reason": reply.finish, "logprobs": None}
-        if self.requests[index].logprobs is not None:
-            choice["logprobs"] = self._logprobs(entries)
-        said = {"message": reply.message()} if self.chat else {"text": reply.text}
-        return {**choice, **said}
+    def _tool_call(self, index: int, code: str) -> dict:
+        function = {"name": self.state.tool_name, "arguments": code}
+        return {"id": f"call_{index}", "type": "function", "function": function}
 
-    def _logprobs(self, entries: list[dict], offset: int = 0) -> dict:
-        if self.chat:
-            return {"content": entries, "refusal": None}
-        offsets = [offset + sum(len(e["token"]) for e in entries[:i]) for i in range(len(entries))]
+    def _message(self, choice: Choice) -> dict:
+        """A whole answer; if it used a tool, with the order of its parts."""
+        message = {"role": "assistant", "content": choice.text}
+        calls = [part["text"] for part in choice.parts if part["type"] == "python"]
+        if calls:
+            message["tool_calls"] = [self._tool_call(i, code) for i, code in enumerate(calls)]
+            message["nanochat"] = {"parts": choice.parts}
+        return message
+
+    def _delta(self, choice: Choice, part: dict | None) -> dict:
+        """What a stream says of a new part."""
+        if not self.chat:
+            return {"text": part["text"] if part else ""}
+        if part is None:
+            return {"delta": {}}
+        if part["type"] == "text":
+            return {"delta": {"content": part["text"]}}
+        if part["type"] == "python_output":
+            return {"delta": {"nanochat": part}}
+        index = sum(one["type"] == "python" for one in choice.parts) - 1
+        call = {"index": index, **self._tool_call(index, part["text"])}
+        return {"delta": {"tool_calls": [call]}}
+
+    def _timing(self, choice: Choice) -> dict:
         return {
-            "tokens": [e["token"] for e in entries],
-            "token_logprobs": [e["logprob"] for e in entries],
-            "top_logprobs": [
-                {t["token"]: t["logprob"] for t in e["top_logprobs"]} for e in entries
-            ],
-            "text_offset": offsets,
+            "type": "timing",
+            "tokens_per_second": choice.tokens_per_second,
+            "time_to_first_token": choice.time_to_first_token,
+            **self.extension,
         }
 
-    def _chunk(self, choices: list[dict], used: dict | None = None) -> str:
-        name = "chat.completion.chunk" if self.chat else "text_completion"
-        body = {**self.head, "object": name, "choices": choices}
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
-            body["usage"] = used
-        return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    def _usage(self) -> dict:
+        written = sum(choice.num_tokens for choice in self.choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+        }
 
-    def _piece(self, sample: int, delta: dict, finish=None, entries: list[dict] = ()) -> str:
-        choice = {"index": sample, "finish_reason": finish, "logprobs": None}
-        if entries:
-            before = len(self.choices[sample].text) - len(delta.get("content", ""))
-            choice["logprobs"] = self._logprobs(list(entries), before)
-        said = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        return self._chunk([{**choice, **said}])
+    # ------------------------------------------------------------ server-sent events
 
     async def _lines(self) -> AsyncIterator[str]:
-        """The response as server-sent events."""
+        name = "chat.completion.chunk" if self.chat else "text_completion"
+        options = self.body.stream_options
+        with_usage = options is not None and options.include_usage
+
+        def line(choices: list[dict], usage: dict | None = None) -> str:
+            chunk = {**self.head, "object": name, "choices": choices}
+            if with_usage:
+                chunk["usage"] = usage
+            return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+        events = self._read()
         try:
             if self.chat:
-                for sample in range(len(self.choices)):
-                    yield self._piece(sample, {"role": "assistant", "content": ""})
-            async with contextlib.aclosing(self._read()) as pieces:
-                async for sample, deltas, ended in pieces:
-                    for line in self._told(sample, deltas, ended):
-                        yield line
-            if self.asked.stream_options and self.asked.stream_options.include_usage:
-                yield self._chunk([], usage(self.prompt_tokens, self.choices))
+                first = {"delta": {"role": "assistant", "content": ""}}
+                for index in range(len(self.choices)):
+                    yield line([self._entry(index, first)])
+            async for index, part in events:
+                choice = self.choices[index]
+                entry = self._entry(index, self._delta(choice, part))
+                if part is not None or entry["logprobs"] is not None:
+                    yield line([entry])
+                if choice.finish is not None:
+                    last = {"delta": {"nanochat": self._timing(choice)}}
+                    said = last if self.chat else {"text": ""}
+                    yield line([self._entry(index, said, choice.finish)])
+            if with_usage:
+                yield line([], self._usage())
             yield "data: [DONE]\n\n"
-        except ClientGone:
-            return
-        except Exception as problem:  # the status was 200 long ago: the error is an event
-            status = problem.status if isinstance(problem, Refusal) else 503
-            yield f"data: {json.dumps(error_body(status, str(problem)))}\n\n"
+        except APIError as error:  # an event, because the status was 200 long ago
+            yield f"data: {json.dumps(error_body(error))}\n\n"
         finally:
-            self.close()
-
-    def _told(self, sample: int, deltas: list[dict], ended: bool) -> list[str]:
-        """The events of what is new of one sample."""
-        reply = self.choices[sample]
-        entries = reply.take_logprobs()
-        lines = []
-        for delta in deltas or ([{}] if entries else []):
-            lines.append(self._piece(sample, delta, None, entries))
-            entries = []
-        if ended:
-            last = {"nanochat": self._extension(reply)}
-            lines.append(self._piece(sample, last, reply.finish))
-        return lines
+            await events.aclose()

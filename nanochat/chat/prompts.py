@@ -1,6 +1,6 @@
-"""What clients' requests mean: messages -> conversations, requests -> the engine's Requests.
+"""What clients send -> conversations, and the engine's Requests.
 
-No text of a client's becomes a special id: conversation.py encodes it all.
+conversation.py encodes all of their text, so none of it becomes a special id.
 """
 
 from nanochat.chat.schema import ChatRequest, CompletionRequest, Limits, Message, Sampling
@@ -9,36 +9,28 @@ from nanochat.conversation import fit_turns, validate
 from nanochat.engine import Request
 from nanochat.tokenizer import Tokenizer
 
-# ---------------------------------------------------------------- messages -> conversation
-
 ROLES = {"developer": "system", "tool": "assistant"}
 
 
 def conversation_of(messages: list[Message]) -> list[dict]:
-    """The messages of a valid conversation, as conversation.py knows them.
+    """The messages of a valid conversation in conversation.py's form.
 
-    Neighbours of one role become one message; a tool's result stands after the call it answers, in
-    the assistant's message. Raises DataError or ConfigError for what makes no conversation.
+    Neighbours of one role become one message; a tool's result follows the call it answers, in the
+    assistant's message. Raises DataError or ConfigError if they make no conversation.
     """
     merged: list[dict] = []
-    for i, message in enumerate(messages):
-        role = ROLES.get(message.role, message.role)
-        same = merged and merged[-1]["role"] == role
+    for number, message in enumerate(messages, 1):
+        role, parts = ROLES.get(message.role, message.role), parts_of(message)
+        previous = merged[-1] if merged and merged[-1]["role"] == role else None
         if message.role == "tool":
-            if not same:
-                raise ConfigError(
-                    f"message {i + 1} is a tool's result, expected the assistant's call before it"
-                )
-            add_result(merged[-1]["content"], message, i)
-            continue
-        parts = parts_of(message)
-        if same:
-            old = merged[-1]["content"]
+            insert_result(previous["content"] if previous else [], message, parts, number)
+        elif previous is None:
+            merged.append({"role": role, "content": parts})
+        else:
+            old = previous["content"]
             if old and parts and old[-1]["type"] == parts[0]["type"] == "text":
                 old.append({"type": "text", "text": "\n\n"})
             old += parts
-        else:
-            merged.append({"role": role, "content": parts})
     for message in merged:
         for part in message["content"]:
             part.pop("id", None)
@@ -47,7 +39,7 @@ def conversation_of(messages: list[Message]) -> list[dict]:
 
 
 def parts_of(message: Message) -> list[dict]:
-    """The parts of one message; a call's carries its `id`, for the result to find it."""
+    """The parts of one message; those of calls carry an `id`, by which a result finds its call."""
     if isinstance(message.content, list):
         parts = [part.model_dump() for part in message.content]
     else:
@@ -58,108 +50,83 @@ def parts_of(message: Message) -> list[dict]:
         ordered = [part.model_dump() for part in message.nanochat.parts]
         if text_of(ordered) == text_of(parts):
             return ordered
-    calls = [call for call in message.tool_calls or []]
-    return parts + [{"type": "python", "text": c.function.arguments, "id": c.id} for c in calls]
+    for call in message.tool_calls or []:
+        parts.append({"type": "python", "text": call.function.arguments, "id": call.id})
+    return parts
 
 
 def text_of(parts: list[dict]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
-def add_result(parts: list[dict], message: Message, number: int) -> None:
-    """Puts a tool's result after the call that has its id, or else after a call that ends
-    `parts`."""
-    texts = [part["text"] for part in parts_of(message)]
-    result = {"type": "python_output", "text": "".join(texts)}
+def insert_result(parts: list[dict], message: Message, result: list[dict], number: int) -> None:
+    """Puts a tool's result after the call with its id, or else after a call that ends `parts`."""
     wanted = message.tool_call_id or ""
     places = [i for i, p in enumerate(parts) if p["type"] == "python" and p.get("id") == wanted]
     if not places and parts and parts[-1]["type"] == "python":
         places = [len(parts) - 1]
     if not places:
         raise ConfigError(
-            f"message {number + 1} is the result of a tool call {wanted!r} that no message before "
-            f"it made. Send the assistant's message with its tool_calls first"
+            f"message {number} is the result of a tool call {wanted!r} that no message before it "
+            f"made. Send the assistant's message with its tool_calls first"
         )
-    parts.insert(places[-1] + 1, result)
-
-
-# ---------------------------------------------------------------- requests -> engine
-
-
-def check_samples(number: int, limits: Limits) -> None:
-    """Raises ConfigError for more answers to one call than the server gives."""
-    if number > limits.samples:
-        raise ConfigError(f"{number} answers were asked for in one call, at most {limits.samples}")
+    parts.insert(places[-1] + 1, {"type": "python_output", "text": text_of(result)})
 
 
 def chat_requests(
-    asked: ChatRequest, tokenizer: Tokenizer, context: int, limits: Limits
+    body: ChatRequest, tokenizer: Tokenizer, context: int, limits: Limits
 ) -> tuple[list[Request], int]:
-    """(one engine Request an answer, turns of the conversation that were left out)."""
-    check_samples(asked.n or 1, limits)
-    if len(asked.messages) > limits.messages:
-        raise ConfigError(f"{len(asked.messages)} messages were sent, at most {limits.messages}")
-    forget = asked.truncation == "auto"
-    ids, forgotten = fit_turns(conversation_of(asked.messages), tokenizer, context, forget)
-    most = asked.max_completion_tokens or asked.max_tokens or limits.max_tokens
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    tools = asked.tool_choice != "none"
-    return engine_requests(asked, ids, asked.n or 1, most, logprobs, tools, context, limits), (
-        forgotten
-    )
+    """(one engine Request per answer, turns of the conversation that were left out)."""
+    if len(body.messages) > limits.messages:
+        raise ConfigError(f"{len(body.messages)} messages were sent, at most {limits.messages}")
+    forget = body.truncation == "auto"
+    ids, forgotten = fit_turns(conversation_of(body.messages), tokenizer, context, forget)
+    max_tokens = body.max_completion_tokens or body.max_tokens or limits.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    tools = body.tool_choice != "none"
+    return engine_requests(body, [ids], max_tokens, logprobs, tools, context, limits), forgotten
 
 
 def completion_requests(
-    asked: CompletionRequest, tokenizer: Tokenizer, context: int, limits: Limits
+    body: CompletionRequest, tokenizer: Tokenizer, context: int, limits: Limits
 ) -> list[Request]:
-    """One engine Request an answer: n of the first prompt, n of the second, ..."""
-    prompts = asked.prompt
-    if isinstance(prompts, str) or isinstance(prompts[0], int):
-        prompts = [prompts]
-    check_samples((asked.n or 1) * len(prompts), limits)
-    requests = []
-    for prompt in prompts:
-        ids = plain_prompt(prompt, tokenizer)
-        if len(ids) >= context:
-            raise ConfigError(
-                f"the prompt has {len(ids):,} tokens; the context of {context:,} takes at most "
-                f"{context - 1:,}, to leave room for an answer. Shorten it"
-            )
-        n, most = asked.n or 1, asked.max_tokens or 16
-        requests += engine_requests(asked, ids, n, most, asked.logprobs, False, context, limits)
-    return requests
+    """One engine Request per answer: n of the first prompt, n of the second, ..."""
+    one = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
+    prompts = [plain_prompt(p, tokenizer) for p in ([body.prompt] if one else body.prompt)]
+    max_tokens = body.max_tokens or 16  # OpenAI's default
+    return engine_requests(body, prompts, max_tokens, body.logprobs, False, context, limits)
 
 
 def plain_prompt(prompt: str | list[int], tokenizer: Tokenizer) -> list[int]:
-    """<|bos|> and the text or the ids of a prompt, which may name no other special token."""
+    """<|bos|> and the prompt's text or ids, which may name no other special token."""
     if isinstance(prompt, str):
         return [tokenizer.bos, *tokenizer.encode_ordinary(prompt)]
     ids = prompt[1:] if prompt[:1] == [tokenizer.bos] else prompt
-    special = set(tokenizer.special_ids.values())
-    for token in ids:
-        if not 0 <= token < tokenizer.vocab_size or token in special:
-            raise ConfigError(
-                f"prompt holds the id {token}; expected ids of ordinary text, 0 to "
-                f"{tokenizer.vocab_size - 1} without the special tokens {sorted(special)}"
-            )
+    if special := set(ids).intersection(tokenizer.special_ids.values()):
+        raise ConfigError(f"prompt holds special tokens, {special}; expected ids of ordinary text")
     return [tokenizer.bos, *ids]
 
 
 def engine_requests(
-    asked: Sampling, ids: list[int], n: int, most: int, logprobs: int | None, tools: bool,
+    body: Sampling, prompts: list[list[int]], max_tokens: int, logprobs: int | None, tools: bool,
     context: int, limits: Limits,
 ) -> list[Request]:  # fmt: skip
-    """n samples of one prompt."""
-    params = asked.params(limits)
+    """n samples of every prompt; raises ConfigError for more answers than the server gives."""
+    n = body.n or 1
+    if n * len(prompts) > limits.samples:
+        raise ConfigError(f"{n * len(prompts)} answers were asked for, at most {limits.samples}")
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    params = body.params(limits)
     return [
         Request(
             prompt=ids,
-            max_tokens=min(most, limits.max_tokens, context - len(ids)),
+            max_tokens=min(max_tokens, limits.max_tokens, context - len(ids)),
             params=params,
             sample_index=sample,
-            stop_strings=asked.stops,
+            stop_strings=stop,
             logprobs=logprobs,
             tools=tools,
         )
+        for ids in prompts
         for sample in range(n)
     ]

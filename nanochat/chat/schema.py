@@ -1,7 +1,6 @@
-"""What clients may send: OpenAI's requests, some extensions, and the limits of both.
+"""What clients may send: OpenAI's requests, some extensions, and the server's limits and defaults.
 
-Fields that are not named here are ignored; those that would change the answer and cannot be
-obeyed are refused.
+Unknown fields are ignored; those that would change the answer and cannot be obeyed are refused.
 """
 
 import secrets
@@ -17,29 +16,29 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 @dataclass(frozen=True)
 class Limits:
-    """What keeps a server up whatever it is sent, and how it answers calls that do not say."""
+    """Keeps the server up whatever it is sent; how it answers requests that do not say."""
 
     body_bytes: int = 1 << 20
     """Longest body of a request."""
     messages: int = 512
     """Most messages of a conversation."""
     samples: int = 16
-    """Most answers to one call."""
+    """Most answers to one request."""
     max_tokens: int = 1024
     """Longest answer."""
     in_flight: int = 256
-    """Most answers that may run and wait; who asks for more is told when to come back."""
+    """Most answers that may run or wait; further requests are told when to come back."""
     seconds: float = 300.0
-    """Longest time for one call, waiting included."""
+    """Longest time for one request, waiting included."""
     temperature: float = 0.6
-    """How freely words are chosen, where the call does not say."""
+    """Sampling temperature, where the request does not say: 0 takes the likeliest token."""
     top_k: int | None = 50
-    """Choose among this many likeliest tokens, where the call does not say."""
+    """Sample from this many likeliest tokens, where the request does not say."""
 
 
 class Part(BaseModel):
-    """A piece of a message's content. Of an assistant's message, a tool call (`python`) and its
-    result (`python_output`) are pieces too."""
+    """A part of a message's content; in an assistant's message also a tool call (`python`) and its
+    result (`python_output`)."""
 
     type: Literal["text", "python", "python_output"]
     text: str
@@ -60,8 +59,8 @@ class Extension(BaseModel):
 
 
 class Message(BaseModel):
-    """One message. `nanochat.parts`, as answers carry it, says in which order an assistant's text
-    and tool calls came; it counts where its text is the content's."""
+    """One message. `nanochat.parts`, which answers carry, keeps the order of an assistant's text
+    and tool calls; it is ignored if its text is not the content's."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -75,15 +74,15 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """What chat and plain completions have in common."""
+    """The fields that chat and plain completions share."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31, description="At most the server's limit.")
-    n: int | None = Field(None, ge=1, le=128, description="Answers to make.")
+    n: int | None = Field(None, ge=1, le=128, description="Number of answers.")
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="None: another every time.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Default: random.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0: the likeliest token.")
@@ -94,25 +93,20 @@ class Sampling(BaseModel):
 
     @model_validator(mode="after")
     def check_supported(self):
-        """Raises ValueError for a field that asks for what is not there."""
-        asked: dict[str, Any] = self.model_extra or {}
+        extra: dict[str, Any] = self.model_extra or {}
         for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
-            if asked.get(name):
+            if extra.get(name):
                 hint = "; repetition_penalty is" if name.endswith("penalty") else ""
                 raise ValueError(f"{name} is not supported{hint}")
-        if asked.get("best_of") not in (None, 1, self.n or 1):
+        if extra.get("best_of") not in (None, 1, self.n or 1):
             raise ValueError("best_of is not supported; n is")
-        wanted = asked.get("response_format")
-        if isinstance(wanted, dict) and wanted.get("type", "text") != "text":
-            raise ValueError("response_format is not supported, but for type text")
+        form = extra.get("response_format")
+        if isinstance(form, dict) and form.get("type", "text") != "text":
+            raise ValueError("response_format is not supported, except type text")
         return self
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
     def params(self, limits: Limits) -> SamplingParams:
-        """How tokens are drawn; what the client left open is the server's choice."""
+        """How tokens are sampled; the server's defaults fill what the client left out."""
         top_k = limits.top_k if self.top_k is None else self.top_k
         return SamplingParams(
             temperature=limits.temperature if self.temperature is None else self.temperature,
@@ -122,6 +116,28 @@ class Sampling(BaseModel):
             min_p=self.min_p or None,
             repetition_penalty=self.repetition_penalty or 1.0,
         )
+
+
+class ChatRequest(Sampling):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tool_choice: Any = Field(None, description='"none" keeps the model from using its tool.')
+    truncation: Literal["auto", "disabled"] = Field(
+        "auto",
+        description="Extension. auto: leave out the oldest turns of a conversation that is longer "
+        "than the context, and count them in `nanochat.forgotten_turns`. disabled: refuse it.",
+    )
+
+
+class CompletionRequest(Sampling):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    logprobs: int | None = Field(None, ge=0, le=20)
 
 
 class Problem(BaseModel):
@@ -134,25 +150,3 @@ class ErrorBody(BaseModel):
     """What comes instead of an answer."""
 
     error: Problem
-
-
-class ChatRequest(Sampling):
-    """Of `POST /v1/chat/completions`."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    tool_choice: Any = Field(None, description='"none" keeps the model from using its tool.')
-    truncation: Literal["auto", "disabled"] = Field(
-        "auto",
-        description="Extension: auto leaves out the oldest turns of what is longer than the "
-        "context, and says so in `nanochat.forgotten_turns`; disabled refuses it.",
-    )
-
-
-class CompletionRequest(Sampling):
-    """Of `POST /v1/completions`."""
-
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
-    logprobs: int | None = Field(None, ge=0, le=20)

@@ -2,72 +2,69 @@
 
     POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health, GET /, /docs
 
-Extensions to OpenAI's forms stand under `nanochat`: in a stream's delta a tool's result
+Extensions of OpenAI's forms are under `nanochat`: in a stream's delta a tool's result
 {"type": "python_output", "text"}, in its last {"type": "timing", ...}; in a whole message `parts`.
 """
 
-import base64
 import contextlib
-import hashlib
-import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat.access import AccessMiddleware, Refusal, error_body
-from nanochat.chat.async_engine import EngineStopped, QueueFull
+from nanochat.chat.access import AccessMiddleware, APIError, error_response
 from nanochat.chat.completions import AppState, Completion
-from nanochat.chat.docs import docs_page
+from nanochat.chat.docs import describe
 from nanochat.chat.prompts import chat_requests, completion_requests
 from nanochat.chat.schema import ChatRequest, CompletionRequest, ErrorBody
-from nanochat.chat.static import add_page
-from nanochat.common import ConfigError, DataError, NanochatError
+from nanochat.common import ConfigError, DataError
 
+PAGE = Path(__file__).with_name("page")
 ERRORS = {
     400: "The request cannot be understood or obeyed.",
     401: "No API key, or a wrong one.",
     404: "No such model.",
     413: "The body is too long.",
-    429: "Too many answers run and wait; Retry-After says when to come back.",
+    429: "Too many answers are running or waiting; Retry-After says when to try again.",
     503: "The engine has stopped, or no place was free in time.",
-    "4XX": "Whatever else is wrong, in the same form.",
+    "4XX": "Any other error, in the same form.",
 }
 
 
 def create_app(
-    served: AppState,
+    state: AppState,
     *,
     api_key: str | None = None,
     origins: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
 ) -> FastAPI:
-    """The app around an engine's thread, which it starts and stops.
-
-    api_key: asked for under /v1/; origins: other sites whose pages may call ("*": all); hosts:
-    names that the server answers to, None for all. Raises ConfigError for an empty key.
-    """
+    """The app around an engine, which it starts and stops. The options are AccessMiddleware's."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
-        served.thread.start()
+        state.engine.start()
         yield
-        await served.thread.stop()
+        await state.engine.stop()
 
+    if api_key is not None and not api_key.strip():
+        raise ConfigError("the API key is empty; give one, or leave the option out")
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    add_api(app, served)
-    add_pages(app)
-    add_error_forms(app)
-    paths = {route.path for route in app.routes}
-    limits = served.limits
+    add_api(app, state)
+    for path in PAGE.iterdir():
+        address = "/" if path.name == "index.html" else f"/{path.name}"
+        app.add_route(address, lambda _, path=path: FileResponse(path), include_in_schema=False)
+    app.add_exception_handler(HTTPException, lambda _, error: error_response(error))
+    for kind in (RequestValidationError, ConfigError, DataError):
+        app.add_exception_handler(kind, bad_request)
     app.add_middleware(
-        AccessMiddleware, body_bytes=limits.body_bytes, api_key=api_key, origins=origins,
-        hosts=hosts, paths=paths, log=served.log,
+        AccessMiddleware, body_bytes=state.limits.body_bytes, api_key=api_key, origins=origins,
+        hosts=hosts, paths={route.path for route in app.routes}, log=state.log,
     )  # fmt: skip
     if origins:
         app.add_middleware(
@@ -77,39 +74,41 @@ def create_app(
     return app
 
 
-def add_api(app: FastAPI, served: AppState) -> None:
-    """The addresses that programs ask."""
-    begun, engine = time.time(), served.thread.engine
-    context = engine.model.config.sequence_len
+def add_api(app: FastAPI, state: AppState) -> None:
+    start, engine, limits = time.time(), state.engine, state.limits
+    tokenizer, context = engine.engine.tokenizer, engine.engine.model.config.sequence_len
     errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
     model = {
-        "id": served.name,
+        "id": state.model_name,
         "object": "model",
-        "created": int(begun),
+        "created": int(start),
         "owned_by": "nanochat",
         "max_model_len": context,
+        "defaults": {
+            "temperature": limits.temperature,
+            "top_k": limits.top_k or 0,
+            "max_tokens": limits.max_tokens,
+        },
     }
 
     def check_model(name: str | None) -> None:
-        if name not in (None, "", "nanochat", served.name):
-            raise Refusal(
-                404, f"there is no such model here; there is {served.name}", "model_not_found"
-            )
+        if name not in (None, "", "nanochat", state.model_name):
+            message = f"there is no such model here; there is {state.model_name}"
+            raise APIError(404, message, "model_not_found")
 
     @app.post("/v1/chat/completions", responses=errors, response_model=None)
-    async def chat(asked: ChatRequest, http: HttpRequest) -> Response:
+    async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
-        check_model(asked.model)
-        requests, forgotten = chat_requests(asked, engine.tokenizer, context, served.limits)
-        call = await Completion.start(served, asked, requests, http, True, forgotten)
-        return await call.response()
+        check_model(body.model)
+        requests, forgotten = chat_requests(body, tokenizer, context, limits)
+        return await Completion(state, body, requests, http, True, forgotten).response()
 
     @app.post("/v1/completions", responses=errors, response_model=None)
-    async def complete(asked: CompletionRequest, http: HttpRequest) -> Response:
+    async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
         """What follows a text, whole or as server-sent events; no chat markup, no tools."""
-        check_model(asked.model)
-        requests = completion_requests(asked, engine.tokenizer, context, served.limits)
-        return await (await Completion.start(served, asked, requests, http, False)).response()
+        check_model(body.model)
+        requests = completion_requests(body, tokenizer, context, limits)
+        return await Completion(state, body, requests, http).response()
 
     @app.get("/v1/models")
     async def models() -> dict:
@@ -118,96 +117,50 @@ def add_api(app: FastAPI, served: AppState) -> None:
 
     @app.get("/v1/models/{name}", responses={404: errors[404]})
     async def one_model(name: str) -> dict:
-        """What is known of a model; `max_model_len` is its context in tokens."""
+        """The model: `max_model_len` is its context in tokens, `defaults` what is used where a
+        request does not say."""
         check_model(name)
         return model
 
     @app.get("/health", responses={503: errors[503]}, response_model=None)
     async def health() -> Response:
         """Whether the engine runs, how much there is to do, and how fast it is."""
-        thread = served.thread
         body = {
-            "status": "ok" if thread.failure is None else "failed",
-            "model": served.name,
-            "tool": served.tool_name,
-            "uptime_seconds": time.time() - begun,
-            "in_flight": thread.in_flight,
-            "max_in_flight": thread.max_in_flight,
-            "time_to_first_token": thread.time_to_first_token,
-            **thread.stats,
+            "status": "ok" if engine.failure is None else "failed",
+            "model": state.model_name,
+            "tool": state.tool_name,
+            "uptime_seconds": time.time() - start,
+            "in_flight": engine.in_flight,
+            "max_in_flight": engine.max_in_flight,
+            "time_to_first_token": engine.time_to_first_token,
+            **engine.stats,
         }
-        return JSONResponse(body, 200 if thread.failure is None else 503)
-
-
-def add_pages(app: FastAPI) -> None:
-    """The addresses that people look at."""
-    add_page(app)
+        return JSONResponse(body, 200 if engine.failure is None else 503)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        written = docs_page(app.openapi())
-        policy = content_security_policy(written)
-        return HTMLResponse(written, headers={"content-security-policy": policy})
+    async def docs() -> PlainTextResponse:
+        return PlainTextResponse(describe(app.openapi()))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return Response(status_code=204)
 
 
-def add_error_forms(app: FastAPI) -> None:
-    """Every error in OpenAI's form, whoever raised it."""
-
-    def failed(status: int, message: str, code: str | None = None, headers=None) -> JSONResponse:
-        return JSONResponse(error_body(status, message, code), status, headers)
-
-    @app.exception_handler(Refusal)
-    async def refused(_, error: Refusal):
-        headers = {name.decode(): value.decode() for name, value in error.headers}
-        return failed(error.status, str(error), error.code, headers)
-
-    @app.exception_handler(HTTPException)
-    async def not_found(_, error: HTTPException):
-        return failed(error.status_code, str(error.detail), None, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def not_valid(_, error: RequestValidationError):
-        return failed(400, what_is_wrong(error.errors()), "invalid_request")
-
-    @app.exception_handler(NanochatError)
-    async def not_possible(_, error: NanochatError):
-        if isinstance(error, QueueFull):
-            wait = {"retry-after": str(error.retry_after)}
-            return failed(429, str(error), "queue_full", wait)
-        if isinstance(error, EngineStopped):
-            return failed(503, str(error), "engine_stopped")
-        if not isinstance(error, (ConfigError, DataError)):
-            raise error
-        too_long = "context of" in str(error)
-        return failed(400, str(error), "context_length_exceeded" if too_long else "invalid_request")
+def bad_request(
+    _: HttpRequest, error: RequestValidationError | ConfigError | DataError
+) -> JSONResponse:
+    validation = isinstance(error, RequestValidationError)
+    message = validation_message(error.errors()) if validation else str(error)
+    code = "context_length_exceeded" if "context of" in message else "invalid_request"
+    return error_response(APIError(400, message, code))
 
 
-def what_is_wrong(errors: Sequence[dict]) -> str:
-    """One sentence of pydantic's findings, without the text that was found.
+def validation_message(errors: Sequence[dict]) -> str:
+    """One sentence from pydantic's errors, without the text that was sent.
 
-    Of a value that may have several forms, the deepest finding says most.
+    The deepest error says most about a value that may have several forms.
     """
     deepest = max(errors, key=lambda error: len(error["loc"]))
     steps = [str(step) for step in deepest["loc"] if step != "body"]
     place = ".".join(step for step in steps if "[" not in step)  # those name a type, not a field
     return f"{place or 'body'}: {deepest['msg'].removeprefix('Value error, ')}"
-
-
-def content_security_policy(html: str) -> str:
-    """A policy under which only the page's own inline scripts and styles run, by their hashes, and
-    talk to this server alone."""
-
-    def sources(tag: str) -> str:
-        texts = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL | re.IGNORECASE)
-        digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in texts]
-        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
-    return (
-        f"default-src 'none'; script-src {sources('script')}; style-src {sources('style')}; "
-        f"connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-        f"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )

@@ -1,7 +1,7 @@
 """A conversation in a terminal: reading lines, commands, and answers shown as they come.
 
-On a terminal lines are read by prompt_toolkit (arrows, history, several lines) and answers are
-shown as Markdown; elsewhere both are plain text, so that pipes work.
+On a terminal prompt_toolkit reads the lines (arrows, history, several lines) and answers are shown
+as Markdown; elsewhere both are plain text, so that pipes work.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from nanochat.files import base_dir, write_atomic
 from nanochat.inference.sampling import SamplingParams
 
 HELP = """\
-/system TEXT      what the model is told before the conversation; alone: forget it
-/temperature X    how freely words are chosen: 0 the likeliest, 1 as the model would
+/system TEXT      set the system prompt; without TEXT: remove it
+/temperature X    how freely to choose words: 0 the likeliest, 1 as the model would
 /regenerate       answer the last question again
 /save FILE        write the conversation as JSON
-/load FILE        go on with a conversation that was saved
+/load FILE        continue a saved conversation
 /clear            forget the conversation
 /help  /quit      (or Ctrl-D)
 Alt-Enter, or \\ at the end of a line, begins another line; Ctrl-C stops an answer."""
@@ -34,26 +34,19 @@ Alt-Enter, or \\ at the end of a line, begins another line; Ctrl-C stops an answ
 class PlainShow:
     """Shows an answer as plain text, tool calls as `[python] 37*12 = 444`."""
 
-    def __init__(self, write: Callable[[str], object], dim: bool = False):
-        self._write = write
-        self._dim, self._plain = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
-
-    def text(self, text: str) -> None:
-        self._write(text)
-
-    def call(self, code: str) -> None:
-        self._write(f"{self._dim}[python] {code}{self._plain}")
-
-    def result(self, text: str) -> None:
-        self._write(f"{self._dim} = {text}{self._plain}\n")
+    def part(self, kind: str, text: str) -> None:
+        text = {"text": "", "python": "[python] ", "python_output": " = "}[kind] + text
+        if kind != "text" and sys.stdout.isatty():
+            text = f"\x1b[2m{text}\x1b[0m"
+        print(text, end="\n" if kind == "python_output" else "", flush=True)
 
     def end(self, stopped: bool) -> None:
-        self._write(" (stopped)\n" if stopped else "\n")
+        print(" (stopped)" if stopped else "")
 
 
 @contextlib.contextmanager
-def stop_flag() -> Iterator[list]:
-    """Yields a list that Ctrl-C puts something into; a second Ctrl-C raises as ever.
+def interrupt_flag() -> Iterator[list]:
+    """Yields a list that Ctrl-C appends to; a second Ctrl-C raises KeyboardInterrupt.
 
     subtle: an exception could come in the middle of a step and leave the engine half done.
     """
@@ -71,132 +64,112 @@ def stop_flag() -> Iterator[list]:
         signal.signal(signal.SIGINT, before)
 
 
-def answer(engine: Engine, request: Request, show) -> list[dict]:
-    """Runs one request and shows what comes; returns its parts. Ctrl-C ends it early."""
-    said = Choice(engine.tokenizer)
-    with stop_flag() as pressed:
-        request_id = engine.add(request)
-        while said.finish is None:
-            for event in engine.step():
-                for delta in said.push(event):
-                    show_delta(show, delta)
-            if pressed:
-                engine.cancel(request_id)  # the next step returns its last event
-    show.end(stopped=bool(pressed))
-    return said.parts
-
-
-def show_delta(show, delta: dict) -> None:
-    """Hands a piece of an answer to what shows it."""
-    if "content" in delta:
-        show.text(delta["content"])
-    elif "tool_calls" in delta:
-        show.call(delta["tool_calls"][0]["function"]["arguments"])
-    else:
-        show.result(delta["nanochat"]["text"])
-
-
 @dataclass
 class Chat:
-    """A conversation and its settings. `say(line)` obeys a command or answers a question."""
+    """A conversation and its settings. `say(line)` obeys a command or answers a question.
+
+    new_show makes what shows one answer: its `part(kind, text)` takes each new part, and
+    `end(stopped)` the end. tell prints everything else.
+    """
 
     engine: Engine
     params: SamplingParams
     max_tokens: int
-    show: Callable[[], object]  # makes what shows one answer
+    new_show: Callable[[], PlainShow | MarkdownStream] = PlainShow
     tell: Callable[[str], object] = print
     messages: list[dict] = field(default_factory=list)
 
     def say(self, line: str) -> bool:
         """False when the user wants to leave."""
-        command, _, argument = line.strip().partition(" ")
-        commands = {
-            "/system": self._system,
-            "/temperature": self._temperature,
-            "/regenerate": self._regenerate,
-            "/save": self._save,
-            "/load": self._load,
-            "/clear": self._clear,
-        }
-        if command == "/quit":
-            return False
+        command, _, text = line.strip().partition(" ")
+        text = text.strip()
         try:
-            if command in commands:
-                commands[command](argument.strip())
-            elif command.startswith("/"):
-                self.tell(HELP if command == "/help" else f"{command} is no command\n{HELP}")
-            elif command:
-                self._ask({"role": "user", "content": line.strip()})
+            match command:
+                case "/quit":
+                    return False
+                case "/help":
+                    self.tell(HELP)
+                case "/system":
+                    _, turns = turns_of(self.messages)
+                    system = [{"role": "system", "content": text}] if text else []
+                    self.messages = [*system, *(message for turn in turns for message in turn)]
+                    self.tell("system prompt set" if text else "no system prompt")
+                case "/temperature":
+                    try:
+                        temperature = float(text)
+                    except ValueError:
+                        raise ConfigError(f"the temperature {text!r} is not a number") from None
+                    self.params = replace(self.params, temperature=temperature)
+                    self.tell(f"temperature {self.params.temperature:g}")
+                case "/regenerate":
+                    if not self.messages or self.messages[-1]["role"] != "assistant":
+                        raise ConfigError("nothing has been asked yet")
+                    *self.messages, question, _ = self.messages
+                    self.ask(question["content"])
+                case "/save" | "/load" if not text:
+                    raise ConfigError(f"{command} needs a file's name")
+                case "/save":
+                    conversation = json.dumps({"messages": self.messages}, ensure_ascii=False)
+                    write_atomic(Path(text).expanduser(), conversation + "\n")
+                    self.tell(f"saved {len(self.messages)} messages in {text}")
+                case "/load":
+                    self.messages = load_messages(text)
+                    self.tell(f"{len(self.messages)} messages from {text}")
+                case "/clear":
+                    self.messages = []
+                    self.tell("conversation cleared")
+                case _ if command.startswith("/"):
+                    self.tell(f"there is no command {command}\n{HELP}")
+                case _ if command:
+                    self.ask(line.strip())
         except (ConfigError, DataError, OSError) as error:
             self.tell(str(error))
         return True
 
-    def _ask(self, question: dict) -> None:
-        prompt, forgotten = fit_turns(
-            [*self.messages, question], self.engine.tokenizer, self.engine.model.config.sequence_len
-        )
+    def ask(self, content: str | list[dict]) -> None:
+        """Answers a question, shows the answer as it comes, and keeps both. Ctrl-C ends it."""
+        question = {"role": "user", "content": content}
+        engine, context = self.engine, self.engine.model.config.sequence_len
+        prompt, forgotten = fit_turns([*self.messages, question], engine.tokenizer, context)
         if forgotten:
             self.tell(f"(the context is full: the first {forgotten} turns are no longer seen)")
-        room = self.engine.model.config.sequence_len - len(prompt)
-        request = Request(prompt, min(self.max_tokens, room), self.params)
-        parts = answer(self.engine, request, self.show())
-        self.messages += [question, {"role": "assistant", "content": parts}]
+        max_tokens = min(self.max_tokens, context - len(prompt))
+        show, choice = self.new_show(), Choice(engine.tokenizer)
+        with interrupt_flag() as pressed:
+            request_id = engine.add(Request(prompt, max_tokens, self.params))
+            while choice.finish is None:
+                for event in engine.step():
+                    if part := choice.push(event):
+                        show.part(part["type"], part["text"])
+                if pressed:
+                    engine.cancel(request_id)  # the next step returns its last event
+        show.end(stopped=bool(pressed))
+        self.messages += [question, {"role": "assistant", "content": choice.parts}]
         # subtle: else a question asked again would meet the same noise
         self.params = replace(self.params, seed=self.params.seed + 1)
 
-    def _system(self, text: str) -> None:
-        _, turns = turns_of(self.messages)
-        system = [{"role": "system", "content": text}] if text else []
-        self.messages = [*system, *(message for turn in turns for message in turn)]
-        self.tell("the model is told so" if text else "the model is told nothing")
 
-    def _temperature(self, text: str) -> None:
-        try:
-            self.params = replace(self.params, temperature=float(text))
-        except ValueError:
-            raise ConfigError(f"{text!r} is no temperature; give a number, 0 or more") from None
-        self.tell(f"temperature {self.params.temperature:g}")
-
-    def _regenerate(self, _: str) -> None:
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            raise ConfigError("nothing has been asked yet")
-        *self.messages, question, _ = self.messages
-        self._ask(question)
-
-    def _save(self, path: str) -> None:
-        if not path:
-            raise ConfigError("/save needs a file's name")
-        conversation = json.dumps({"messages": self.messages}, ensure_ascii=False)
-        write_atomic(Path(path).expanduser(), conversation + "\n")
-        self.tell(f"saved {len(self.messages)} messages in {path}")
-
-    def _load(self, path: str) -> None:
-        if not path:
-            raise ConfigError("/load needs a file's name")
-        try:
-            conversation = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}. Load what /save wrote") from None
-        messages = conversation.get("messages") if isinstance(conversation, dict) else None
-        if messages != []:  # which is what /save writes before the first question
-            validate(conversation, path)
-        self.messages = messages
-        self.tell(f"{len(self.messages)} messages from {path}")
-
-    def _clear(self, _: str) -> None:
-        self.messages = []
-        self.tell("forgotten")
+def load_messages(path: str) -> list[dict]:
+    """The messages of a file that /save wrote; raises DataError."""
+    try:
+        conversation = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Load what /save wrote") from None
+    messages = conversation.get("messages") if isinstance(conversation, dict) else None
+    if messages != []:  # which /save writes before the first question
+        validate(conversation, path)
+    return messages
 
 
 # ---------------------------------------------------------------- reading lines
 
 
-def plain_lines(prompt: str) -> Iterator[str]:
-    r"""Lines of standard input until its end; one that ends in \ goes on in the next."""
+def plain_lines() -> Iterator[str]:
+    r"""Lines of standard input until its end; one that ends in \ continues in the next."""
     while True:
         text = ""
         try:
-            text = input(prompt)
+            text = input()
             while text.endswith("\\"):
                 text = text[:-1] + "\n" + input()
         except EOFError:
@@ -206,7 +179,7 @@ def plain_lines(prompt: str) -> Iterator[str]:
         yield text
 
 
-def edited_lines(prompt: str) -> Iterator[str]:
+def edited_lines() -> Iterator[str]:
     """Lines typed at a terminal until Ctrl-D: arrows, history kept in the base folder, several
     lines with Alt-Enter or from a paste. Ctrl-C drops the line."""
     from prompt_toolkit import PromptSession
@@ -233,7 +206,7 @@ def edited_lines(prompt: str) -> Iterator[str]:
     session = PromptSession(history=FileHistory(str(path)), multiline=True, key_bindings=keys)
     while True:
         try:
-            yield session.prompt(prompt)
+            yield session.prompt("you: ")
         except KeyboardInterrupt:
             continue
         except EOFError:
@@ -243,16 +216,9 @@ def edited_lines(prompt: str) -> Iterator[str]:
 def converse(engine: Engine, params: SamplingParams, max_tokens: int) -> None:
     """Reads questions and answers them until /quit or the end of the input."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    show = MarkdownStream if terminal else lambda: PlainShow(write_now)
-    chat = Chat(engine, params, max_tokens, show)
-    for line in (edited_lines if terminal else plain_lines)("you: " if terminal else ""):
+    chat = Chat(engine, params, max_tokens, MarkdownStream if terminal else PlainShow)
+    for line in edited_lines() if terminal else plain_lines():
         if not chat.say(line):
             return
         if terminal:
             print()
-
-
-def write_now(text: str) -> None:
-    """Writes to standard output at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -5,12 +5,12 @@ what is in one.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.checkpoint import manifest
-from nanochat.common import CheckpointError, ConfigError, print0, rank_and_world
+from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.files import base_dir
 
 STAGES = ("base", "mid", "sft", "rl")
@@ -43,41 +43,28 @@ def step_dir(stage: str, tag: str, step: int) -> Path:
     return checkpoint_dir(stage) / tag / f"step_{step:06d}"
 
 
-def folders_of(run_folder: Path) -> list[Path]:
-    """The step folders of a run, complete or not, with those that an interrupted save moved away
-    and did not replace."""
-    paths = []
-    for path in run_folder.glob("*step_*"):
-        final = manifest.standing_in_for(path) or path
-        if re.fullmatch(r"step_\d+", final.name):
-            paths.append(path)
-    return paths
-
-
-def newest_first(paths: list[Path], say: Callable[[str], None] = print0) -> list[Found]:
-    """Sorted by the time in the manifest; says a line for each folder without a readable one."""
+def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = print0) -> list[Found]:
+    """Those that have a manifest, newest first by the time in it; says a line for each other step
+    folder. Files are not checked. A folder that an interrupted save moved away counts."""
     found = []
-    for path in paths:
-        try:
-            record = manifest.read_manifest(path)
-        except CheckpointError as error:
-            say(f"skipped: {error}")
-        else:
-            stage = path.parent.parent.name.removesuffix(SUFFIX)
-            found.append(Found(stage, path.parent.name, record["step"], path, record["time"]))
+    for path in (path for folder in run_folders for path in folder.glob("*step_*")):
+        if re.fullmatch(r"step_\d+", (manifest.vacated_place(path) or path).name):
+            try:
+                record = manifest.read_manifest(path)
+            except CheckpointError as error:
+                say(f"skipped: {error}")
+            else:
+                stage = path.parent.parent.name.removesuffix(SUFFIX)
+                found.append(Found(stage, path.parent.name, record["step"], path, record["time"]))
     return sorted(found, key=lambda f: (f.time, f.step), reverse=True)
 
 
 def available_checkpoints(
     stage: str | None = None, tag: str | None = None, say: Callable[[str], None] = print0
 ) -> list[Found]:
-    """All checkpoints that have a manifest, newest first. Their other files are not checked."""
-    paths = []
-    for name in STAGES if stage is None else (stage,):
-        stage_folder = checkpoint_dir(name)
-        runs = [stage_folder / tag] if tag else stage_folder.glob("*")
-        paths += [path for run_folder in runs for path in folders_of(run_folder)]
-    return newest_first(paths, say)
+    """Those under the base folder: see checkpoints_in."""
+    stages = [stage] if stage else STAGES
+    return checkpoints_in([run for s in stages for run in checkpoint_dir(s).glob(tag or "*")], say)
 
 
 def listing() -> str:
@@ -120,8 +107,8 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
 
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
-    """The folder that `source` names: a stage's newest complete checkpoint (see find_checkpoint),
-    or a folder, which is not verified here, and of which there is no other tag or step."""
+    """The folder that `source` names, every file verified: a stage's newest complete checkpoint
+    (see find_checkpoint), or a folder, of which there is no other tag or step."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     if Path(source).is_dir():
@@ -130,6 +117,7 @@ def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None =
                 f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
                 f"stage's. Leave them out, or name the stage ({', '.join(STAGES)})"
             )
+        verify(source)
         return Path(source)
     stages = ", ".join(STAGES)
     raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
@@ -137,40 +125,32 @@ def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None =
 
 def good_checkpoint(run_folder: Path) -> str:
     """One sentence for error messages: which checkpoint of this run is whole."""
-    if path := first_whole(newest_first(folders_of(run_folder))):
+    if path := first_whole(checkpoints_in([run_folder])):
         return f"The newest good checkpoint of this run is {path}."
     return f"No good checkpoint of this run is left. {listing()}"
 
 
-def verify(path: Path | str, under: tuple[str, ...] = ("",)) -> dict:
-    """The manifest, once every file (or those whose name starts with one of `under`) matches it.
+def verify(path: Path | str) -> None:
+    """Compares every file with the manifest.
 
     CheckpointError names the file, what was found, what was expected, and the run's newest good
     checkpoint.
     """
-    path = Path(path)
     try:
-        return manifest.check(path, under)
+        manifest.check(Path(path))
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. {good_checkpoint(path.parent)}") from error
+        raise CheckpointError(f"{error}. {good_checkpoint(Path(path).parent)}") from error
 
 
-def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> list[Path]:
-    """Deletes old checkpoints of a run and returns their paths. Rank 0 does it; others return [].
+def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> None:
+    """Deletes a run's old checkpoints; one rank calls it.
 
     Kept: the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and
-    always the newest whose files all verify. Folders without a readable manifest are left alone,
-    with a printed line.
+    always the newest whose files all verify. Folders without a readable manifest stay.
     """
-    if keep_last < 1:
-        raise ConfigError(f"keep_last is {keep_last}; the newest checkpoint stays: at least 1")
-    if rank_and_world()[0] != 0:
-        return []
     found = available_checkpoints(stage, tag)
     doomed = [f for f in found[keep_last:] if not keep_every or f.step % keep_every]
-    if doomed:
-        newest = first_whole(found)
-        doomed = [f for f in doomed if f.path != newest]
+    newest = first_whole(found) if doomed else None
     for old in doomed:
-        manifest.remove(old.path)
-    return [old.path for old in doomed]
+        if old.path != newest:
+            manifest.remove(old.path)

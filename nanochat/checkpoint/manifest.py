@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanochat.common import CheckpointError, print0
-from nanochat.files import write_atomic
+from nanochat.files import read_json, write_atomic
 
 MANIFEST = "manifest.json"
+HIDDEN = re.compile(r"\.(.+)\.(old|tmp)-([1-9]\d{0,8})")  # name, kind, process
 
 
 def sha256_of(path: Path) -> str:
@@ -26,7 +27,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_all(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 by name; four files at a time, for hashing is slower than reading."""
+    """SHA-256 by name; four files at a time, because hashing is slower than reading."""
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
 
@@ -39,8 +40,8 @@ def render(record: dict) -> str:
 
 
 def write_manifest(folder: Path, record: dict) -> dict:
-    """Hashes every file in `folder` and writes manifest.json: `record`, the time, and
-    {name: {"bytes", "sha256"}}. Returns it."""
+    """Hashes every file in `folder`, writes manifest.json, and returns it: `record`, "time", and
+    "files": {name: {"bytes", "sha256"}}."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     hashes = sha256_of_all(folder, names)
     files = {n: {"bytes": (folder / n).stat().st_size, "sha256": hashes[n]} for n in names}
@@ -56,31 +57,19 @@ def read_manifest(folder: Path) -> dict:
         raise CheckpointError(
             f"{path} is missing, and it is written last: {folder} is no checkpoint, or incomplete"
         )
-    try:
-        text = path.read_bytes().decode()
-        record = json.loads(text)
-        found = record.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: found {path.stat().st_size} bytes that do not parse ({error!r}), "
-            f"expected JSON with a checksum"
-        ) from error
+    remedy = "Delete the folder, or restore it from a copy"
+    record = read_json(path, remedy, CheckpointError)
+    body = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
     # subtle: comparing the spelling, not only the checksum, also catches damage between the values.
-    if render(record) != text:
-        expected = json.loads(render(record))["checksum"]
-        raise CheckpointError(
-            f"{path} is damaged: found checksum {found!r:.20}, its contents give {expected[:12]}"
-        )
-    return record
+    if render(body).encode() != path.read_bytes():
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit its text. {remedy}")
+    return body
 
 
-def check(folder: Path, under: tuple[str, ...] = ("",)) -> dict:
-    """Compares the files whose names start with one of `under` with the manifest; returns it.
-
-    Raises CheckpointError naming the first file that is missing, cut short or changed.
-    """
-    manifest = read_manifest(folder)
-    files = {n: f for n, f in manifest["files"].items() if n.startswith(under)}
+def check(folder: Path) -> None:
+    """Compares every file with the manifest; CheckpointError names the first that is missing, cut
+    short or changed."""
+    files = read_manifest(folder)["files"]
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -95,7 +84,6 @@ def check(folder: Path, under: tuple[str, ...] = ("",)) -> dict:
                 f"{folder / name} is damaged: found SHA-256 {found[:12]}, "
                 f"expected {files[name]['sha256'][:12]}"
             )
-    return manifest
 
 
 # ---------------------------------------------------------------- appear and go at once
@@ -109,9 +97,9 @@ def temporary_beside(final: Path) -> Path:
 def publish(temporary: Path, final: Path, replace: bool = True) -> None:
     """Flushes `temporary` to disk and renames it to `final`.
 
-    What stood there is moved away first, and a crash between the renames leaves it whole as
-    `.NAME.old-PID`: see standing_in_for. replace=False: CheckpointError when something stands
-    there, even if another process put it there in this moment.
+    A folder that stands there is moved away first, to `.NAME.old-PID`. A crash between the two
+    renames leaves it whole for readers (see vacated_place) and for the next sweep. replace=False:
+    CheckpointError if something stands there, even if another process put it there just now.
     """
     for path in [*temporary.rglob("*"), temporary]:
         flush(path)
@@ -121,24 +109,13 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
     try:
         os.replace(temporary, final)  # subtle: fails where a folder with something in it stands
     except OSError as error:
-        if old.exists() and not final.exists():
-            os.replace(old, final)
-        if final.exists() and not replace:
-            raise CheckpointError(
-                f"{final} exists, and it is not replaced; name another place, or remove it"
-            ) from error
-        raise
+        if replace or not final.exists():
+            raise
+        raise CheckpointError(
+            f"{final} exists, and it is not replaced; name another place, or remove it"
+        ) from error
     flush(final.parent)
-    shutil.rmtree(old, ignore_errors=True)  # what stays is hidden, and the next sweep takes it
-
-
-def standing_in_for(path: Path) -> Path | None:
-    """The place that the hidden `.NAME.old-PID` was moved from, if nothing took it; else None."""
-    name, mark, _ = path.name.removeprefix(".").rpartition(".old-")
-    if not mark or not path.name.startswith("."):
-        return None
-    final = path.with_name(name)
-    return None if final.exists() else final
+    shutil.rmtree(old, ignore_errors=True)  # the next sweep takes what stays
 
 
 def remove(folder: Path) -> None:
@@ -148,53 +125,46 @@ def remove(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def left_over(path: Path) -> bool:
-    """Whether nobody writes under this hidden name any more: the process whose number it ends in
-    is gone, or is this one, which sweeps before it writes. Another machine's is taken for gone."""
-    number = path.name.rpartition("-")[2]
-    if not re.fullmatch(r"[1-9]\d{0,8}", number) or int(number) == os.getpid():
-        return True
+def vacated_place(path: Path) -> Path | None:
+    """The place from which `.NAME.old-PID` was moved away, if nothing stands there; else None."""
+    match = HIDDEN.fullmatch(path.name)
+    final = path.with_name(match[1]) if match and match[2] == "old" else None
+    return final if final and not final.exists() else None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether another process of this machine has this number."""
     try:
-        os.kill(int(number), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:  # alive, and another user's
         return False
-    return False
+    except PermissionError:  # another user's
+        return True
+    return pid != os.getpid()
 
 
-def clear(path: Path) -> None:
-    """Puts a folder back that was moved away, if nothing took its place; deletes any other. With a
-    printed line, which also says when it cannot be done."""
-    try:
-        if final := standing_in_for(path):
-            os.replace(path, final)
-            print0(f"{final}: put back as it was before an interrupted save")
-            return
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        print0(f"{path}: deleted, left over from an interrupted save")
-    except FileNotFoundError:
-        print0(f"{path}: another process is clearing it up")
-    except OSError as error:
-        print0(f"{path}: left over from an interrupted save, and it stays: {error}")
+def sweep(parent: Path, name: str | None = None) -> None:
+    """After a crash: puts back folders that were moved away, deletes unfinished ones, and prints a
+    line for each. What a living process writes is left alone.
 
-
-def sweep(parent: Path) -> None:
-    """Clears up in a folder of our own after a crash, with a printed line each: puts moved-away
-    folders back, deletes unfinished ones. What a living process writes is left alone."""
-    for path in (*sorted(parent.glob(".*.old-*")), *parent.glob(".*.tmp-*")):
-        if left_over(path):
-            clear(path)
-
-
-def sweep_beside(final: Path) -> None:
-    """As sweep, of what was written beside `final` alone: in a user's folder no other hidden name
-    is ours."""
-    ours = re.compile(re.escape(f".{final.name}.") + r"(old|tmp)-\d+")
-    found = sorted(final.parent.iterdir()) if final.parent.is_dir() else ()
-    for path in found:
-        if ours.fullmatch(path.name) and left_over(path):
-            clear(path)
+    name: of the only folder beside which to sweep, for in a user's folder other names may not be
+    ours.
+    """
+    for path in sorted(parent.glob(".*")):  # .old- before .tmp-
+        match = HIDDEN.fullmatch(path.name)
+        if not match or name not in (None, match[1]) or is_alive(int(match[3])):
+            continue
+        final = vacated_place(path)
+        try:
+            os.replace(path, final) if final else shutil.rmtree(path)
+        except OSError as error:  # for example: another process sweeps, too
+            print0(f"{path}: left over from an interrupted save, not cleared up: {error}")
+        else:
+            print0(
+                f"{final}: put back as it was before an interrupted save"
+                if final
+                else f"{path}: deleted, left over from an interrupted save"
+            )
 
 
 def flush(path: Path) -> None:
@@ -204,12 +174,3 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> "1.5 kB" in powers of 1000, as disks are sold."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

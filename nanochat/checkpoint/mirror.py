@@ -1,26 +1,17 @@
 """A second copy of every checkpoint, on another disk or on the hub, made in the background."""
 
-import hashlib
-import queue
 import shutil
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from nanochat.checkpoint.manifest import (
-    MANIFEST,
-    check,
-    flush,
-    publish,
-    read_manifest,
-    sha256_of,
-    sweep,
-    temporary_beside,
-)
-from nanochat.common import CheckpointError, print0, rank_and_world
+from nanochat.checkpoint import manifest
+from nanochat.common import CheckpointError, print0
 from nanochat.files import base_dir
 
 HUB = "hf://"
+WAITS = (2, 10, 60)  # seconds before a copy that failed is tried again
 
 
 def place_in_mirror(path: Path) -> Path:
@@ -32,27 +23,27 @@ def copy_to_folder(path: Path, root: Path) -> None:
     """Copies the checkpoint `path` under `root`, verifies the copy, renames it into place."""
     final = root / place_in_mirror(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    sweep(final.parent)
-    temporary = temporary_beside(final)
+    manifest.sweep(final.parent)
+    temporary = manifest.temporary_beside(final)
     try:
-        for name in (*read_manifest(path)["files"], MANIFEST):
+        for name in (*manifest.read_manifest(path)["files"], manifest.MANIFEST):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / name, temporary / name)
-            flush(temporary / name)
-        check(temporary)
-        publish(temporary, final)
+        manifest.check(temporary)
+        manifest.publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well
 
 
 def copy_to_hub(path: Path, repo_id: str) -> None:
-    """Uploads the checkpoint in one commit and compares what arrived; a new repository is
-    private."""
+    """Uploads the checkpoint in one commit, to a private repository if it is new; CheckpointError
+    if a file did not arrive as it is here."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     api.create_repo(repo_id, private=True, exist_ok=True)
-    place, names = place_in_mirror(path).as_posix(), [*read_manifest(path)["files"], MANIFEST]
+    place = place_in_mirror(path).as_posix()
+    names = [*manifest.read_manifest(path)["files"], manifest.MANIFEST]
     api.upload_folder(
         repo_id=repo_id,
         folder_path=path,
@@ -60,99 +51,74 @@ def copy_to_hub(path: Path, repo_id: str) -> None:
         allow_patterns=names,
         commit_message=f"mirror {place}",
     )
-    there = {
-        file.path: file for file in api.get_paths_info(repo_id, [f"{place}/{n}" for n in names])
-    }
+    arrived = {f.path: f for f in api.get_paths_info(repo_id, [f"{place}/{n}" for n in names])}
     for name in names:
-        check_arrived(path / name, there.get(f"{place}/{name}"), f"{repo_id}: {place}/{name}")
+        check_arrived(path / name, arrived.get(f"{place}/{name}"), f"{repo_id}: {place}/{name}")
 
 
 def check_arrived(path: Path, file, what: str) -> None:
-    """CheckpointError unless `file`, what the hub says of `what`, is as it is here, at `path`."""
-    if file is None:
-        raise CheckpointError(f"{what} is not there after the upload; give the command again")
+    """CheckpointError unless `file`, what the hub says of `what`, is the file at `path`."""
+    from huggingface_hub.utils.sha import git_hash
+
     # The hub knows large files by SHA-256 and small ones by git's object id.
-    found = file.lfs.sha256 if file.lfs else file.blob_id
-    expected = sha256_of(path) if file.lfs else git_object_id(path.read_bytes())
-    if found != expected:
-        raise CheckpointError(
-            f"{what} arrived as {found[:12]}, expected {expected[:12]}; give the command again"
-        )
+    found = file and (file.lfs.sha256 if file.lfs else file.blob_id)
+    here = manifest.sha256_of(path) if file and file.lfs else git_hash(path.read_bytes())
+    if found != here:
+        raise CheckpointError(f"{what} arrived as {found}, expected {here}; give the command again")
 
 
-def git_object_id(data: bytes) -> str:
-    """The name git gives to a file: SHA-1 of a header and its bytes. b"" -> e69de29b..."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def copier(spec: str) -> Callable[[Path], None]:
+    """The function that copies a checkpoint to `spec`; CheckpointError for an impossible one."""
+    if spec.startswith(HUB):
+        repo_id = spec.removeprefix(HUB).strip("/")
+        if len(repo_id.split("/")) != 2:
+            raise CheckpointError(f"mirror {spec!r}: expected hf://user/repo")
+        return lambda path: copy_to_hub(path, repo_id)
+    root = Path(spec).expanduser()
+    if root.resolve() == base_dir().resolve():
+        raise CheckpointError(f"mirror {root} is the base folder itself; name another place")
+    return lambda path: copy_to_folder(path, root)
 
 
 class Mirror:
     """Copies each checkpoint pushed to it to `spec`, a folder or hf://user/repo, and verifies it;
     one at a time, in a thread.
 
-    A copy that fails is tried again after each of `waits` seconds. Ranks other than 0 do nothing.
-
-    Example: mirror = Mirror("/mnt/drive"); mirror.push(save_checkpoint(...)); mirror.close()
+    Example: mirror = Mirror("/mnt/drive"); mirror.push(path); mirror.close()
     """
 
-    def __init__(self, spec: str, waits: tuple[float, ...] = (2, 10, 60)):
-        self.spec, self.waits = spec, waits
-        self.failure: CheckpointError | None = None
-        self.pending: queue.Queue[Path | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        if spec.startswith(HUB):
-            if len([part for part in spec.removeprefix(HUB).split("/") if part]) != 2:
-                raise CheckpointError(f"mirror {spec!r}: expected hf://user/repo")
-            self.copy = lambda path: copy_to_hub(path, spec.removeprefix(HUB).strip("/"))
-        else:
-            root = Path(spec).expanduser()
-            if root.resolve() == base_dir().resolve():
-                raise CheckpointError(
-                    f"mirror {root} is the base folder itself; name another place"
-                )
-            self.copy = lambda path: copy_to_folder(path, root)
-        if rank_and_world()[0] == 0:
-            self.thread.start()
+    def __init__(self, spec: str):
+        self.spec, self.copy = spec, copier(spec)
+        self.pool = ThreadPoolExecutor(1)
+        self.newest: Future | None = None
 
-    def push(self, path: Path | str) -> None:
+    def push(self, path: Path) -> None:
         """Puts a checkpoint in the queue and returns at once."""
-        if rank_and_world()[0] == 0:
-            assert self.thread.is_alive(), "pushed to a mirror that is closed"
-            self.pending.put(Path(path))
+        self.newest = self.pool.submit(self._copy_with_retries, path)
 
     def close(self) -> None:
         """Waits until all that was pushed is copied; CheckpointError when the last push failed."""
-        if self.thread.is_alive():
-            if self.pending.unfinished_tasks:
-                print0(f"mirror: waiting for the copy to {self.spec}")
-            self.pending.put(None)
-            self.thread.join()
-        if self.failure:
-            raise self.failure
+        if self.newest and not self.newest.done():
+            print0(f"mirror: waiting for the copy to {self.spec}")
+        self.pool.shutdown()
+        if self.newest:
+            self.newest.result()
 
-    def _work(self) -> None:
-        while (path := self.pending.get()) is not None:
-            try:
-                self.failure = self._copy_with_retries(path)
-            finally:
-                self.pending.task_done()
-
-    def _copy_with_retries(self, path: Path) -> CheckpointError | None:
-        """None when the copy stands; else what went wrong at the last try."""
-        for wait in (*self.waits, None):
+    def _copy_with_retries(self, path: Path) -> None:
+        for wait in (*WAITS, None):
             try:
                 self.copy(path)
                 print0(f"mirror: {path.name} copied to {self.spec} and verified")
-                return None
-            # subtle: the hub's client raises many kinds; none may end the thread, and none is lost.
+                return
+            # subtle: the hub's client raises many kinds; none is lost.
             except Exception as error:
                 if not path.exists():
                     print0(f"mirror: {path} was pruned before it was copied to {self.spec}")
-                    return self.failure
+                    return
                 then = "giving up" if wait is None else f"trying again in {wait} s"
                 print0(f"mirror: {path.name} not copied to {self.spec}: {error!r}; {then}")
-                reason = error
-            if wait is not None:
+                if wait is None:
+                    raise CheckpointError(
+                        f"{path} could not be mirrored to {self.spec}: {error}"
+                    ) from error
                 time.sleep(wait)
-        failure = CheckpointError(f"{path} could not be mirrored to {self.spec}: {reason}")
-        failure.__cause__ = reason
-        return failure

@@ -1,8 +1,6 @@
 """Writing a checkpoint's folder: whole or not at all, at once or beside the next training steps."""
 
-import errno
 import json
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +20,7 @@ from nanochat.tokenizer import Tokenizer
 def write_folder(
     final: Path,
     texts: dict[str, str],
-    tensors: dict[str, dict],
+    tensors: dict[str, dict[str, torch.Tensor]],
     tokenizer: Tokenizer,
     model_max_length: int,
     place: dict,
@@ -44,21 +42,12 @@ def write_folder(
         manifest.publish(temporary, final, replace)
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-        hint = f"It needs {manifest.human_bytes(needed)}; {manifest.human_bytes(free)} were free "
-        hint += f"in {base_dir()}. Free some space, keep fewer checkpoints, or leave the optimizer "
-        hint += "out. "
         raise CheckpointError(
-            f"{final} could not be written: {error}. {hint if no_room(error) else ''}"
-            f"{good_checkpoint(final.parent)}"
+            f"{final} could not be written: {error}. It needs {needed / 1e6:,.1f} MB; "
+            f"{free / 1e6:,.1f} MB were free in {base_dir()}. {good_checkpoint(final.parent)}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
-
-
-def no_room(error: Exception) -> bool:
-    """Whether the disk, a quota or the largest size of a file was reached."""
-    number = re.search(r"(?:Errno|os error) (\d+)", str(error))  # the second: safetensors' words
-    return bool(number) and int(number[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:

@@ -86,16 +86,6 @@ def row_bounds(plan: np.ndarray) -> np.ndarray:
     return np.searchsorted(plan[:, 2], np.arange(num_rows + 1))
 
 
-def padding_share(num_tokens: int, num_pieces: int, num_rows: int, row_tokens: int) -> float:
-    """The share of the rows' places that hold neither a token nor a <|bos|>."""
-    return 1 - (num_tokens + num_pieces) / (num_rows * (row_tokens + 1))
-
-
-def cut_tokens(offsets: np.ndarray, row_tokens: int) -> int:
-    """How many tokens stand in a piece that does not hold their document's beginning."""
-    return int(np.maximum(np.diff(offsets) - row_tokens, 0).sum())
-
-
 def cut_at_turns(
     offsets: np.ndarray, turn_ends: np.ndarray, max_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, gather, progress, rank_and_world
@@ -13,23 +14,20 @@ from nanochat.engine import Engine
 from nanochat.files import write_atomic
 
 CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
-PASS_AT = (1, 10, 100)  # as in Chen et al. 2021; and the number of samples itself
+PASS_AT = (1, 10, 100)  # as in Chen et al. 2021
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a task went: how many of each example's `num_samples` answers were right.
-
-    `baseline` is the accuracy that chance gives, None where no published figure says so.
-    """
+    """How many of each example's `num_samples` answers were right."""
 
     name: str
     kind: str
     right: tuple[int, ...]
     num_samples: int = 1
     temperature: float = 0.0
-    baseline: float | None = None
-    cut: int = 0  # prompts that lost their oldest tokens because the context is short
+    baseline: float | None = None  # the accuracy of chance, where a published figure says so
+    cut: int = 0  # prompts that lost their oldest tokens to a short context
 
     @property
     def total(self) -> int:
@@ -42,29 +40,31 @@ class Result:
 
     @property
     def stderr(self) -> float:
-        """The standard error of the accuracy; of one answer an example sqrt(p (1 - p) / n)."""
+        """Of the accuracy; with one answer an example it is sqrt(p (1 - p) / n)."""
         return self.pass_at(1)[1]
 
     @property
     def centred(self) -> float | None:
-        """0 for what chance gives, 1 for all right: (accuracy - baseline) / (1 - baseline)."""
+        """(accuracy - baseline) / (1 - baseline): 0 for chance, 1 for all right."""
         if self.baseline is None:
             return None
         return (self.accuracy - self.baseline) / (1 - self.baseline)
 
     def pass_at(self, k: int) -> tuple[float, float]:
-        """(pass@k, its standard error): the mean over the examples, whose answers depend on each
-        other while the examples do not."""
-        return mean_and_stderr([pass_at_k(self.num_samples, right, k) for right in self.right])
+        """(pass@k, its standard error) over the examples x: mean(x), and
+        sqrt(sum (x - mean)^2 / n) / sqrt(n)."""
+        values = [pass_at_k(self.num_samples, right, k) for right in self.right]
+        mean = math.fsum(values) / len(values)
+        return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values)) / len(values)
 
     def ks(self) -> list[int]:
-        """The k for which pass@k is given: of a generated task only, none above the samples."""
+        """The k for which pass@k is given; none for multiple choice."""
         if self.kind == "choice":
             return []
         return sorted({k for k in (*PASS_AT, self.num_samples) if k <= self.num_samples})
 
     def figures(self) -> dict[str, float]:
-        """What goes to metrics.jsonl. Example: {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
+        """For metrics.jsonl, for example {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
         figures = {
             f"accuracy/{self.name}": self.accuracy,
             f"stderr/{self.name}": self.stderr,
@@ -89,26 +89,16 @@ class Result:
         return text + (f", {self.cut:,} prompts cut to the context" if self.cut else "")
 
 
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and the standard error that n independent draws of these values give it:
-    sqrt(sum (x - mean)^2 / n) / sqrt(n).
-
-    Example: mean_and_stderr([1, 1, 1, 0]) == (0.75, 0.2165...), which is sqrt(0.75 * 0.25 / 4)
-    """
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values)) / len(values)
-
-
 def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
-    """The tasks without whose greedy answers there is no ChatCORE."""
+    """The tasks whose greedy answers ChatCORE still needs."""
     greedy = {result.name for result in results if result.temperature == 0}
     return [name for name in CHATCORE if name not in greedy]
 
 
 def chatcore(results: Sequence[Result]) -> tuple[float, float]:
-    """(ChatCORE, its standard error): the mean of the centred scores of the five tasks CHATCORE.
+    """(ChatCORE, its standard error): the mean of the five tasks' centred scores; their variances
+    add up: sqrt(sum (stderr / (1 - baseline))^2) / 5.
 
-    The tasks are independent, so their variances add: sqrt(sum (stderr / (1 - baseline))^2) / 5.
     Example: accuracies of 0.3561, 0.2875, 0.3111, 0.025, 0.0671, in that order, give 0.0730.
     """
     five = [result for result in results if result.name in CHATCORE]
@@ -118,7 +108,7 @@ def chatcore(results: Sequence[Result]) -> tuple[float, float]:
 
 
 def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str, float]:
-    """All that goes to metrics.jsonl, by name; `controls` are the counterfactuals' by task."""
+    """Everything for metrics.jsonl; `controls`: the results under a counterfactual, by task."""
     found: dict[str, float] = {}
     for result in results:
         found |= result.figures()
@@ -131,7 +121,7 @@ def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str,
 
 
 def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[str, str]) -> str:
-    """The same for people: a line a task, those not run with the reason, ChatCORE."""
+    """The same as text: a line a task, with the reason where it was not run, then ChatCORE."""
     lines = [f"{'task':<16}{'kind':<10}{'accuracy':>9}  ± stderr{'centred':>9}{'n':>8}"]
     lines[0] += f"{'control':>10}  ± stderr" if controls else ""
     for r in results:
@@ -146,13 +136,10 @@ def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[
             lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
     lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
-        wanted = ", ".join(missing)
-        return "\n".join([*lines, f"ChatCORE: not given, for want of greedy answers to {wanted}"])
-    value, error = chatcore(results)
-    return "\n".join([*lines, f"ChatCORE: {value:.4f} ± {error:.4f}"])
-
-
-# ---------------------------------------------------------------- running
+        lines.append(f"ChatCORE: not given, for want of greedy answers to {', '.join(missing)}")
+    else:
+        lines.append("ChatCORE: {:.4f} ± {:.4f}".format(*chatcore(results)))
+    return "\n".join(lines)
 
 
 def evaluate_task(
@@ -168,14 +155,12 @@ def evaluate_task(
     seed: int = 42,
     answers_path: Path | str | None = None,
 ) -> Result:
-    """How many of a task's examples the model gets right; all ranks take part and get the same
-    Result.
+    """How many of a task's examples the model gets right. All ranks take part and get the result.
 
-    kind "choice": the letter with the highest logit after the prompt, once. kind "generate":
-    `num_samples` answers at `temperature` (None: 0, the most likely, or 0.8 of several samples),
-    tools included, of at most `max_tokens`. `limit` takes that many examples, drawn by `seed`. With
-    answers_path, one JSON line an answer is written there: index and sample, prompt, completion,
-    and what the task says about it (see Task.evaluate_all): extracted, expected, right.
+    kind "choice": the letter with the highest logit after the prompt. kind "generate":
+    `num_samples` answers of at most `max_tokens`, tools included, at `temperature` (None: 0, or 0.8
+    of several samples). `limit` examples are drawn by `seed`. answers_path: a file for one JSON
+    line an answer, with index, sample, prompt, completion and what Task.evaluate_all says of it.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
@@ -183,8 +168,8 @@ def evaluate_task(
         temperature = 0.8 if num_samples > 1 else 0.0
     if num_samples < 1 or (num_samples > 1 and temperature == 0):
         raise ConfigError(
-            f"{num_samples} answers to a question at temperature {temperature}: choose 1, or more "
-            "at a temperature above 0 (at 0 they would all be the same)"
+            f"{num_samples} answers to a question at temperature {temperature}: choose 1, or a "
+            "temperature above 0 (at 0 they would all be the same)"
         )
     chosen = list(range(len(task)))
     if limit is not None and limit < len(task):
@@ -194,18 +179,17 @@ def evaluate_task(
     rank, world_size = rank_and_world()
     mine = chosen[rank::world_size]
     conversations = [task[i] for i in mine]
-    choice = task.kind == "choice"
-    samples = 1 if choice else num_samples
-    room = 0 if choice else min(max_tokens, engine.model.config.sequence_len // 2)
-    prompts, cut = fit_prompts(conversations, engine, room)
-    with progress(name, len(mine) * samples, "answers") as advance:
+    if choice := task.kind == "choice":
+        num_samples, temperature, max_tokens = 1, 0.0, 1
+    prompts, cut = fit_prompts(conversations, engine, max_tokens)
+    with progress(name, len(mine) * num_samples, "answers") as advance:
         if choice:
             letters = [task.choices(i) for i in mine]
             answers = answer_choices(engine, prompts, letters, batch_size, advance)
         else:
             completions = engine.complete(
                 prompts,
-                num_samples=samples,
+                num_samples=num_samples,
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=seed,
@@ -213,85 +197,68 @@ def evaluate_task(
                 on_end=advance,
             )
             answers = [[{"completion": text} for text in texts] for texts in completions]
-    judge(task, conversations, answers)
-    texts = [engine.tokenizer.decode(prompt) for prompt in prompts]
-    every = gather(list(zip(mine, texts, answers, strict=True)))
-    if answers_path is not None and rank == 0:
-        write_answers(answers_path, every)
-    right = tuple(sum(answer["right"] for answer in answers) for _, _, answers in every)
-    warmth = 0.0 if choice else temperature
-    cut = sum(gather([cut]))
-    return Result(name, task.kind, right, samples, warmth, task.baseline, cut)
-
-
-def judge(task, conversations: list[dict], answers: list[list[dict]]) -> None:
-    """Adds to every answer what the task says about its completion."""
     flat = [answer for samples in answers for answer in samples]
-    asked = [c for c, samples in zip(conversations, answers, strict=True) for _ in samples]
+    asked = [conversation for conversation in conversations for _ in range(num_samples)]
     verdicts = task.evaluate_all(asked, [answer["completion"] for answer in flat])
     for answer, verdict in zip(flat, verdicts, strict=True):
         answer |= verdict
-
-
-def write_answers(path: Path | str, every: list[tuple[int, str, list[dict]]]) -> None:
-    """One JSON line an answer, in order of index and sample."""
-    lines = [
-        json.dumps(
-            {"index": index, "sample": number, "prompt": prompt, **answer}, ensure_ascii=False
+    texts = [engine.tokenizer.decode(prompt) for prompt in prompts]
+    every = gather(list(zip(mine, texts, answers, strict=True)))
+    if answers_path is not None and rank == 0:
+        lines = (
+            json.dumps({"index": i, "sample": s, "prompt": prompt, **answer}, ensure_ascii=False)
+            for i, prompt, samples in every
+            for s, answer in enumerate(samples)
         )
-        for index, prompt, answers in every
-        for number, answer in enumerate(answers)
-    ]
-    # subtle: half of a surrogate pair, which a judge's text may hold, is no UTF-8
-    text = "".join(line + "\n" for line in lines)
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+        # subtle: a judge's text may hold half of a surrogate pair, which is not valid UTF-8
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomic(answers_path, text.encode("utf-8", "backslashreplace"))
+    right = tuple(sum(answer["right"] for answer in samples) for *_, samples in every)
+    cut = sum(gather([cut]))
+    return Result(name, task.kind, right, num_samples, temperature, task.baseline, cut)
 
 
-def fit_prompts(conversations, engine: Engine, room: int) -> tuple[list[list[int]], int]:
-    """The prompts as ids, cut on the left where less than `room` tokens of context would be left;
-    and how many were."""
-    longest = engine.model.config.sequence_len - max(room, 1)
+def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:
+    """The prompts as ids, and how many lost their oldest tokens: an answer gets `max_tokens` of the
+    context, but at most half."""
     # A model from elsewhere brings its own chat template, in its tokenizer.
     own = getattr(engine.tokenizer, "render_for_completion", None)
-    render = own or (lambda c: render_for_completion(c, engine.tokenizer))
+    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
+    context = engine.model.config.sequence_len
+    longest = context - max(min(max_tokens, context // 2), 1)
     prompts = [render(conversation) for conversation in conversations]
     return [p[-longest:] for p in prompts], sum(len(p) > longest for p in prompts)
 
 
 def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
-    """For each prompt, as the completion, the one of its letters that the model finds most likely
-    to come next; and the logit of each.
+    """For each prompt the likeliest of its letters, and their logits; DataError for a letter that
+    is not a single token."""
 
-    Prompts of similar length share a batch. Raises DataError for a letter that is not a single
-    token.
-    """
+    def token(letter: str) -> int:
+        ids = engine.tokenizer.encode_ordinary(letter)
+        if len(ids) != 1:
+            raise DataError(
+                f"choice {letter!r} is {len(ids)} tokens; multiple choice compares the "
+                f"logits of single tokens. Use single letters"
+            )
+        return ids[0]
+
     answers: list[list[dict]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     for start in range(0, len(prompts), batch_size):
         some = by_length[start : start + batch_size]
         logits = engine.next_logits([prompts[i] for i in some]).float().cpu()  # (B, V)
         for row, i in zip(logits, some, strict=True):
-            found = row[[letter_id(engine.tokenizer, letter) for letter in letters[i]]]
-            shown = {x: round(v, 2) for x, v in zip(letters[i], found.tolist(), strict=True)}
-            best = letters[i][int(found.argmax())]
-            answers[i] = [{"completion": best, "logits": shown}]
+            found = {letter: float(row[token(letter)]) for letter in letters[i]}
+            shown = {letter: round(logit, 2) for letter, logit in found.items()}
+            answers[i] = [{"completion": max(found, key=found.get), "logits": shown}]
         advance(len(some))
     return answers
 
 
-def letter_id(tokenizer, letter: str) -> int:
-    ids = tokenizer.encode_ordinary(letter)
-    if len(ids) != 1:
-        raise DataError(
-            f"choice {letter!r} is {len(ids)} tokens; multiple choice compares the "
-            f"logits of single tokens. Use single letters"
-        )
-    return ids[0]
-
-
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that one of k samples is right, estimated without bias from n samples of which
-    `correct` are (Chen et al. 2021, equation 1): 1 - C(n - c, k) / C(n, k).
+    """The unbiased estimate, from n samples, of the chance that one of k is right:
+    1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, equation 1).
 
     Example: pass_at_k(4, 1, 2) == 0.5
     """

@@ -1,8 +1,7 @@
 """The model's weights once more, in compute dtype and laid out for generation; gpt.py is its twin.
 
-Query, key and value projections are one matrix. Tokens of several sequences form one flat row
-(N,), so that no matrix product is padded; attention alone knows whose token is whose
-(kv_cache.AttentionBatch).
+Query, key and value projections are one matrix. Tokens of several sequences form one flat row (N,),
+so that no product is padded; attention alone knows whose token is whose (kv_cache.AttentionBatch).
 """
 
 from typing import NamedTuple
@@ -24,14 +23,12 @@ class Layer(NamedTuple):
     fc2: torch.Tensor
 
 
-class InferenceModel:
-    """A GPT's function, for generation only.
+class FusedModel:
+    """A GPT's function, for generation only. Where the compute dtype is float32, all matrices but
+    qkv are the GPT's own.
 
-    Where the compute dtype is float32, all matrices but qkv are the GPT's own; `refresh` brings the
-    copies up to date, in place.
-
-    Example: fast = InferenceModel(model); batch = AttentionBatch([TokenSpan(0, 0, 5)],
-    model.config, "cpu"); fast.logits(fast.features(ids, batch)) is (5, V), as model(ids[None])[0].
+    Example: fused = FusedModel(model); batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)],
+    model.config, "cpu"); fused.logits(fused.features(ids, batch)) is (5, V), model(ids[None])[0].
     """
 
     def __init__(self, model: GPT):
@@ -64,7 +61,7 @@ class InferenceModel:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the GPT's present weights into the fused and the cast ones, in place."""
+        """Copies the GPT's present weights into the copies, in place."""
         trunk = self.master.model
         pairs = [(self.embedding, trunk.embed_tokens), (self.head, self.master.lm_head)]
         for layer, block in zip(self.layers, trunk.layers, strict=True):
@@ -83,22 +80,25 @@ class InferenceModel:
 
     # ------------------------------------------------------------ the function
 
-    def features(self, ids: torch.Tensor, tokens: AttentionBatch) -> torch.Tensor:
-        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is tokens.size."""
+    def features(self, ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is batch.size."""
         c = self.config
         turned = c.n_head + c.n_kv_head  # heads that rotate
-        cos, sin = self.cos[tokens.positions], self.sin[tokens.positions]  # (N, 1, K)
+        cos, sin = self.cos[batch.positions], self.sin[batch.positions]  # (N, 1, K)
         x = self._norm(F.embedding(ids, self.embedding))
         for i, layer in enumerate(self.layers):
             qkv = product(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
-            if tokens.singles == tokens.tokens:
-                y = tokens.attend_at_once(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
+            if batch.kernel_rows == batch.tokens:
+                y = batch.rotate_and_attend(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
             else:
                 qk = self._rotate(qkv[:, :turned], cos, sin)
-                y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
+                y = batch.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
             x = x + product(y, layer.o)
-            hidden = product(self._norm(x), layer.fc1).relu_().square_()
-            x = x + product(hidden, layer.fc2)
+            hidden = product(self._norm(x), layer.fc1).relu_()
+            if self.dtype == torch.float16:  # subtle: as in gpt.MLP, for float16 ends at 255.9^2
+                x = x + product(hidden.div_(16).square_(), layer.fc2) * 256
+            else:
+                x = x + product(hidden.square_(), layer.fc2)
         return self._norm(x)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,32 +1,33 @@
-"""Drawing the next token: pure functions of logits (B, V) and of noise that depends on nothing but
-counters.
+"""Draws the next token from logits, with noise that depends on counters alone.
 
-The noise of a token is a hash of (seed, sample, position), so a sample is the same alone and in a
-crowd, and can be drawn again. Probabilities become integer weights of 2^-40, so that their running
-sums are exact, deterministic and equal in any order of summation, on every device. Dimensions: B
+The noise of a token is a hash of (seed, sample, position), and a row's token depends on its own
+logits, settings and noise only: a sample is the same alone and in a crowd, and can be drawn again.
+Probabilities become integers, whose sums are exact in any order and on every device. Dimensions: B
 rows, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from nanochat.common import ConfigError
 
-ONE = 2.0**40  # the integer weight of probability 1
+ONE = 2.0**40  # the integer weight of the likeliest token
+ALL = 2**31  # a top_k that keeps every token
 SPARE = 64  # logits looked at beyond the k largest, for those equal to the k-th
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen; temperature 0 takes the most likely, whatever top_k, top_p and
-    min_p say.
+    """How the next token is chosen; temperature 0 takes the likeliest, whatever the rest says.
 
-    min_p leaves out tokens less likely than min_p times the likeliest (Nguyen et al. 2024).
-    repetition_penalty divides the logit of every token that prompt or answer holds already, and
-    multiplies it where it is negative (Keskar et al. 2019); 1 is none.
+    top_k is applied first, top_p to what is left, then min_p, which leaves out tokens less likely
+    than min_p times the likeliest (Nguyen et al. 2024). repetition_penalty divides the positive
+    logits of tokens that prompt or answer hold already, and multiplies the negative ones (Keskar et
+    al. 2019).
     """
 
     temperature: float = 1.0
@@ -37,25 +38,16 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(
-                f"temperature is {self.temperature}; choose 0 (most likely token) or more"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}; choose at least 1, or None for all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"top_p is {self.top_p}; choose more than 0 and at most 1, or None for all tokens"
-            )
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p is {self.min_p}; choose 0 to 1, or None for all tokens")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ConfigError(
-                f"repetition_penalty is {self.repetition_penalty}; choose more than 0, 1 for none"
-            )
-
-
-# ---------------------------------------------------------------- noise
+        t, k, p, penalty = self.temperature, self.top_k, self.top_p, self.repetition_penalty
+        for name, possible, wanted in (
+            ("temperature", 0 <= t < math.inf, "0 (most likely token) or more"),
+            ("top_k", k is None or k >= 1, "at least 1, or None for all tokens"),
+            ("top_p", p is None or 0 < p <= 1, "more than 0, at most 1, or None for all tokens"),
+            ("min_p", 0 <= (self.min_p or 0) <= 1, "0 to 1, or None for all tokens"),
+            ("repetition_penalty", 0 < penalty < math.inf, "more than 0; 1 is none"),
+        ):
+            if not possible:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose {wanted}")
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
@@ -70,82 +62,95 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def uniform(
-    seed: int | Sequence[int], samples: Sequence[int], positions: Sequence[int]
-) -> np.ndarray:
-    """One number in [0, 1), float64, for every pair of samples[i] and positions[i]; a seed for all,
-    or one for each."""
-    seeds = [seed] * len(samples) if isinstance(seed, int) else seed
-    state = splitmix64(np.array([one % 2**64 for one in seeds], dtype=np.uint64))
+def uniform(seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    """(B,) float64 in [0, 1): one number for each (seed, sample, position)."""
+    state = splitmix64(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64))
     state = splitmix64(state ^ np.asarray(samples, dtype=np.uint64))
     state = splitmix64(state ^ np.asarray(positions, dtype=np.uint64))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-# ---------------------------------------------------------------- what may be drawn
+def sample(
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    noise: torch.Tensor,
+    histories: Sequence[Sequence[int]] = (),
+) -> list[int]:
+    """The next token of each row: logits (B, V), which stay as they are; noise (B,) in [0, 1);
+    histories: the ids that each row's repetition penalty counts as seen."""
+    if any(one.repetition_penalty != 1 for one in params):
+        logits = logits.clone()
+        for row, one, history in zip(logits, params, histories, strict=True):
+            seen = torch.tensor(sorted(set(history)), device=logits.device)
+            old, penalty = row[seen], one.repetition_penalty
+            row[seen] = torch.where(old > 0, old / penalty, old * penalty)
+    if all(one.temperature == 0 for one in params):
+        return logits.argmax(-1).tolist()  # of equal ones the first
+    if logits.device.type == "cuda":
+        settings = settings_table(params).to(logits.device)
+        return draw(logits, settings, noise.to(logits.device)).tolist()
+    # Elsewhere sorting a vocabulary takes long: only rows with top_p alone get that.
+    groups: dict[str, list[int]] = {}
+    for row, one in enumerate(params):
+        few = one.top_k is not None or one.temperature == 0
+        groups.setdefault("top_k" if few else "top_p" if one.top_p else "all", []).append(row)
+    logits, tokens = logits.cpu(), torch.empty(len(params), dtype=torch.int64)
+    for cut, rows in groups.items():
+        some, ids = logits if len(groups) == 1 else logits[rows], None
+        if cut == "top_k":
+            some, ids = candidates(some, max(params[row].top_k or 1 for row in rows))
+        settings = settings_table([params[row] for row in rows])
+        places = draw(some, settings, noise[rows], ranked=cut != "all")
+        tokens[rows] = places if ids is None else ids.gather(-1, places[:, None])[:, 0]
+    return tokens.tolist()
 
 
-def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits (V,) with those of the ids in `seen` (N,) made less likely; a new tensor.
-
-    Example: penalize([2.0, -2.0, 1.0], [0, 1], 2.0) gives [1.0, -4.0, 1.0].
-    """
-    old = logits[seen]
-    return logits.index_copy(0, seen, torch.where(old > 0, old / penalty, old * penalty))
-
-
-def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, V) bool: the k largest of each row; of equal ones at the edge, the lowest ids."""
-    edge = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
-    above, at_edge = logits > edge, logits == edge
-    places_left = k - above.sum(-1, keepdim=True)
-    return above | (at_edge & (at_edge.cumsum(-1) <= places_left))
-
-
-def keep_top_p(weights: torch.Tensor, p: float) -> torch.Tensor:
-    """(B, V) bool: the fewest of the heaviest whose weights make up at least p of the row's; ties
-    go to low ids."""
-    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(weights, dtype=torch.bool).scatter_(
-        -1, order, before < p * ordered.sum(-1, keepdim=True)
+def settings_table(params: Sequence[SamplingParams]) -> torch.Tensor:
+    """(B, 4) float64: temperature, top_k, top_p and min_p of each row, as `draw` reads them: what
+    is None becomes a number that keeps every token, temperature 0 becomes top_k 1."""
+    return torch.tensor(
+        [
+            (1.0, 1, 1.0, 0.0)
+            if one.temperature == 0
+            else (one.temperature, one.top_k or ALL, one.top_p or 1.0, one.min_p or 0.0)
+            for one in params
+        ],
+        dtype=torch.float64,
     )
 
 
-def keep_min_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """(B, V) bool: tokens at least p times as likely as the likeliest, by logits / temperature."""
-    return (logits - logits.amax(-1, keepdim=True)).exp() >= p
+def draw(
+    logits: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor, ranked: bool = True
+) -> torch.Tensor:
+    """The next token of each row: logits (B, V), settings (B, 4), noise (B,) -> ids (B,) int64.
 
-
-# ---------------------------------------------------------------- drawing
-
-
-def sample(logits: torch.Tensor, params: SamplingParams, noise: np.ndarray) -> torch.Tensor:
-    """The next token of each row: logits (B, V) float32, noise (B,) in [0, 1) -> ids (B,) int64.
-
-    Inverse transform sampling: ids in order share [0, 1) in proportion to their probability. Top-k
-    is applied first, top-p to what is left of it, then min-p, as in most libraries. The repetition
-    penalty is not: it needs to know what came before (see `penalize`).
+    Inverse transform sampling: ids in order share [0, 1) in proportion to their probability. One
+    sequence of kernels that never waits for the device, so that a CUDA graph can hold it. `ranked`
+    may be False where no row has a top_k or top_p: then nothing is sorted.
     """
-    if params.temperature == 0:
-        return logits.argmax(-1)  # of equal ones the first
-    ids = None
-    if params.top_k is not None:
-        logits, ids = candidates(logits, params.top_k)
-        logits = logits.masked_fill(~keep_top_k(logits, params.top_k), float("-inf"))
-    logits = logits / params.temperature
-    weights = (logits.softmax(-1) * ONE).round().to(torch.int64)
-    if params.top_p is not None:
-        weights = weights * keep_top_p(weights, params.top_p)
-    if params.min_p is not None:
-        weights = weights * keep_min_p(logits, params.min_p)
-    places = draw(weights, noise)
-    return places if ids is None else ids.gather(-1, places[:, None])[:, 0]
+    temperature, top_k, top_p, min_p = (column[:, None] for column in settings.unbind(-1))
+    share = logits - logits.amax(-1, keepdim=True)
+    share = share.div_(
+        temperature.float().clamp(min=1e-30)
+    ).exp_()  # of the likeliest token's probability
+    weights = (share * ONE).long()
+    if ranked:
+        order = logits.sort(dim=-1, descending=True, stable=True).indices  # of equal ones low ids
+        rank = torch.arange(logits.shape[-1], device=logits.device)
+        kept = weights.gather(-1, order) * (rank < top_k)
+        before = kept.cumsum(-1) - kept
+        kept *= before < top_p * kept.sum(-1, keepdim=True)
+        weights = torch.zeros_like(weights).scatter_(-1, order, kept)
+    weights.masked_fill_(share < min_p.float(), 0)
+    sums = weights.cumsum(-1)
+    total = sums[:, -1:]
+    aim = (noise[:, None] * total).long().minimum(total - 1)
+    return torch.searchsorted(sums, aim, right=True)[:, 0]
 
 
 def candidates(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logits (B, C), ids (B, C) or None for all of them), in order of ids, with the k largest of
-    each row among them, and all that equal the k-th."""
+    """(logits (B, C), ids (B, C) or None for all), in order of ids: the k largest of each row and
+    all that equal the k-th are among them."""
     if logits.shape[-1] <= k + SPARE:
         return logits, None
     values, ids = logits.topk(k + SPARE)
@@ -153,77 +158,6 @@ def candidates(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
         return logits, None
     ids = ids.sort(-1).values
     return logits.gather(-1, ids), ids
-
-
-def draw(weights: torch.Tensor, noise: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """(B,) int64: the place in each row of weights (B, C), int64, that noise (B,) points at."""
-    sums = weights.cumsum(-1)
-    total = sums[:, -1:]
-    if isinstance(noise, np.ndarray):
-        float_type = torch.float32 if weights.device.type == "mps" else torch.float64
-        noise = torch.from_numpy(noise).to(float_type).to(weights.device)
-    aim = (noise[:, None] * total).to(torch.int64).minimum(total - 1)
-    return torch.searchsorted(sums, aim, right=True)[:, 0]
-
-
-def sample_each(
-    logits: torch.Tensor, params: Sequence[SamplingParams], noise: np.ndarray
-) -> torch.Tensor:
-    """As `sample`, each row with its own settings: rows with equal ones are drawn together."""
-    groups: dict[SamplingParams, list[int]] = {}
-    for row, one in enumerate(params):
-        groups.setdefault(replace(one, seed=0, repetition_penalty=1.0), []).append(row)
-    if len(groups) == 1:
-        return sample(logits, next(iter(groups)), noise)
-    ids = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    for one, rows in groups.items():
-        where = torch.tensor(rows, device=logits.device)
-        ids[where] = sample(logits[where], one, noise[rows])
-    return ids
-
-
-def settings_table(params: Sequence[SamplingParams]) -> torch.Tensor:
-    """(B, 4) float64: temperature, top_k, top_p, min_p of each row, as `sample_table` reads them;
-    what is None becomes a number that keeps every token."""
-    rows = [(p.temperature, p.top_k or 2**31, p.top_p or 1.0, p.min_p or 0.0) for p in params]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-
-
-def sample_table(logits: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """As `sample_each`, in one fixed sequence of kernels that never waits for the device, so that a
-    CUDA graph can hold it: logits (B, V), settings (B, 4) and noise (B,) float64 -> ids (B,)."""
-    temperature, top_k, top_p, min_p = (column[:, None] for column in settings.unbind(-1))
-    greedy = temperature == 0
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # of equal ones low ids
-    places = torch.arange(logits.shape[-1], device=logits.device)
-    ordered = ordered.masked_fill(places >= top_k, float("-inf"))
-    ordered = ordered / torch.where(greedy, 1.0, temperature).float()
-    weights = (ordered.softmax(-1) * ONE).round().to(torch.int64)
-    sums = weights.cumsum(-1)
-    weights = weights * (sums - weights < top_p * sums[:, -1:])
-    weights = weights * ((ordered - ordered[:, :1]).exp() >= min_p)
-    by_id = torch.zeros_like(weights).scatter_(-1, order, weights)
-    return torch.where(greedy[:, 0], order[:, 0], draw(by_id, noise))
-
-
-def choose(
-    logits: torch.Tensor,
-    params: Sequence[SamplingParams],
-    noise: np.ndarray,
-    histories: Sequence[Sequence[int]],
-) -> list[int]:
-    """The next token of each row: logits (B, V), which stay as they are; histories: the ids that
-    each row's penalty counts as seen."""
-    penalized = [row for row, one in enumerate(params) if one.repetition_penalty != 1]
-    if penalized:
-        logits = logits.clone()
-    for row in penalized:
-        seen = torch.tensor(sorted(set(histories[row])), device=logits.device)
-        logits[row] = penalize(logits[row], seen, params[row].repetition_penalty)
-    if logits.device.type != "cuda":
-        return sample_each(logits, params, noise).tolist()
-    table, noise = settings_table(params), torch.from_numpy(noise)
-    return sample_table(logits, table.to(logits.device), noise.to(logits.device)).tolist()
 
 
 def logprobs(

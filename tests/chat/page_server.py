@@ -6,13 +6,15 @@ server's own content policy, and records every request.
 """
 
 import json
+import mimetypes
 import select
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from nanochat.chat.static import PAGE, POLICY, TYPES
+from nanochat.chat.access import CONTENT_POLICY
+from nanochat.chat.server import PAGE
 
 LONGEST_WAIT = 60.0  # seconds that a script may wait for its gate
 
@@ -40,6 +42,7 @@ class PageServer:
         self.requests: list[dict] = []  # bodies of /v1/chat/completions
         self.paths: list[str] = []
         self.api_key = ""
+        self.defaults = {"temperature": 0.6, "top_k": 50, "max_tokens": 512}
         self.left = threading.Event()  # a client left in the middle of an answer
         self.gate = threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -88,12 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.paths.append(self.path)
         file = PAGE / (self.path[1:] or "index.html")
         if file.parent == PAGE and file.is_file():
-            policy = {"Content_Security_Policy": POLICY}
-            self.reply(200, TYPES[file.suffix], file.read_text("utf-8"), **policy)
+            kind = mimetypes.guess_type(file)[0]
+            policy = {"Content_Security_Policy": CONTENT_POLICY}
+            self.reply(200, kind, file.read_text("utf-8"), **policy)
         elif self.path == "/health":
             self.reply(200, "application/json", '{"status": "ok"}')
         elif self.path == "/v1/models" and self.allowed():
-            models = {"object": "list", "data": [{"id": "nanochat-d4", "object": "model"}]}
+            model = {"id": "nanochat-d4", "object": "model", "defaults": self.owner.defaults}
+            models = {"object": "list", "data": [model]}
             self.reply(200, "application/json", json.dumps(models))
         elif self.path == "/v1/models":
             self.error(401, "This server wants an API key.")

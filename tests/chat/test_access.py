@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from nanochat.chat.access import AccessMiddleware, hostname, startup_banner
+from nanochat.chat import access
+from nanochat.chat.access import AccessMiddleware, APIError, hostname, startup_banner
+from nanochat.chat.server import create_app
 from nanochat.common import ConfigError
 
 
@@ -45,18 +47,22 @@ def test_over_ssh_the_way_is_told():
     assert "ssh -p 2222 -N" in startup_banner("127.0.0.1", 8000, env, None)[1]
 
 
-def test_an_empty_key_is_refused():
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_is_refused(key):
     with pytest.raises(ConfigError, match="API key is empty"):
-        AccessMiddleware(None, body_bytes=1, api_key=" ")
+        create_app(None, api_key=key)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for():
-    sent = []
+def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
+    async def app(scope, receive, send):
+        with pytest.raises(APIError, match="408"):
+            await receive()
+        await send({"type": "http.response.start", "status": 408, "headers": []})
 
     async def send(message):
-        sent.append(message)
+        assert message["status"] == 408
 
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.01)
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    gate = AccessMiddleware(None, body_bytes=10, body_seconds=0.01, log=lambda line: None)
-    asyncio.run(gate(scope, asyncio.Event().wait, send))
-    assert sent[0]["status"] == 408 and b"timeout" in sent[1]["body"]
+    middleware = AccessMiddleware(app, body_bytes=10, log=lambda line: None)
+    asyncio.run(middleware(scope, asyncio.Event().wait, send))

@@ -6,7 +6,13 @@ import pyte
 import pytest
 from rich.console import Console
 
-from nanochat.chat.markdown_stream import MarkdownStream, split_done
+from nanochat.chat import markdown_stream
+from nanochat.chat.markdown_stream import MarkdownStream, split_complete
+
+
+@pytest.fixture(autouse=True)
+def drawn_at_once(monkeypatch):
+    monkeypatch.setattr(markdown_stream, "REDRAW_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -22,14 +28,14 @@ from nanochat.chat.markdown_stream import MarkdownStream, split_done
     ],
 )
 def test_blocks_are_done_at_blank_lines_outside_of_fences(done, rest):
-    assert split_done(done + rest) == (done, rest)
+    assert split_complete(done + rest) == (done, rest)
 
 
 def shown(write, height=20) -> str:
     """What is left on the screen after an answer, cursor movements obeyed by hand: on a file that
     is no terminal rich leaves out what was only shown for a while."""
     console = Console(file=io.StringIO(), width=40, height=height, force_terminal=False)
-    stream = MarkdownStream(console, every=0)
+    stream = MarkdownStream(console)
     write(stream)
     return console.file.getvalue()
 
@@ -38,12 +44,12 @@ def test_every_character_is_left_once_however_it_came():
     text = "# Title\n\nA **bold** word.\n\n```python\nx = 1\n\ny = 2\n```\n\n- a\n- b\n\nend"
 
     def whole(stream):
-        stream.text(text)
+        stream.part("text", text)
         stream.end(stopped=False)
 
     def letters(stream):
         for letter in text:
-            stream.text(letter)
+            stream.part("text", letter)
         stream.end(stopped=False)
 
     assert shown(letters).split() == shown(whole).split()
@@ -54,7 +60,7 @@ def test_every_character_is_left_once_however_it_came():
 def test_a_block_longer_than_the_screen_is_left_whole():
     def write(stream):
         for i in range(50):
-            stream.text(f"line {i}  \n")
+            stream.part("text", f"line {i}  \n")
         stream.end(stopped=False)
 
     lines = shown(write, height=10).split()
@@ -63,11 +69,11 @@ def test_a_block_longer_than_the_screen_is_left_whole():
 
 def test_a_tool_call_is_one_line_and_a_stop_is_said():
     def write(stream):
-        stream.text("Let me see.")
-        stream.call("37*12")
-        stream.result("444")
-        stream.text("It is 444")
-        stream.call("1+")
+        stream.part("text", "Let me see.")
+        stream.part("python", "37*12")
+        stream.part("python_output", "444")
+        stream.part("text", "It is 444")
+        stream.part("python", "1+")
         stream.end(stopped=True)
 
     out = shown(write)
@@ -92,7 +98,7 @@ class Emulator(io.StringIO):
         return " ".join([*gone, *self.screen.display]).split()
 
 
-@pytest.mark.parametrize("step", [3, 40, 5000])
+@pytest.mark.parametrize("step", [9, 40, 5000])
 @pytest.mark.slow
 def test_a_terminal_is_left_with_every_word_once(step):
     """What was drawn again and again, lists, code and blocks longer than the screen, leaves no
@@ -103,14 +109,14 @@ def test_a_terminal_is_left_with_every_word_once(step):
     text = "\n\n".join([*blocks, "\n".join(items), "```\n" + "\n".join(words[390:]) + "\n```"])
     file = Emulator()
     console = Console(file=file, width=60, height=12, force_terminal=True)
-    stream = MarkdownStream(console, every=0)
+    stream = MarkdownStream(console)
     for i in range(0, len(text), step):
-        stream.text(text[i : i + step])
+        stream.part("text", text[i : i + step])
         if step == 40 and i == 480:  # in the middle of a paragraph that the screen cannot hold
             assert text[: i + step].split()[-2] in file.screen.display[9] + file.screen.display[10]
-    stream.call("1+1")
-    stream.result("2")
-    stream.text("end")
+    stream.part("python", "1+1")
+    stream.part("python_output", "2")
+    stream.part("text", "end")
     stream.end(stopped=False)
     left = file.words()
     assert [word for word in left if word.startswith("w")] == words

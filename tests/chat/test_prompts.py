@@ -102,7 +102,8 @@ def test_parts_count_only_where_their_text_is_the_contents():
 @pytest.mark.parametrize(
     "messages, expected",
     [
-        ([user("q"), {"role": "tool", "content": "r"}], "message 2 is a tool's result"),
+        ([user("q"), {"role": "tool", "content": "r"}],
+         "message 2 is the result of a tool call '' that no message before it made"),
         ([user("q"), {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}],
          "message 3 is the result of a tool call '' that no message before it made"),
         ([user("q"), {"role": "assistant", "content": "a"}, {"role": "system", "content": "s"}],

@@ -1,5 +1,6 @@
 """The conversation in a terminal, on a real engine: commands, answers, Ctrl-C."""
 
+import contextlib
 import io
 import json
 import signal
@@ -19,23 +20,20 @@ ROUND = ["<|assistant_start|>ABCDEFGHIJA"]
 
 
 class Talk:
-    """A chat whose answers and words are kept: `shown` and `told`."""
+    """A chat whose answers and notes are kept."""
 
-    def __init__(self, texts, *, max_tokens=30, temperature=0.0, context=256, write=None):
-        self.shown, self.told = "", []
+    def __init__(self, texts, *, max_tokens=30, temperature=0.0, context=256, show=PlainShow):
+        self.told = []
         engine = Engine(chain_model(TOKENIZER, *texts, context=context), TOKENIZER)
         params = SamplingParams(temperature, seed=1)
-        show = lambda: PlainShow(write or self.write)  # noqa: E731
         self.chat = Chat(engine, params, max_tokens, show, self.told.append)
 
-    def write(self, text):
-        self.shown += text
-
     def say(self, line):
-        """(what was shown, what was told) of one line."""
-        self.shown, self.told[:] = "", []
-        assert self.chat.say(line)
-        return self.shown, " ".join(self.told)
+        """(the answer shown, the notes) of one line."""
+        self.told.clear()
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            assert self.chat.say(line)
+        return shown.getvalue(), " ".join(self.told)
 
 
 def test_an_answer_is_shown_and_kept():
@@ -130,26 +128,23 @@ def test_what_cannot_be_loaded_changes_nothing(tmp_path, text, expected):
 
 def test_unknown_commands_name_the_known_ones():
     told = Talk(ONE).say("/tempreture 1")[1]
-    assert "/tempreture is no command" in told and "/temperature X" in told
+    assert "there is no command /tempreture" in told and "/temperature X" in told
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program():
-    shown = []
-
-    def write(text):
-        shown.append(text)
-        if len(shown) == 5:
-            signal.raise_signal(signal.SIGINT)
+    class Interrupted(PlainShow):
+        def part(self, kind, text):
+            super().part(kind, text)
+            if text == "E":
+                signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    talk = Talk(ROUND, max_tokens=100, write=write)
-    talk.say("Hi")
-    assert "".join(shown) == "ABCDE (stopped)\n"
+    talk = Talk(ROUND, max_tokens=100, show=Interrupted)
+    assert talk.say("Hi")[0] == "ABCDE (stopped)\n"
     assert not talk.chat.engine.has_work and signal.getsignal(signal.SIGINT) is before
     assert talk.chat.messages[1]["content"] == [{"type": "text", "text": "ABCDE"}]
-    shown[:] = [""] * 5
-    talk.say("More")
-    assert "".join(shown) == "ABCDEFGHIJ" * 10 + "\n"
+    talk.chat.new_show = PlainShow
+    assert talk.say("More")[0] == "ABCDEFGHIJ" * 10 + "\n"
 
 
 def test_a_full_context_is_told_of():
@@ -163,4 +158,4 @@ def test_a_full_context_is_told_of():
 
 def test_plain_lines_go_on_after_a_backslash(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\\\nthree\nfour\\"))
-    assert list(plain_lines("")) == ["one", "two\nthree", "four"]
+    assert list(plain_lines()) == ["one", "two\nthree", "four"]

@@ -5,10 +5,16 @@ import shutil
 import pytest
 from hub_stub import serve
 
+from nanochat.checkpoint import mirror as mirror_module
 from nanochat.checkpoint.index import find_checkpoint, step_dir
 from nanochat.checkpoint.manifest import check, write_manifest
-from nanochat.checkpoint.mirror import Mirror, git_object_id
+from nanochat.checkpoint.mirror import Mirror
 from nanochat.common import CheckpointError
+
+
+@pytest.fixture
+def no_retries(monkeypatch):
+    monkeypatch.setattr(mirror_module, "WAITS", ())
 
 
 def make(step, text="weights"):
@@ -32,10 +38,11 @@ def test_every_push_is_copied_and_the_mirror_serves_as_a_base_folder(tmp_path, m
     assert sorted(names) == ["adamw", "adamw"] + ["manifest.json"] * 2 + ["weights", "weights"]
 
 
-def test_a_copy_that_does_not_verify_is_a_failure_at_the_end(tmp_path, capsys):
+def test_a_copy_that_does_not_verify_is_a_failure_at_the_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mirror_module, "WAITS", (0,))
     path = make(1)
     (path / "weights").write_text("WEIGHTS")
-    mirror = Mirror(str(tmp_path / "mirror"), waits=(0,))
+    mirror = Mirror(str(tmp_path / "mirror"))
     mirror.push(path)
     with pytest.raises(CheckpointError, match="could not be mirrored.*SHA-256"):
         mirror.close()
@@ -43,32 +50,33 @@ def test_a_copy_that_does_not_verify_is_a_failure_at_the_end(tmp_path, capsys):
     assert not list((tmp_path / "mirror").rglob("*weights"))
 
 
-def test_a_failure_is_forgotten_once_a_later_push_stands(tmp_path):
+def test_a_failure_is_forgotten_once_a_later_push_stands(tmp_path, no_retries):
     blocked = tmp_path / "mirror"
     blocked.write_text("a file where the folder should be")
-    mirror = Mirror(str(blocked), waits=())
+    mirror = Mirror(str(blocked))
     mirror.push(make(1))
-    mirror.pending.join()
+    assert mirror.newest.exception(30)
     blocked.unlink()
     mirror.push(make(2))
     mirror.close()
     check(blocked / "base_checkpoints" / "d4" / "step_000002")
 
 
-def test_retried_until_the_place_is_there(tmp_path):
+def test_retried_until_the_place_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_module, "WAITS", (0.01,) * 1000)
     place = tmp_path / "mirror"
     place.write_text("not yet a folder")
-    mirror = Mirror(str(place), waits=(0.01,) * 1000)
+    mirror = Mirror(str(place))
     mirror.push(make(1))
     place.unlink()
     mirror.close()
     check(place / "base_checkpoints" / "d4" / "step_000001")
 
 
-def test_one_that_was_pruned_meanwhile_is_said_and_is_no_failure(tmp_path, capsys):
+def test_one_that_was_pruned_meanwhile_is_said_and_is_no_failure(tmp_path, capsys, no_retries):
     path = make(1)
     shutil.rmtree(path)
-    mirror = Mirror(str(tmp_path / "mirror"), waits=())
+    mirror = Mirror(str(tmp_path / "mirror"))
     mirror.push(path)
     mirror.close()
     assert "was pruned before it was copied" in capsys.readouterr().out
@@ -81,12 +89,6 @@ def test_places_that_cannot_be(base_dir):
         Mirror("hf://user")
 
 
-def test_git_names_files_like_git():
-    # printf 'what is up, doc?' | git hash-object --stdin; and git's well-known empty blob
-    assert git_object_id(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
-    assert git_object_id(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-
-
 @pytest.fixture
 def hub(monkeypatch):
     with serve(monkeypatch) as server:
@@ -94,10 +96,10 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("large", [10**9, 1], ids=["small files", "large file storage"])
-def test_upload_to_a_hub(hub, large):
+def test_upload_to_a_hub(hub, large, no_retries):
     hub.large = large
     path = make(3)
-    mirror = Mirror("hf://me/run", waits=())
+    mirror = Mirror("hf://me/run")
     mirror.push(path)
     mirror.close()
     place = "base_checkpoints/d4/step_000003"
@@ -107,9 +109,9 @@ def test_upload_to_a_hub(hub, large):
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
 
 
-def test_an_upload_that_arrives_otherwise_is_a_failure(hub):
+def test_an_upload_that_arrives_otherwise_is_a_failure(hub, no_retries):
     hub.spoil = lambda content: content.replace(b"weights", b"WEIGHTS")
-    mirror = Mirror("hf://me/run", waits=())
+    mirror = Mirror("hf://me/run")
     mirror.push(make(3))
     with pytest.raises(CheckpointError, match="step_000003/.* arrived as"):
         mirror.close()

@@ -11,7 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from tiny_checkpoint import save, tiny_tokenizer
 
+from bench.core_eval import score_plainly
 from nanochat.common import ConfigError, DataError
+from nanochat.evaluation import core
 from nanochat.evaluation.core import (
     CoreResult,
     TaskScore,
@@ -20,9 +22,10 @@ from nanochat.evaluation.core import (
     is_right,
 )
 from nanochat.evaluation.core_bundle import OPTIONS, Bundle, CoreTask
-from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score, score_plainly
+from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score
 from nanochat.evaluation.core_prompts import make_examples, subsample
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.fused_model import InferenceModel
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.log import read_metrics
 from scripts import base_eval
@@ -30,7 +33,12 @@ from scripts import base_eval
 PICK = CoreTask("pick", "multiple_choice", "", 0)
 SCHEMA = CoreTask("schema", "schema", "", 0)
 SAY = CoreTask("say", "language_modeling", "", 0)
-BOTH = pytest.mark.parametrize("scorer", [score, score_plainly])
+
+
+@pytest.fixture(params=[score, score_plainly])
+def scorer(request, monkeypatch):
+    """The test runs with the fast way of scoring and with its slow twin."""
+    monkeypatch.setattr(core, "score", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,9 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.train(["x"], 320)
 
 
-def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> GPT:
-    """A GPT whose next byte depends on the last one alone: following[last][next] is its logit, the
-    other logits are 0. Blocks add nothing, and the embedding tells every id apart."""
+def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> InferenceModel:
+    """A model whose next byte depends on the last one alone: following[last][next] is its logit,
+    the others are 0. Blocks add nothing, and the embedding tells every id apart."""
     shape = {"n_layer": 1, "n_embd": 320, "n_head": 5, "n_kv_head": 5, "head_dim": 64}
     model = GPT(GPTConfig(**shape, vocab_size=320, sequence_len=context, logit_softcap=None))
     with torch.no_grad():
@@ -51,56 +59,56 @@ def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> GP
             for following_byte, logit in logits.items():
                 # the norm makes sqrt(320) of the embedding's 1
                 model.lm_head.weight[ord(following_byte), ord(last)] = logit / math.sqrt(320)
-    return model
+    return InferenceModel(model)
 
 
-def right(task, rows, model, tokenizer, scorer=score, **options):
-    return evaluate_core_task(task, rows, model, tokenizer, scorer=scorer, **options).correct
+def right(task, rows, model, tokenizer):
+    return evaluate_core_task(task, rows, model, tokenizer).correct
 
 
 # ---------------------------------------------------------------- three kinds, by hand
 
 
-@BOTH
+@pytest.mark.usefixtures("scorer")
 @pytest.mark.slow
-def test_multiple_choice_takes_the_lowest_mean_not_the_lowest_sum(byte_tokenizer, scorer):
+def test_multiple_choice_takes_the_lowest_mean_not_the_lowest_sum(byte_tokenizer):
     model = model_that_prefers({" ": {"a": 2.5, "b": 3}, "b": {"b": 2.6}})
     # After the blank: a costs ln(318 + e^2.5 + e^3) - 2.5 = 3.359, b 2.859; b after b costs
     # ln(319 + e^2.6) - 2.6 = 3.207. Sums 3.359 and 9.272, means 3.359 and 3.091.
     rows = [{"query": "q", "choices": ["a", "bbb"], "gold": gold} for gold in (0, 1)]
-    assert right(PICK, rows[:1], model, byte_tokenizer, scorer) == 0
-    assert right(PICK, rows[1:], model, byte_tokenizer, scorer) == 1
+    assert right(PICK, rows[:1], model, byte_tokenizer) == 0
+    assert right(PICK, rows[1:], model, byte_tokenizer) == 1
 
 
-@BOTH
-def test_of_equal_choices_the_first_wins(byte_tokenizer, scorer):
+@pytest.mark.usefixtures("scorer")
+def test_of_equal_choices_the_first_wins(byte_tokenizer):
     flat = model_that_prefers({})
     rows = [{"query": "q", "choices": list("abc"), "gold": gold} for gold in (0, 0, 1, 2)]
-    assert right(PICK, rows, flat, byte_tokenizer, scorer) == 2
+    assert right(PICK, rows, flat, byte_tokenizer) == 2
 
 
-@BOTH
-def test_schema_takes_the_context_that_makes_the_end_likelier(byte_tokenizer, scorer):
+@pytest.mark.usefixtures("scorer")
+def test_schema_takes_the_context_that_makes_the_end_likelier(byte_tokenizer):
     # the scored end " z" begins after x or y; a blank is likelier after y
     model = model_that_prefers({"y": {" ": 4}})
     options = {"context_options": ["The x", "The y"], "continuation": "z"}
-    assert right(SCHEMA, [options | {"gold": 1}], model, byte_tokenizer, scorer) == 1
-    assert right(SCHEMA, [options | {"gold": 0}], model, byte_tokenizer, scorer) == 0
+    assert right(SCHEMA, [options | {"gold": 1}], model, byte_tokenizer) == 1
+    assert right(SCHEMA, [options | {"gold": 0}], model, byte_tokenizer) == 0
 
 
-@BOTH
-def test_language_modelling_wants_every_token_to_be_the_likeliest(byte_tokenizer, scorer):
+@pytest.mark.usefixtures("scorer")
+def test_language_modelling_wants_every_token_to_be_the_likeliest(byte_tokenizer):
     model = model_that_prefers({":": {" ": 1}, " ": {"a": 1}, "a": {"b": 1}, "b": {"c": 1}})
     for continuation, expected in {"abc": 1, "ab": 1, "abd": 0, "bbc": 0, "acc": 0}.items():
         rows = [{"context": "x: ", "continuation": continuation}]  # the blank goes to " a"
-        assert right(SAY, rows, model, byte_tokenizer, scorer) == expected, continuation
+        assert right(SAY, rows, model, byte_tokenizer) == expected, continuation
 
 
-@BOTH
-def test_prompts_longer_than_the_context(byte_tokenizer, scorer):
+@pytest.mark.usefixtures("scorer")
+def test_prompts_longer_than_the_context(byte_tokenizer):
     model = model_that_prefers({" ": {"a": 2.5, "b": 3}}, context=8)
     row = {"query": "a long question", "choices": ["a", "b", "c"], "gold": 1}
-    found = evaluate_core_task(PICK, [row], model, byte_tokenizer, scorer=scorer)
+    found = evaluate_core_task(PICK, [row], model, byte_tokenizer)
     assert (found.correct, found.cut) == (1, 1) and "1 cut to the context" in str(found)
 
 
@@ -125,12 +133,12 @@ def test_max_per_task_takes_the_first_of_the_shuffled_rows(byte_tokenizer):
         evaluate_core_task(PICK, rows, model, byte_tokenizer, max_per_task=-1)
 
 
-@BOTH
-def test_a_model_that_answers_nan_is_an_error(byte_tokenizer, scorer):
+@pytest.mark.usefixtures("scorer")
+def test_a_model_that_answers_nan_is_an_error(byte_tokenizer):
     model = model_that_prefers({" ": {"a": math.nan}})
     rows = [{"query": "q", "choices": ["a", "b"], "gold": 0}]
     with pytest.raises(DataError, match="expected finite numbers"):
-        right(PICK, rows, model, byte_tokenizer, scorer)
+        right(PICK, rows, model, byte_tokenizer)
 
 
 # ---------------------------------------------------------------- figures
@@ -181,12 +189,12 @@ def test_random_answers_score_their_expectation(shared_data):
         expected.append((accuracy - task.baseline) / (1 - task.baseline))
         correct = sum(is_right(task, r.get("gold", 0), random_answers(task, r, rng)) for r in rows)
         simulated.append(TaskScore(task, correct, len(rows)))
-    core = CoreResult(simulated)
+    found = CoreResult(simulated)
     above = [t.task.label for t, e in zip(simulated, expected, strict=True) if e < -0.05]
     assert above == ["commonsense_qa", "boolq"]
     expectation = sum(expected) / 22
     assert math.isclose(expectation, -0.026, abs_tol=1e-4)
-    assert abs(core.core - expectation) < 4 * core.stderr
+    assert abs(found.core - expectation) < 4 * found.stderr
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +204,14 @@ def text_tokenizer() -> Tokenizer:
     return Tokenizer.train([f"{words} {words.lower()}: {words.upper()}.\n"] * 4, 512)
 
 
-def small_random_model(vocab_size, context) -> GPT:
+def small_random_model(vocab_size, context) -> InferenceModel:
     shape = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16}
     model = GPT(GPTConfig(**shape, vocab_size=vocab_size, sequence_len=context))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    return InferenceModel(model)
 
 
 @pytest.mark.parametrize("context", [1024, 200])

@@ -3,21 +3,16 @@
 import json
 import os
 import threading
+import time
+import types
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from nanochat.common import DataError
-from nanochat.evaluation import core_bundle
-from nanochat.evaluation.core_bundle import (
-    URL_VARIABLE,
-    Bundle,
-    CoreTask,
-    check_zip,
-    download,
-    find_bundle,
-)
+from nanochat.data import hub
+from nanochat.evaluation.core_bundle import URL_VARIABLE, Bundle, CoreTask, download, find_bundle
 
 YAML = """
 icl_tasks:
@@ -40,6 +35,14 @@ def write_zip(path, files=FILES):
         for name, text in files.items():
             archive.writestr(f"eval_bundle/{name}", text)
     return path
+
+
+def damaged_zip(path):
+    data = bytearray(write_zip(path).read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("eval_bundle/eval_data/say.jsonl")
+    data[info.header_offset + 30 + len(info.filename) + 3] ^= 0xFF
+    return data
 
 
 def write_folder(root, files=FILES):
@@ -104,15 +107,8 @@ def test_what_is_no_bundle_is_told_with_the_way_out(content, tmp_path):
 
 
 def test_damage_is_found_and_named(tmp_path):
-    path = write_zip(tmp_path / "x.zip")
-    check_zip(path)
-    data = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo("eval_bundle/eval_data/say.jsonl")
-    data[info.header_offset + 30 + len(info.filename) + 3] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(zipfile.BadZipFile, match=r"say\.jsonl in x\.zip is damaged"):
-        check_zip(path)
+    path = tmp_path / "x.zip"
+    path.write_bytes(damaged_zip(path))
     with pytest.raises(DataError, match="say.jsonl cannot be read"):
         Bundle(path).read("eval_data/say.jsonl")
 
@@ -150,110 +146,73 @@ def test_the_public_bundle_has_its_tasks_rows_and_baselines(shared_data):
 # ---------------------------------------------------------------- downloading
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `data` at every address, with faults: `cut` lists, for each request in turn, how many
-    bytes of the answer arrive (None: all), or an HTTP status instead."""
-
-    def __init__(self, data, faults=(), ranges=True):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.faults, self.ranges = data, list(faults), ranges
-        self.asked = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/eval_bundle.zip"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
-
-
 class Handler(BaseHTTPRequestHandler):
+    """Serves server.data, after an answer for each of server.faults: an HTTP status, other data, or
+    the number of bytes after which the connection breaks."""
+
     def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
-        fault = server.faults.pop(0) if server.faults else None
+        self.server.asked += 1
+        fault = self.server.faults.pop(0) if self.server.faults else None
         if isinstance(fault, str):
-            self.send_error(int(fault))
-            return
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
-        if first >= len(server.data):
-            self.send_error(416)
-            return
-        body = server.data[first:]
-        self.send_response(206 if first else 200)
+            return self.send_error(int(fault))
+        body = fault if isinstance(fault, bytes | bytearray) else self.server.data
+        self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:fault])
+        self.wfile.write(body[:fault] if isinstance(fault, int) else body)
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def zipped(tmp_path):
-    return write_zip(tmp_path / "made.zip").read_bytes()
+def server(tmp_path, monkeypatch):
+    quick = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    monkeypatch.setattr(hub, "time", quick)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.data = write_zip(tmp_path / "made.zip").read_bytes()
+        server.faults, server.asked = [], 0
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/eval_bundle.zip"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
 
 
-def test_a_cut_download_goes_on_where_it_was(zipped, tmp_path):
-    with Server(zipped, faults=[100, 50]) as server:
-        download(server.url, tmp_path / "x.zip", wait=0)
-        assert server.asked == [None, "bytes=100-", "bytes=150-"]
-    assert (tmp_path / "x.zip").read_bytes() == zipped
-    assert not (tmp_path / "x.zip.partial").exists()
+def test_a_download_is_tried_again_until_it_is_whole(server, tmp_path, capsys):
+    server.faults = [100, "503", b"no zip at all", damaged_zip(tmp_path / "damaged.zip"), "500"]
+    download(server.url, tmp_path / "x.zip")
+    assert server.asked == 6
+    assert (tmp_path / "x.zip").read_bytes() == server.data
+    assert capsys.readouterr().out.count("trying again") == 5
 
 
-def test_what_another_run_has_left_is_used(zipped, tmp_path):
-    (tmp_path / "x.zip.partial").write_bytes(zipped[:300])
-    with Server(zipped) as server:
-        download(server.url, tmp_path / "x.zip", wait=0)
-        assert server.asked == ["bytes=300-"]
-    assert (tmp_path / "x.zip").read_bytes() == zipped
+def test_damage_that_stays_is_named(server, tmp_path):
+    server.data = damaged_zip(tmp_path / "damaged.zip")
+    with pytest.raises(DataError, match=r"tried 8 times.*say\.jsonl.*damaged.*--bundle=FILE"):
+        download(server.url, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
 
 
-@pytest.mark.parametrize("left", [b"another file's beginning", b"x" * 100_000])
-def test_a_wrong_beginning_is_found_and_thrown_away(left, zipped, tmp_path):
-    (tmp_path / "x.zip.partial").write_bytes(left)
-    with Server(zipped) as server:
-        download(server.url, tmp_path / "x.zip", wait=0)
-        assert server.asked == [f"bytes={len(left)}-", None]
-    assert (tmp_path / "x.zip").read_bytes() == zipped
+def test_a_missing_file_is_not_asked_for_again(server, tmp_path):
+    server.faults = ["404"]
+    with pytest.raises(DataError, match="the server answers 404.*--bundle=FILE"):
+        download(server.url, tmp_path / "x.zip")
+    assert server.asked == 1
 
 
-def test_a_server_without_ranges_sends_it_anew(zipped, tmp_path):
-    with Server(zipped, faults=[100], ranges=False) as server:
-        download(server.url, tmp_path / "x.zip", wait=0)
-        assert len(server.asked) == 2
-    assert (tmp_path / "x.zip").read_bytes() == zipped
+def test_without_a_network_the_ways_out_are_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "SECONDS_TO_CONNECT", 0)
+    server.shutdown()
+    server.server_close()  # nobody listens there from here on
+    with pytest.raises(DataError, match="tried 1 times.*--bundle=FILE.*another address"):
+        download(server.url, tmp_path / "x.zip")
 
 
-def test_a_busy_server_is_asked_again_and_a_missing_file_not(zipped, tmp_path):
-    with Server(zipped, faults=["503", "500"]) as server:
-        download(server.url, tmp_path / "x.zip", wait=0)
-        assert len(server.asked) == 3
-    with Server(zipped, faults=["404"]) as server:
-        with pytest.raises(DataError, match=r"tried 1 times: HTTP Error 404.*--bundle=FILE"):
-            download(server.url, tmp_path / "y.zip", wait=0)
-        assert len(server.asked) == 1
-
-
-def test_without_a_network_the_offline_way_is_told(tmp_path, monkeypatch):
-    with Server(b"") as server:
-        url = server.url  # nobody listens there from here on
-    monkeypatch.setattr(core_bundle, "ATTEMPTS", 2)
-    with pytest.raises(DataError, match="tried 2 times.*Without a network.*--bundle=FILE"):
-        download(url, tmp_path / "x.zip", wait=0)
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_bundle_is_downloaded_once(zipped, base_dir, monkeypatch, capsys):
-    with Server(zipped, faults=[200]) as server:
-        monkeypatch.setenv(URL_VARIABLE, server.url)
-        monkeypatch.setattr(core_bundle, "SECONDS_BETWEEN", 0)
-        for _ in range(2):
-            assert [task.label for task in find_bundle().tasks()] == ["pick", "say"]
-        assert len(server.asked) == 2
+def test_the_bundle_is_downloaded_once(server, base_dir, monkeypatch, capsys):
+    monkeypatch.setenv(URL_VARIABLE, server.url)
+    for _ in range(2):
+        assert [task.label for task in find_bundle().tasks()] == ["pick", "say"]
+    assert server.asked == 1
     assert os.listdir(base_dir / "eval_bundle") == ["eval_bundle.zip"]
     assert "core.yaml is not the known file" in capsys.readouterr()[0]

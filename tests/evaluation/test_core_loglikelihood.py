@@ -8,15 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.core_eval import score_plainly
 from nanochat.evaluation import core_loglikelihood
-from nanochat.evaluation.core_loglikelihood import batches, jobs_of, score, score_plainly
+from nanochat.evaluation.core_loglikelihood import batches, jobs_of, score
 from nanochat.evaluation.core_prompts import Example, Row
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.fused_model import InferenceModel
 
 V = 64
 
 
-def random_model(seed=0, **overrides) -> GPT:
+def random_model(seed=0, dtype=torch.float32, **overrides) -> InferenceModel:
     """Everything random, so that attention and positions matter."""
     shape = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 8}
     model = GPT(GPTConfig(**{**shape, "vocab_size": V, "sequence_len": 64, **overrides}))
@@ -24,7 +26,8 @@ def random_model(seed=0, **overrides) -> GPT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-    return model
+    model.compute_dtype = dtype
+    return InferenceModel(model)
 
 
 def example(*rows, start):
@@ -43,7 +46,7 @@ def assert_same(fast, plain):
 def test_the_loss_is_the_mean_over_the_scored_tokens_by_hand():
     model = random_model()
     ids = [5, 9, 3, 3, 60]
-    log_p = model(torch.tensor([ids]))[0].log_softmax(-1)
+    log_p = model.master(torch.tensor([ids]))[0].log_softmax(-1)
     # ids 3 and 4 are scored: predicted after ids 2 and 3
     expected = -(log_p[2, 3] + log_p[3, 60]).item() / 2
     for scorer in (score, score_plainly):
@@ -55,7 +58,7 @@ def test_likeliest_needs_every_scored_token():
     model = random_model()
     ids = [5, 9]
     for _ in range(3):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        ids.append(int(model.master(torch.tensor([ids]))[0, -1].argmax()))
     wrong_end = [*ids[:-1], (ids[-1] + 1) % V]
     wrong_first = [*ids[:2], (ids[2] + 1) % V, *ids[3:]]
     rows = [example(row, start=2) for row in (ids, wrong_end, wrong_first)]
@@ -63,7 +66,7 @@ def test_likeliest_needs_every_scored_token():
     for scorer in (score, score_plainly):
         found = [one[0].is_greedy for one in scorer(model, rows, 64)]
         assert found[:3] == [True, False, False]
-        after = model(torch.tensor([wrong_first]))[0, 3].argmax()
+        after = model.master(torch.tensor([wrong_first]))[0, 3].argmax()
         assert found[3] == (after == wrong_first[4])
 
 
@@ -131,10 +134,8 @@ def test_batches_hold_every_job_once_and_fit():
     assert len(found) < len(jobs) / 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_compute_dtype_is_the_models(dtype):
-    model = random_model().to(dtype)
-    model.compute_dtype = dtype
+def test_compute_dtype_is_the_models():
+    model = random_model(dtype=torch.bfloat16)
     ids = np.random.default_rng(0).integers(0, V, (4, 30))
     examples = [example(*ids, start=25), example(ids[0], start=29)]
     fast, plain = score(model, examples, 500), score_plainly(model, examples)
@@ -142,3 +143,23 @@ def test_compute_dtype_is_the_models(dtype):
         (s for e in fast for s in e), (s for e in plain for s in e), strict=True
     ):
         assert math.isclose(mine.loss, other.loss, rel_tol=0.05)
+
+
+def test_padding_that_is_longer_than_the_context():
+    model = random_model(sequence_len=40)  # no multiple of what lengths are rounded to
+    ids = np.random.default_rng(0).integers(0, V, (5, 40))
+    ids[:4, :36] = ids[0, :36]
+    examples = [example(*ids[:4], start=38), example(ids[4], start=1)]
+    assert_same(score(model, examples, 1000), score_plainly(model, examples))
+
+
+def test_float16_squares_beyond_its_range():
+    model = GPT(random_model().config)
+    for block in model.model.layers:
+        block.mlp.fc1.weight.data *= 300  # squares beyond 65,504
+        block.mlp.fc2.weight.data.normal_(std=1e-4)
+    model.lm_head.weight.data.normal_()
+    model.compute_dtype = torch.float16
+    fused, examples = InferenceModel(model), [example(list(range(20)), start=1)]
+    (fast,), (plain,) = score(fused, examples, 500)[0], score_plainly(fused, examples)[0]
+    assert math.isclose(fast.loss, plain.loss, rel_tol=0.01)

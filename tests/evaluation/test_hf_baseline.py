@@ -5,18 +5,19 @@ import pytest
 import torch
 from tiny_checkpoint import save, tiny_model
 
+from bench.core_eval import score_plainly
 from nanochat.common import CheckpointError, ConfigError, DataError
 from nanochat.conversation import render_for_completion
 from nanochat.engine import Engine
-from nanochat.evaluation.core_loglikelihood import score, score_plainly
+from nanochat.evaluation.core_loglikelihood import score
 from nanochat.evaluation.core_prompts import Example, Row
 from nanochat.evaluation.hf_baseline import (
     TransformersEngine,
-    TransformersModel,
     TransformersTokenizer,
     context_of,
     load_transformers,
 )
+from nanochat.inference.fused_model import InferenceModel
 from nanochat.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -109,7 +110,7 @@ def test_our_checkpoint_scores_as_it_does_natively():
     ids = torch.randint(0, 320, (2, 30))
     torch.testing.assert_close(model(ids), mine(ids), rtol=1e-4, atol=1e-4)
     examples = some_examples(320, 64)
-    native, theirs = score(mine, examples, 500), score(model, examples, 500)
+    native, theirs = score(InferenceModel(mine), examples, 500), score(model, examples, 500)
     for a, b in zip(native, theirs, strict=True):
         np.testing.assert_allclose([s.loss for s in a], [s.loss for s in b], rtol=1e-4)
         assert [s.is_greedy for s in a] == [s.is_greedy for s in b]
@@ -222,17 +223,11 @@ def test_an_answer_ends_at_the_context(made_tokenizer, tmp_path):
     saved(gpt2, made_tokenizer, tmp_path)
     engine = TransformersEngine(*load_transformers(tmp_path, "cpu"))
     engine.tokenizer.stop_ids = ()
-    ids = engine._generate([[5] * 45], [0], 10, params=_greedy())
-    assert [len(answer) for answer in ids] == [3]
+    engine.tokenizer.decode = len
+    assert engine.complete([[5] * 45], max_tokens=10, temperature=0) == [[3]]
     for prompt in ([], [5] * 48):
         with pytest.raises(ConfigError, match=f"prompt 0 has {len(prompt)} tokens"):
             engine.complete([prompt], max_tokens=1)
-
-
-def _greedy():
-    from nanochat.inference.sampling import SamplingParams
-
-    return SamplingParams(temperature=0)
 
 
 def test_special_tokens_in_text_stay_text(made_tokenizer, tmp_path):
@@ -279,9 +274,3 @@ def test_a_context_that_nobody_names_is_an_error(made_tokenizer):
     model.config.max_position_embeddings = 0
     with pytest.raises(CheckpointError, match="names no context length"):
         context_of(model, made_tokenizer)
-
-
-def test_a_cache_of_ours_is_refused():
-    model = TransformersModel(llama(), 48)
-    with pytest.raises(AssertionError):
-        model.features(torch.zeros(1, 2, dtype=torch.int64), cache=object())

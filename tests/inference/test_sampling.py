@@ -12,15 +12,9 @@ from nanochat.common import ConfigError
 from nanochat.inference.sampling import (
     SamplingParams,
     candidates,
-    choose,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
+    draw,
     logprobs,
-    penalize,
     sample,
-    sample_each,
-    sample_table,
     settings_table,
     splitmix64,
     uniform,
@@ -35,10 +29,19 @@ def slow_splitmix64(x: int) -> int:
     return z ^ z >> 31
 
 
+def drawn(logits: torch.Tensor, noise, **params) -> list[int]:
+    """What each noise draws from logits (V,)."""
+    rows = logits.expand(len(noise), -1)
+    return sample(rows, [SamplingParams(**params)] * len(noise), torch.as_tensor(noise))
+
+
 def draws(probabilities: list[float], noise: list[float], **params) -> list[int]:
-    """What each noise draws from one distribution."""
-    logits = torch.tensor(probabilities).log().expand(len(noise), -1)
-    return sample(logits, SamplingParams(**params), np.array(noise)).tolist()
+    return drawn(torch.tensor(probabilities).log(), noise, **params)
+
+
+def left(probabilities: list[float], **params) -> list[int]:
+    """The ids that are left to draw from: no noise of a thousand misses one."""
+    return sorted(set(draws(probabilities, torch.arange(1000) / 1000, **params)))
 
 
 def test_splitmix64_gives_the_published_first_outputs_of_seed_0():
@@ -52,29 +55,21 @@ def test_splitmix64_equals_its_slow_twin(x):
 
 
 def test_noise_of_a_row_does_not_depend_on_the_other_rows():
-    crowd = uniform(7, [0, 1, 2, 1], [5, 5, 5, 6])
-    assert crowd[1] == uniform(7, [1], [5])[0]
-    assert len({*crowd, *uniform(8, [0, 1, 2, 1], [5, 5, 5, 6])}) == 8
-
-
-def test_rows_may_have_seeds_of_their_own():
-    rows = uniform([7, 2**64 + 8, -1], [0, 1, 2], [5, 5, 6])
-    alone = [uniform(7, [0], [5]), uniform(8, [1], [5]), uniform(2**64 - 1, [2], [6])]
-    assert rows.tolist() == [float(one[0]) for one in alone]
+    crowd = uniform([7, 7, 7, 2**64 + 8, -1], [0, 1, 2, 1, 2], [5, 5, 5, 5, 6])
+    assert len({*crowd.tolist()}) == 5
+    alone = [(7, 0, 5), (7, 1, 5), (7, 2, 5), (8, 1, 5), (2**64 - 1, 2, 6)]
+    assert crowd.tolist() == [uniform([seed], [s], [t]).item() for seed, s, t in alone]
 
 
 def test_noise_is_uniform_and_uncorrelated_between_neighbours():
-    noise = uniform(1, np.repeat(np.arange(200), 200), np.tile(np.arange(200), 200))
+    places = np.arange(200)
+    noise = uniform([1] * 40_000, np.repeat(places, 200), np.tile(places, 200)).numpy()
     grid = noise.reshape(200, 200)
     assert noise.min() >= 0 and noise.max() < 1
     # 40,000 draws: standard error of the mean 1/sqrt(12 * 40,000) = 0.0014, of a correlation 0.005
     assert abs(noise.mean() - 0.5) < 0.006
     for one, other in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1])):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.02
-
-
-def test_a_negative_seed_is_a_seed_too():
-    assert 0 <= uniform(-1, [0], [0])[0] < 1 and uniform(-1, [0], [0]) != uniform(1, [0], [0])
 
 
 def test_ids_share_the_unit_interval_in_order():
@@ -93,23 +88,21 @@ def test_temperature_sharpens():
 
 def test_temperature_0_takes_the_first_of_the_largest():
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
-    assert sample(logits, SamplingParams(temperature=0), np.array([0.9, 0.9])).tolist() == [1, 0]
+    noise = torch.tensor([0.9, 0.9])
+    assert sample(logits, [SamplingParams(0)] * 2, noise) == [1, 0]
+    assert sample(logits, [SamplingParams(0), SamplingParams(1e-50)], noise) == [1, 2]
 
 
 def test_top_k_keeps_k_and_breaks_ties_by_id():
-    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
-    assert keep_top_k(logits, 2).tolist() == [
-        [False, True, True, False, False],
-        [True, True, False, False, False],
-    ]
-    assert keep_top_k(logits, 9).all()
+    assert left([0.1, 0.2, 0.2, 0.2, 0.3], top_k=3) == [1, 2, 4]
+    assert left([0.1, 0.2, 0.2, 0.2, 0.3], top_k=9) == [0, 1, 2, 3, 4]
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p():
-    weights = torch.tensor([[10, 50, 40], [25, 25, 50]])
-    assert keep_top_p(weights, 0.5).tolist() == [[False, True, False], [False, False, True]]
-    assert keep_top_p(weights, 0.51).tolist() == [[False, True, True], [True, False, True]]
-    assert keep_top_p(weights, 1.0).all()
+    assert left([0.125, 0.5, 0.375], top_p=0.5) == [1]
+    assert left([0.125, 0.5, 0.375], top_p=0.51) == [1, 2]
+    assert left([0.25, 0.25, 0.5], top_p=0.51) == [0, 2]
+    assert left([0.25, 0.25, 0.5], top_p=1.0) == [0, 1, 2]
 
 
 def test_top_k_1_and_a_tiny_top_p_are_greedy():
@@ -134,35 +127,31 @@ def test_shares_of_many_draws_are_the_probabilities(params):
         probabilities[order.indices[order.values.cumsum(-1) - order.values >= p]] = 0
     probabilities /= probabilities.sum()
     n = 20_000
-    noise = (np.arange(n) + 0.5) / n  # every part of [0, 1) once: shares are exact to 1/n
-    ids = sample(logits.expand(n, -1), SamplingParams(**params), noise)
-    shares = torch.bincount(ids, minlength=50) / n
+    noise = (torch.arange(n) + 0.5) / n  # every part of [0, 1) once: shares are exact to 1/n
+    shares = torch.bincount(torch.tensor(drawn(logits[0], noise, **params)), minlength=50) / n
     assert (shares - probabilities).abs().max() < 1.5 / n
 
 
 def test_a_vocabulary_of_65536_flat_ids_is_drawn_evenly():
-    ids = sample(
-        torch.zeros(1, 65536).expand(3, -1), SamplingParams(), np.array([0.0, 0.5, 0.9999])
-    )
-    assert ids.tolist() == [0, 32768, math.floor(0.9999 * 65536)]
+    ids = drawn(torch.zeros(65536), [0.0, 0.5, 0.9999])
+    assert ids == [0, 32768, math.floor(0.9999 * 65536)]
 
 
 def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest():
-    logits = torch.tensor([[0.5, 0.26, 0.24]]).log()
-    assert keep_min_p(logits, 0.5).tolist() == [[True, True, False]]
-    assert keep_min_p(logits, 1.0).tolist() == [[True, False, False]]
-    assert keep_min_p(logits, 0.0).all()
+    assert left([0.5, 0.26, 0.24], min_p=0.5) == [0, 1]
+    assert left([0.5, 0.26, 0.24], min_p=1.0) == [0]
+    assert left([0.5, 0.26, 0.24], min_p=0.0) == [0, 1, 2]
     # 0.5 and 0.26 are left: shares 0.658 and 0.342
     assert draws([0.5, 0.26, 0.24], [0.0, 0.65, 0.66, 0.99], min_p=0.5) == [0, 0, 1, 1]
 
 
 def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
-    logits = torch.tensor([2.0, -2.0, 1.0, 0.0])
-    assert penalize(logits, torch.tensor([0, 1, 3]), 2.0).tolist() == [1.0, -4.0, 1.0, 0.0]
-    assert logits.tolist() == [2.0, -2.0, 1.0, 0.0]
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.0]).expand(2, -1)
     params = [SamplingParams(0), SamplingParams(0, repetition_penalty=3.0)]
-    both = logits.expand(2, -1)
-    assert choose(both, params, np.zeros(2), [[0], [0, 1, 0]]) == [0, 2]
+    assert sample(logits, params, torch.zeros(2), [[0], [0, 1, 0]]) == [0, 2]
+    assert logits.tolist() == [[2.0, -2.0, 1.0, 0.0]] * 2
+    below = torch.tensor([[-1.0, -2.0, -2.9]])
+    assert sample(below, params[1:], torch.zeros(1), [[0]]) == [1]
 
 
 def test_logprobs_by_hand():
@@ -179,12 +168,12 @@ def test_few_candidates_stand_for_the_whole_vocabulary():
     logits[1:, :5] = torch.arange(5.0) + 30
     for k in (1, 5, 30, 90, 900):
         some, ids = candidates(logits, k)
-        kept = keep_top_k(logits, k)
         if ids is None:
             assert some is logits
-        else:
-            assert (ids.diff() > 0).all() and torch.equal(some, logits.gather(-1, ids))
-            assert torch.equal(ids[keep_top_k(some, k)], kept.nonzero()[:, 1])
+            continue
+        assert (ids.diff() > 0).all() and torch.equal(some, logits.gather(-1, ids))
+        best = logits.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        assert all(set(row.tolist()) <= set(of.tolist()) for row, of in zip(best, ids, strict=True))
     assert candidates(logits[1:], 5)[1] is not None and candidates(logits[:1], 5)[1] is None
 
 
@@ -201,13 +190,10 @@ def test_rows_with_settings_of_their_own_equal_rows_drawn_alone(coarse):
     if coarse:
         logits = logits.round()  # many ties
     params = [SamplingParams(**one) for one in SETTINGS * 8]
-    noise = uniform(5, range(len(params)), range(len(params)))
-    alone = [
-        sample(logits[i : i + 1], one, noise[i : i + 1]).item() for i, one in enumerate(params)
-    ]
-    assert sample_each(logits, params, noise).tolist() == alone
-    table = sample_table(logits, settings_table(params), torch.from_numpy(noise))
-    assert table.tolist() == alone
+    noise = uniform([5] * len(params), range(len(params)), range(len(params)))
+    alone = [sample(logits[i : i + 1], [one], noise[i : i + 1])[0] for i, one in enumerate(params)]
+    assert sample(logits, params, noise) == alone
+    assert draw(logits, settings_table(params), noise).tolist() == alone  # as CUDA does it
 
 
 @pytest.mark.parametrize(

@@ -32,20 +32,19 @@ function submit() {
 }
 
 function setQuestion(text) {
-  const question = byId("question");
-  question.value = text;
+  byId("question").value = text;
   recalled = text ? recalled : 0;
-  fitQuestion();
-  showHints();
-  showComposer();
+  showQuestion();
 }
 
-/** The field grows with its text; where style alone does not do it, this does. */
-function fitQuestion() {
-  if (CSS.supports("field-sizing", "content")) return;
+function showQuestion() {
   const question = byId("question");
-  question.style.height = "auto";
-  question.style.height = `${question.scrollHeight}px`;
+  if (!CSS.supports("field-sizing", "content")) { // where style alone does not let it grow
+    question.style.height = "auto";
+    question.style.height = `${question.scrollHeight}px`;
+  }
+  showHints();
+  showComposer();
 }
 
 /** Puts an earlier question of this conversation into the field; true if there is one. */
@@ -58,12 +57,10 @@ function recall(step) {
   return true;
 }
 
-const isSendKey = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
-
 function questionKey(event) {
   const question = byId("question");
   const unchanged = !question.value || recalled > 0;
-  if (isSendKey(event)) submit();
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit();
   else if (event.key === "ArrowUp" && unchanged && recall(1)) question.select();
   else if (event.key === "ArrowDown" && recalled > 0 && recall(-1)) question.select();
   else if (event.key === "Tab" && !event.shiftKey && !byId("hints").hidden) {
@@ -88,7 +85,7 @@ function closeOrStop(event) {
   if (!byId("hints").hidden) setQuestion("");
   else if (!byId("settings").hidden) openSettings(false);
   else if (isNarrow() && document.body.dataset.side === "open") showSide(false);
-  else stopAnswer();
+  else answers.get(current.id)?.stop();
   event.preventDefault();
 }
 
@@ -96,19 +93,14 @@ function closeOrStop(event) {
 function listenToComposer() {
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (answers.has(current.id)) stopAnswer();
+    const answer = answers.get(current.id);
+    if (answer) answer.stop();
     else submit();
   });
   byId("question").addEventListener("keydown", questionKey);
   byId("question").addEventListener("input", () => {
     recalled = 0;
-    fitQuestion();
-    showHints();
-    showComposer();
-  });
-  byId("to-end").addEventListener("click", () => {
-    following = true;
-    followEnd();
+    showQuestion();
   });
   byId("log").addEventListener("scroll", () => {
     const log = byId("log");
@@ -118,23 +110,28 @@ function listenToComposer() {
 }
 
 function listenToPanels() {
-  const onclick = (id, act) => byId(id).addEventListener("click", act);
-  onclick("new-chat", newChat);
-  onclick("open-side", () => showSide(document.body.dataset.side !== "open"));
-  onclick("close-side", () => showSide(false));
-  onclick("scrim", () => showSide(false));
-  onclick("import", () => byId("file").click());
-  onclick("export-all", saveAllFiles);
-  onclick("theme", nextTheme);
-  onclick("open-settings", () => openSettings(byId("settings").hidden));
-  onclick("open-help", () => byId("help").showModal());
-  onclick("retry-server", () => serverAnswers());
-  onclick("cancel-key", () => byId("key-dialog").close());
-  onclick("default-settings", () => {
-    for (const [name, number] of Object.entries(DEFAULTS)) changeSetting(name, number);
-  });
-  for (const [name, id] of Object.entries(SLIDERS)) {
-    byId(id).addEventListener("input", () => changeSetting(name, Number(byId(id).value)));
+  const clicks = {
+    "to-end": () => {
+      following = true;
+      followEnd();
+    },
+    "new-chat": newChat,
+    "open-side": () => showSide(document.body.dataset.side !== "open"),
+    "close-side": () => showSide(false),
+    scrim: () => showSide(false),
+    import: () => byId("file").click(),
+    "export-all": saveAllFiles,
+    theme: nextTheme,
+    "open-settings": () => openSettings(byId("settings").hidden),
+    "open-help": () => byId("help").showModal(),
+    "retry-server": () => serverAnswers(),
+    "cancel-key": () => byId("key-dialog").close(),
+    "default-settings": () => changeSettings({}),
+  };
+  for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
+  for (const slider of sliders()) {
+    slider.addEventListener("input", () =>
+      changeSettings({ ...settings, [slider.name]: Number(slider.value) }));
   }
   byId("system").addEventListener("change", () => changeSystem(byId("system").value.trim()));
   byId("file").addEventListener("change", () => {
@@ -175,12 +172,16 @@ function listenToBrowser() {
 }
 
 function fillPage() {
+  for (const node of document.querySelectorAll("[data-icon]")) {
+    node.prepend(icon(node.dataset.icon));
+    if (node.hasAttribute("aria-label")) node.title = node.getAttribute("aria-label");
+  }
   const begin = (text) => {
     askQuestion(text);
     if (matchMedia("(hover: hover)").matches) byId("question").focus(); // no keyboard on a phone
   };
   byId("examples").append(...EXAMPLES.map((text) =>
-    element("button", { onclick: () => begin(text) }, text)));
+    textButton(text, () => begin(text))));
   const entry = (term, meaning) => [element("dt", {}, term), element("dd", {}, meaning)];
   byId("help-list").append(
     ...KEYS.flatMap(([keys, meaning]) => entry(element("kbd", {}, keys), meaning)),
@@ -191,25 +192,20 @@ function fillPage() {
 }
 
 function start() {
+  fillPage();
   showTheme(storedTheme());
   readSettings();
   showSettings();
-  fillPage();
   listenToComposer();
   listenToPanels();
   listenToBrowser();
   readAllStored();
-  let id = null;
-  try {
-    id = sessionStorage.getItem(OPEN_CONVERSATION);
-  } catch {
-    // no storage: nothing was open
-  }
-  current = newConversation();
-  openConversation(conversations.get(id) ?? current);
+  current = conversations.get(attempt(() => sessionStorage.getItem(OPEN_CONVERSATION)))
+    ?? newConversation();
+  openConversation(current);
   showSide(!isNarrow());
   byId("question").focus();
-  loadModelName();
+  loadModel();
 }
 
 start();

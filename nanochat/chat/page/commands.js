@@ -3,16 +3,18 @@
 // Commands
 class CommandError extends Error {}
 
-function numberIn(text, name, whole) {
-  const [lowest, highest] = RANGES[name];
+/** A command's function that sets a slider's setting to the number it is given. */
+const setNumber = (id, name) => (text) => {
+  const slider = byId(id);
+  const whole = slider.step === "1";
   const number = Number(text);
-  const within = text !== "" && number >= lowest && number <= highest;
-  if (!within || (whole && !Number.isInteger(number))) {
+  if (text === "" || !inRange(slider, number) || (whole && !Number.isInteger(number))) {
     throw new CommandError(`Found "${text}", expected a ${whole ? "whole " : ""}number `
-      + `from ${lowest} to ${highest}.`);
+      + `from ${slider.min} to ${slider.max}.`);
   }
-  return number;
-}
+  changeSettings({ ...settings, [slider.name]: number });
+  showNotice(`${name} ${number}.`);
+};
 
 function clearConversation() {
   const conversation = current;
@@ -21,7 +23,6 @@ function clearConversation() {
   answers.get(conversation.id)?.stop();
   conversation.messages = [];
   saveConversation(conversation);
-  if (!conversation.system) storage.remove(STORED + conversation.id);
   openConversation(conversation);
   offerUndo("The conversation is cleared.", conversation, (one) => (one.messages = messages));
 }
@@ -33,14 +34,8 @@ const COMMANDS = new Map([
     byId("system").value = text;
     showNotice(text ? "The system prompt is set." : "No system prompt.");
   }]],
-  ["/temperature", ["X", "0 to 2, how freely to choose", (text) => {
-    changeSetting("temperature", numberIn(text, "temperature", false));
-    showNotice(`Temperature ${settings.temperature}.`);
-  }]],
-  ["/topk", ["K", "0 to 200 likeliest tokens, 0: all", (text) => {
-    changeSetting("topK", numberIn(text, "topK", true));
-    showNotice(`Top-k ${settings.topK || "all"}.`);
-  }]],
+  ["/temperature", ["X", "0 to 2, how freely to choose", setNumber("temperature", "Temperature")]],
+  ["/topk", ["K", "0 to 200 likeliest tokens, 0: all", setNumber("top-k", "Top-k")]],
   ["/regenerate", ["", "answer again", () => {
     if (!current.messages.length) throw new CommandError("There is no question yet.");
     answerAgain(current.messages.at(-1));
@@ -52,7 +47,7 @@ const COMMANDS = new Map([
 
 const isCommand = (text) => /^\/[a-z]*(\s|$)/i.test(text);
 
-/** Runs a command line; false, and a line that says why, if it cannot. */
+/** Runs a command line; false, and a notice that says why, if it cannot. */
 function runCommand(text) {
   const [word] = text.split(/\s/, 1);
   const command = COMMANDS.get(word.toLowerCase());
@@ -69,10 +64,10 @@ function runCommand(text) {
 
 function showHints() {
   const text = byId("question").value.toLowerCase();
-  const wanted = /^\/[a-z]*$/.test(text)
+  const matching = /^\/[a-z]*$/.test(text)
     ? [...COMMANDS].filter(([name]) => name.startsWith(text)) : [];
-  byId("hints").hidden = !wanted.length;
-  byId("hints").replaceChildren(...wanted.map(([name, [argument, meaning]]) =>
+  byId("hints").hidden = !matching.length;
+  byId("hints").replaceChildren(...matching.map(([name, [argument, meaning]]) =>
     element("li", { onclick: () => completeCommand(name) },
       element("code", {}, `${name} ${argument}`), element("span", {}, meaning))));
 }

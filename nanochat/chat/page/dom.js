@@ -16,10 +16,11 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const [svg, use] = ["svg", "use"].map((tag) =>
+    document.createElementNS("http://www.w3.org/2000/svg", tag));
   svg.setAttribute("class", "icon");
+  svg.setAttribute("viewBox", "0 0 24 24");
   svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
   use.setAttribute("href", `#i-${name}`);
   svg.append(use);
   return svg;
@@ -30,8 +31,32 @@ function iconButton(name, label, onclick) {
     icon(name));
 }
 
+function textButton(label, onclick) {
+  return element("button", { class: "plain-button", onclick }, label);
+}
+
 /** Text as it is shown. Characters that reorder what stands around them are written out. */
 function shown(text) {
   return text.replace(/[\u202A-\u202E\u2066-\u2069]/g,
     (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase()}]`);
+}
+
+/** What `act` returns; null where the browser forbids it, as storage in a private window. */
+function attempt(act) {
+  try {
+    return act();
+  } catch {
+    return null;
+  }
+}
+
+/** Calls the function named after a key that is pressed in `node`, and lets nobody else see it. */
+function onKeys(node, actions) {
+  node.addEventListener("keydown", (event) => {
+    const isOther = event.isComposing || (event.key === "Enter" && event.shiftKey);
+    if (isOther || !Object.hasOwn(actions, event.key)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    actions[event.key]();
+  });
 }

@@ -45,16 +45,11 @@ class QuestionView {
       if (question && index >= 0) askQuestion(question, index);
       byId("question").focus();
     };
-    text.addEventListener("keydown", (event) => {
-      if (isSendKey(event)) end(text.value.trim());
-      else if (event.key === "Escape") end("");
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-    });
-    const form = element("div", { class: "edit" }, text, element("div", {},
-      element("button", { class: "plain-button", onclick: () => end("") }, "Cancel"),
-      element("button", { class: "main-button", onclick: () => end(text.value.trim()) }, "Send")));
+    const send = () => end(text.value.trim());
+    onKeys(text, { Enter: send, Escape: () => end("") });
+    const form = element("div", { class: "edit" }, text, element("div", { class: "dialog-foot" },
+      textButton("Cancel", () => end("")),
+      element("button", { class: "main-button", onclick: send }, "Send")));
     this.bubble.replaceWith(form);
     this.node.querySelector(".actions").hidden = true;
     text.focus();
@@ -64,13 +59,13 @@ class QuestionView {
 /** A tool call that folds: its code, and its result once there is one. */
 class ToolView {
   constructor() {
-    this.brief = element("code");
-    this.code = element("code");
-    this.result = element("code");
+    [this.brief, this.code, this.result] = [1, 2, 3].map(() => element("code"));
+    this.brief.className = "one-line";
+    const entry = (name, code) =>
+      [element("dt", {}, name), element("dd", {}, element("pre", {}, code))];
     this.node = element("details", { class: "tool", ontoggle: followEnd },
       element("summary", {}, icon("fold"), element("span", {}, "Tool"), this.brief),
-      element("dl", {}, element("dt", {}, "Code"), element("dd", {}, element("pre", {}, this.code)),
-        element("dt", {}, "Result"), element("dd", {}, element("pre", {}, this.result))));
+      element("dl", {}, ...entry("Code", this.code), ...entry("Result", this.result)));
   }
 
   show({ code, result }) {
@@ -81,15 +76,15 @@ class ToolView {
   }
 }
 
-/** The parts of an answer as they are shown: a call and its output are one. */
+/** The parts of an answer as they are shown, text or {code, result}: a call and its output are one. */
 function shownParts(parts) {
   const groups = [];
-  for (const part of parts) {
+  for (const { type, text } of parts) {
     const last = groups.at(-1);
-    if (part.type === "text") groups.push({ kind: "text", text: part.text });
-    else if (part.type === "python") groups.push({ kind: "tool", code: part.text, result: null });
-    else if (last?.kind === "tool" && last.result === null) last.result = part.text;
-    else groups.push({ kind: "tool", code: "", result: part.text });
+    if (type === "text") groups.push(text);
+    else if (type === "python") groups.push({ code: text, result: null });
+    else if (last?.result === null) last.result = text;
+    else groups.push({ code: "", result: text });
   }
   return groups;
 }
@@ -98,7 +93,7 @@ class AnswerView {
   constructor(message, conversation) {
     this.message = message;
     this.conversation = conversation;
-    this.partViews = [];
+    this.partViews = []; // {view, drawn}
     this.parts = element("div", { class: "parts" });
     this.state = element("div", { class: "state" });
     this.timing = element("span", { class: "timing" });
@@ -114,54 +109,53 @@ class AnswerView {
   show() {
     const { message } = this;
     this.node.setAttribute("aria-busy", String(message.status === "writing"));
-    shownParts(message.parts).forEach((part, i) => this.showPart(part, i));
+    shownParts(message.parts).forEach((part, i) => { // parts are only added at the end
+      if (!this.partViews[i]) {
+        const view = typeof part === "string" ? new MarkdownView() : new ToolView();
+        this.partViews.push({ view, drawn: null });
+        this.parts.append(view.node);
+      }
+      const { view, drawn } = this.partViews[i];
+      this.partViews[i].drawn = JSON.stringify(part);
+      if (this.partViews[i].drawn !== drawn) view.show(part);
+    });
     this.showState();
     this.timing.textContent = timingText(message.timing);
     this.actions.hidden = !message.parts.length && message.status !== "done";
   }
 
-  showPart(part, i) {
-    if (this.partViews[i]?.kind !== part.kind) { // parts are only added at the end
-      const view = part.kind === "text" ? new MarkdownView() : new ToolView();
-      this.partViews[i] = { kind: part.kind, view, drawn: null };
-      this.parts.append(view.node);
-    }
-    const drawn = JSON.stringify(part);
-    if (drawn === this.partViews[i].drawn) return;
-    this.partViews[i].view.show(part.kind === "text" ? part.text : part);
-    this.partViews[i].drawn = drawn;
-  }
-
   showState() {
-    const { status, problem, finish, parts } = this.message;
+    const { status, problem, parts } = this.message;
     const waiting = answers.get(this.conversation.id)?.waiting ?? "";
-    const again = (label) => element("button",
-      { class: "plain-button", onclick: () => answerAgain(this.message) }, label);
-    let content = [];
-    if (status === "writing" && waiting) content = [waiting];
-    else if (status === "writing" && !parts.length) content = [waitingDots()];
-    else if (status === "failed") {
-      content = [element("span", {}, shown(problem)), again("Try again")];
-    } else if (status === "interrupted") {
-      content = [element("span", {}, `Interrupted. ${shown(problem)}`), again("Answer again")];
-    } else if (status === "stopped") content = ["Stopped."];
-    else content = [endNotes(this.message)].filter(Boolean);
-    const shownState = JSON.stringify([status, waiting, problem, finish, content.length]);
+    const text = {
+      writing: waiting,
+      done: endNotes(this.message),
+      stopped: "Stopped.",
+      interrupted: `Interrupted. ${shown(problem)}`,
+      failed: shown(problem),
+    }[status];
+    const isWaiting = status === "writing" && !waiting && !parts.length;
+    const shownState = `${status} ${isWaiting} ${text}`;
     if (shownState === this.shownState) return;
     this.shownState = shownState;
-    this.state.classList.toggle("boxed", status === "failed" || status === "interrupted");
+    const canRetry = status === "failed" || status === "interrupted";
+    this.state.classList.toggle("boxed", canRetry);
     this.state.classList.toggle("problem", status === "failed");
-    this.state.hidden = !content.length;
-    this.state.replaceChildren(...content);
+    this.state.hidden = !text && !isWaiting;
+    this.state.replaceChildren(isWaiting ? waitingDots() : element("span", {}, text));
+    if (!canRetry) return;
+    this.state.append(textButton(status === "failed" ? "Try again" : "Answer again",
+      () => answerAgain(this.message)));
   }
 }
 
 /** What a whole answer's reader should know about how it came to be. */
 function endNotes({ finish, forgotten }) {
   const notes = [];
-  const cuts = new Map([["length", "this is the longest answer that the settings allow"],
-    ["time", "the server's time for one answer was up"]]);
-  if (cuts.has(finish)) notes.push(`Cut off: ${cuts.get(finish)}.`);
+  if (finish === "length") {
+    notes.push("Cut off: this is the longest answer that the settings allow.");
+  }
+  if (finish === "time") notes.push("Cut off: the server's time for one answer was up.");
   if (forgotten) {
     notes.push(`The context is full: the model no longer sees the first ${forgotten} turn(s).`);
   }
@@ -175,14 +169,12 @@ function waitingDots() {
 
 /** "12.3 tokens/s · 0.21 s to the first · 48 tokens": what is known of it. */
 function timingText(timing) {
-  if (!timing) return "";
-  const { tokensPerSecond, timeToFirstToken, tokens } = timing;
-  const known = [];
-  const digits = tokensPerSecond < 100 ? 1 : 0;
-  if (tokensPerSecond) known.push(`${tokensPerSecond.toFixed(digits)} tokens/s`);
-  if (timeToFirstToken) known.push(`${timeToFirstToken.toFixed(2)} s to the first`);
-  if (tokens) known.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
-  return known.join(" · ");
+  const { tokensPerSecond: speed, timeToFirstToken: first, tokens } = timing ?? {};
+  return [
+    speed && `${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`,
+    first && `${first.toFixed(2)} s to the first`,
+    tokens && `${tokens} ${tokens === 1 ? "token" : "tokens"}`,
+  ].filter(Boolean).join(" · ");
 }
 
 function viewOf(message) {
@@ -198,7 +190,7 @@ function showConversation() {
   byId("messages").replaceChildren(...nodes);
   byId("empty").hidden = nodes.length > 0;
   byId("title").textContent = titleOf(current);
-  document.title = current.messages.length ? `${titleOf(current)} · nanochat` : "nanochat";
+  document.title = nodes.length ? `${titleOf(current)} · nanochat` : "nanochat";
   byId("system").value = current.system;
   following = true;
   followEnd();
@@ -208,27 +200,23 @@ function showConversation() {
 async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch {
-    copyBySelection(text); // no clipboard outside https and localhost
+  } catch { // no clipboard outside https and localhost
+    const area = element("textarea", { class: "visually-hidden" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
   }
-  const before = [...button.childNodes];
+  byId("announcer").textContent = "Copied.";
   if (button.dataset.copied) return;
   button.dataset.copied = "1";
+  const before = [...button.childNodes];
   button.replaceChildren(button.classList.contains("icon-button") ? icon("done") : "Copied");
-  byId("announcer").textContent = "Copied.";
   setTimeout(() => {
     button.replaceChildren(...before);
     delete button.dataset.copied;
   }, 1400);
-}
-
-function copyBySelection(text) {
-  const area = element("textarea", { class: "visually-hidden" });
-  area.value = text;
-  document.body.append(area);
-  area.select();
-  document.execCommand("copy");
-  area.remove();
 }
 
 // Notices

@@ -7,7 +7,7 @@ const API_KEY = "nanochat:api-key";
 let modelName = "";
 let goneChecks = null; // the timer, while the server is gone
 
-/** An answer other than success; `status` is 0 where nothing answered at all. */
+/** An answer other than success; `status` is 0 if nothing answered at all. */
 class ServerError extends Error {
   constructor(message, status = 0, retryAfter = 2) {
     super(message);
@@ -16,17 +16,10 @@ class ServerError extends Error {
   }
 }
 
-function apiKey() {
-  try {
-    return sessionStorage.getItem(API_KEY) ?? "";
-  } catch {
-    return "";
-  }
-}
-
 async function ask(path, { body, signal } = {}) {
   const headers = body ? { "Content-Type": "application/json" } : {};
-  if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
+  const key = attempt(() => sessionStorage.getItem(API_KEY));
+  if (key) headers.Authorization = `Bearer ${key}`;
   let response;
   try {
     response = await fetch(path, { method: body ? "POST" : "GET", headers, signal,
@@ -36,60 +29,47 @@ async function ask(path, { body, signal } = {}) {
     serverIsGone();
     throw new ServerError("The server does not answer.");
   }
-  if (!response.ok) throw await errorOf(response);
+  if (!response.ok) {
+    const text = await response.text().catch(() => "");
+    const message = attempt(() => JSON.parse(text).error.message) // null: a proxy's page, say
+      || `The server answered ${response.status} ${response.statusText}.`;
+    const seconds = Number.parseInt(response.headers.get("Retry-After"), 10) || 2;
+    throw new ServerError(message, response.status, Math.min(Math.max(seconds, 1), 120));
+  }
   serverIsThere();
   return response;
 }
 
-async function errorOf(response) {
-  const text = await response.text().catch(() => "");
-  let message = "";
-  try {
-    message = JSON.parse(text).error.message;
-  } catch {
-    // no {"error": {"message"}}: a proxy's page, say
-  }
-  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-  message ||= `The server answered ${response.status} ${response.statusText}.`;
-  const wait = Number.isFinite(seconds) ? Math.min(Math.max(seconds, 1), 120) : 2;
-  return new ServerError(message, response.status, wait);
-}
-
-/** The lines of a body as they arrive. */
-async function* linesOf(response) {
-  const reader = response.body.getReader();
-  const decoder = new TextDecoder();
+/** The JSON values of a server-sent event stream, up to [DONE]. */
+async function* eventsOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
-    for (let done = false; !done; ) {
-      const read = await reader.read();
-      done = read.done;
-      rest += done ? decoder.decode() : decoder.decode(read.value, { stream: true });
-      const lines = rest.split("\n");
+    for (;;) {
+      const { done, value = "" } = await reader.read();
+      const lines = (rest + value).split("\n");
       rest = done ? "" : lines.pop();
-      yield* lines;
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue; // a comment, or the empty line between
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        yield JSON.parse(data);
+      }
+      if (done) return;
     }
   } finally {
     reader.cancel().catch(() => {}); // whoever stops reading lets the server's slot go
   }
 }
 
-/** The JSON values of a server-sent event stream, up to [DONE]. */
-async function* eventsOf(response) {
-  for await (const line of linesOf(response)) {
-    if (!line.startsWith("data:")) continue; // comments, event names, the empty lines between
-    const data = line.slice(5).trim();
-    if (data === "[DONE]") return;
-    yield JSON.parse(data);
-  }
-}
-
-async function loadModelName() {
+async function loadModel() {
   try {
     const models = await (await ask("/v1/models")).json();
     modelName = String(models.data?.[0]?.id ?? "");
+    defaults = models.data?.[0]?.defaults ?? {};
+    showSettings();
   } catch (error) {
-    // subtle: without a key the name is not told; the first question asks for the key
+    // subtle: without a key the server says nothing; the first question asks for the key
     if (!(error instanceof ServerError) && !(error instanceof SyntaxError)) throw error;
   }
   showServer();
@@ -99,13 +79,13 @@ function showServer() {
   byId("model").dataset.state = goneChecks ? "gone" : modelName ? "up" : "unknown";
   byId("model-name").textContent = goneChecks ? "no server" : shown(modelName);
   byId("model").title = goneChecks ? "The server does not answer" : shown(modelName);
+  byId("banner").hidden = !goneChecks;
 }
 
 function serverIsGone() {
   if (goneChecks) return;
   byId("banner").firstElementChild.textContent =
     "The server does not answer. Is it still running? This page keeps looking for it.";
-  byId("banner").hidden = false;
   lookForServer(0);
   showServer();
 }
@@ -118,12 +98,8 @@ function lookForServer(times) {
 }
 
 async function serverAnswers() {
-  try {
-    const { status } = await fetch("/health", { cache: "no-store" });
-    if (status >= 500) return false; // a proxy that answers in its place
-  } catch {
-    return false;
-  }
+  const response = await fetch("/health", { cache: "no-store" }).catch(() => null);
+  if (!response || response.status >= 500) return false; // or a proxy answers in its place
   serverIsThere();
   return true;
 }
@@ -132,24 +108,22 @@ function serverIsThere() {
   if (!goneChecks) return;
   clearTimeout(goneChecks);
   goneChecks = null;
-  byId("banner").hidden = true;
   showServer();
   showNotice("The server is back.");
-  loadModelName(); // it may serve another model now
+  loadModel(); // it may serve another model now
 }
 
 /** Asks for the API key; false if the person declines. */
 function askForKey(reason) {
   const dialog = byId("key-dialog");
   byId("key-reason").textContent = shown(reason);
-  byId("key").value = "";
-  dialog.returnValue = "";
+  byId("key").value = dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue === "ok" && byId("key").value.trim();
       if (given) sessionStorage.setItem(API_KEY, given);
-      if (given && !modelName) loadModelName();
+      if (given && !modelName) loadModel();
       byId("question").focus();
       resolve(Boolean(given));
     }, { once: true });

@@ -3,36 +3,32 @@
 // Settings
 const SETTINGS = "nanochat:settings";
 const THEME = "nanochat:theme";
-const DEFAULTS = { temperature: 0.6, topK: 50, maxTokens: 512 };
-const RANGES = { temperature: [0, 2], topK: [0, 200], maxTokens: [16, 2048] };
-const SLIDERS = { temperature: "temperature", topK: "top-k", maxTokens: "max-tokens" };
-let settings = { ...DEFAULTS };
+const THEMES = ["system", "light", "dark"];
+let defaults = {}; // the server's: temperature, top_k, max_tokens
+let settings = {}; // what the person chose instead, by the same names
+
+const sliders = () => [...document.querySelectorAll("#settings [type=range]")];
+const inRange = (slider, number) => number >= Number(slider.min) && number <= Number(slider.max);
 
 function readSettings() {
-  let value = null;
-  try {
-    value = JSON.parse(storage.read(SETTINGS) ?? "null");
-  } catch {
-    // not ours any more: the defaults
-  }
-  for (const name of Object.keys(DEFAULTS)) {
-    const [lowest, highest] = RANGES[name];
-    const number = value?.[name];
-    if (number >= lowest && number <= highest) settings[name] = Number(number);
+  const value = attempt(() => JSON.parse(localStorage.getItem(SETTINGS)));
+  for (const slider of sliders()) {
+    const number = value?.[slider.name];
+    if (typeof number === "number" && inRange(slider, number)) settings[slider.name] = number;
   }
 }
 
-function changeSetting(name, number) {
-  settings[name] = number;
-  storage.write(SETTINGS, JSON.stringify(settings));
+function changeSettings(changed) {
+  settings = changed;
+  writeStorage(SETTINGS, JSON.stringify(settings));
   showSettings();
 }
 
 function showSettings() {
-  for (const [name, id] of Object.entries(SLIDERS)) {
-    const slider = byId(id);
-    slider.value = settings[name];
-    const text = name === "topK" && !settings.topK ? "all" : String(settings[name]);
+  for (const slider of sliders()) {
+    const value = settings[slider.name] ?? defaults[slider.name] ?? "default";
+    const text = slider.name === "top_k" && value === 0 ? "all" : String(value);
+    slider.value = value;
     slider.previousElementSibling.querySelector("output").textContent = text;
     slider.setAttribute("aria-valuetext", text);
   }
@@ -50,23 +46,20 @@ function openSettings(open) {
   (open ? byId("temperature") : byId("open-settings")).focus();
 }
 
-const THEMES = ["system", "light", "dark"];
+function storedTheme() {
+  const theme = attempt(() => localStorage.getItem(THEME));
+  return THEMES.includes(theme) ? theme : "system";
+}
 
 function showTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
+  document.documentElement.dataset.theme = theme;
   const label = `Colours: ${theme === "system" ? "as the system" : theme}`;
   byId("theme").setAttribute("aria-label", label);
   byId("theme").title = label;
 }
 
-function storedTheme() {
-  const theme = storage.read(THEME);
-  return THEMES.includes(theme) ? theme : "system";
-}
-
 function nextTheme() {
   const theme = THEMES[(THEMES.indexOf(storedTheme()) + 1) % THEMES.length];
-  storage.write(THEME, theme);
+  writeStorage(THEME, theme);
   showTheme(theme);
 }

@@ -12,19 +12,14 @@ function showSide(open) {
 function openConversation(conversation) {
   byId("notice").hidden = true;
   current = conversation;
-  try {
-    sessionStorage.setItem(OPEN_CONVERSATION, conversation.id);
-  } catch {
-    // then a reload opens the newest one
-  }
+  attempt(() => sessionStorage.setItem(OPEN_CONVERSATION, conversation.id));
   showConversation();
   showList();
   if (isNarrow()) showSide(false);
 }
 
 function newChat() {
-  if (current.messages.length || current.system) openConversation(newConversation());
-  else openConversation(current);
+  openConversation(current.messages.length || current.system ? newConversation() : current);
   byId("question").focus();
 }
 
@@ -49,12 +44,7 @@ function renameConversation(conversation, row) {
     if (conversation === current) byId("title").textContent = titleOf(conversation);
   };
   input.addEventListener("blur", () => end(true));
-  input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== "Escape") return;
-    event.preventDefault();
-    event.stopPropagation();
-    end(event.key === "Enter");
-  });
+  onKeys(input, { Enter: () => end(true), Escape: () => end(false) });
   row.replaceChildren(input);
   input.select();
 }
@@ -67,7 +57,7 @@ function listRow(conversation) {
     row.append(element("span", { class: "writing", title: "Writing" }));
   }
   row.append(
-    element("button", { class: "title", title, "aria-current": isCurrent ? "true" : null,
+    element("button", { class: "title one-line", title, "aria-current": isCurrent ? "true" : null,
       onclick: () => openConversation(conversation) }, title),
     element("span", { class: "tools" },
       iconButton("edit", `Rename ${title}`, () => renameConversation(conversation, row)),
@@ -79,12 +69,12 @@ function listRow(conversation) {
 function showList() {
   const list = byId("conversations");
   if (list.querySelector("input")) return; // a name is being typed
-  const focused = document.activeElement?.getAttribute("aria-label");
-  const hadFocus = list.contains(document.activeElement);
+  const focused = list.contains(document.activeElement) && document.activeElement;
+  const label = focused && focused.getAttribute("aria-label");
   list.replaceChildren(...byTime().map(listRow));
-  if (!hadFocus) return;
-  const again = [...list.querySelectorAll("button")].find((one) =>
-    (focused ? one.getAttribute("aria-label") === focused : one.getAttribute("aria-current")));
+  if (!focused) return;
+  const again = [...list.querySelectorAll("button")].find((button) =>
+    (label ? button.getAttribute("aria-label") === label : button.hasAttribute("aria-current")));
   (again ?? byId("new-chat")).focus();
 }
 
@@ -98,13 +88,10 @@ function download(name, value) {
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
-function fileName(title) {
-  const words = title.normalize("NFKD").replace(/[^\w]+/g, "-").replace(/^-+|-+$/g, "");
-  return `${words.slice(0, 50).toLowerCase() || "conversation"}.json`;
-}
-
 function saveFile(conversation) {
-  download(fileName(titleOf(conversation)), exported(conversation));
+  const words = titleOf(conversation).normalize("NFKD").replace(/[^\w]+/g, "-");
+  const name = words.replace(/^-+|-+$/g, "").slice(0, 50).toLowerCase() || "conversation";
+  download(`${name}.json`, exported(conversation));
 }
 
 function saveAllFiles() {

@@ -14,59 +14,33 @@ let current = null; // the conversation on screen
 
 class FormatError extends Error {}
 
-const storage = {
-  read(key) {
-    try {
-      return localStorage.getItem(key);
-    } catch {
-      return null; // no storage here (a private window, say): the first write says so
-    }
-  },
-  write(key, value) {
-    try {
-      localStorage.setItem(key, value);
-    } catch (error) {
-      showNotice(`This browser stores nothing more (${error.name}). Export conversations to keep `
-        + "them, or delete some to make room.");
-    }
-  },
-  remove(key) {
-    try {
-      localStorage.removeItem(key);
-    } catch {
-      // nothing was stored either
-    }
-  },
-  keys() {
-    try {
-      return Object.keys(localStorage);
-    } catch {
-      return [];
-    }
-  },
-};
-
-function newId() {
-  const bytes = [...crypto.getRandomValues(new Uint8Array(10))];
-  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+function writeStorage(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch (error) {
+    showNotice(`This browser stores nothing more (${error.name}). Export conversations to keep `
+      + "them, or delete some to make room.");
+  }
 }
 
-function newConversation() {
-  return { id: newId(), title: "", system: "", updated: Date.now(), messages: [] };
-}
+/** A random id; crypto.randomUUID exists only on https and localhost. */
+const newId = () => Array.from(crypto.getRandomValues(new Uint32Array(3)),
+  (number) => number.toString(36)).join("");
 
-function newAnswer() {
-  return { role: "assistant", parts: [], status: "writing", problem: "", finish: "", forgotten: 0,
-    timing: null };
-}
+const newConversation = () =>
+  ({ id: newId(), title: "", system: "", updated: Date.now(), messages: [] });
+
+const newAnswer = () => ({ role: "assistant", parts: [], status: "writing", problem: "",
+  finish: "", forgotten: 0, timing: null });
 
 function titleOf(conversation) {
   const question = conversation.messages[0]?.text.trim().replace(/\s+/g, " ") ?? "";
   return shown(conversation.title || question.slice(0, 60) || "New conversation");
 }
 
-const textOf = (message) => message.text ?? message.parts.filter((part) => part.type === "text")
-  .map((part) => part.text).join("").trim();
+const joined = (parts) => parts.map((part) => part.text).join("");
+const textOf = (message) =>
+  message.text ?? joined(message.parts.filter((part) => part.type === "text")).trim();
 
 /** The parts of a message's content, each a new object with the known keys alone. */
 function partsFrom(content, where) {
@@ -83,11 +57,11 @@ function partsFrom(content, where) {
   });
 }
 
+/** The finite numbers of `value` under the names that timings have; null if there are none. */
 function timingFrom(value) {
-  const known = ["tokens", "tokensPerSecond", "timeToFirstToken"];
-  const timing = Object.fromEntries(known.filter((key) => Number.isFinite(value?.[key]))
-    .map((key) => [key, value[key]]));
-  return Object.keys(timing).length ? timing : null;
+  const known = ["tokens", "tokensPerSecond", "timeToFirstToken"]
+    .filter((name) => Number.isFinite(value?.[name])).map((name) => [name, value[name]]);
+  return known.length ? Object.fromEntries(known) : null;
 }
 
 function messageFrom(value, role, where) {
@@ -96,19 +70,21 @@ function messageFrom(value, role, where) {
     throw new FormatError(`${where}: expected role "${role}", found ${found}`);
   }
   const parts = partsFrom(value.content, where);
-  if (role !== "assistant") return { role, text: parts.map((part) => part.text).join("") };
-  // subtle: an answer stored as "writing" was being written when its page went away
-  const status = value.status === "writing" ? "interrupted"
-    : STATUSES.includes(value.status) ? value.status : "done";
-  const words = (text) => (typeof text === "string" ? text : "");
-  const problem = value.status === "writing" ? "The page was left while it was written."
-    : words(value.problem);
-  const forgotten = Number.isInteger(value.forgotten) ? value.forgotten : 0;
-  return { role, parts, status, problem, finish: words(value.finish), forgotten,
-    timing: timingFrom(value.timing) };
+  if (role !== "assistant") return { role, text: joined(parts) };
+  const message = { ...newAnswer(), parts, status: "done", timing: timingFrom(value.timing) };
+  if (STATUSES.includes(value.status)) message.status = value.status;
+  for (const name of ["problem", "finish"]) {
+    if (typeof value[name] === "string") message[name] = value[name];
+  }
+  if (Number.isInteger(value.forgotten)) message.forgotten = value.forgotten;
+  if (value.status === "writing") { // subtle: when its page went away
+    message.status = "interrupted";
+    message.problem = "The page was left while it was written.";
+  }
+  return message;
 }
 
-/** A conversation from parsed JSON; raises FormatError. Only the keys that are known are read. */
+/** A conversation from parsed JSON; throws FormatError. Only known keys are read. */
 function conversationFrom(value, id = newId()) {
   if (!Array.isArray(value?.messages)) {
     throw new FormatError('expected {"messages": [...]}, found no list of messages');
@@ -116,15 +92,14 @@ function conversationFrom(value, id = newId()) {
   const conversation = { ...newConversation(), id };
   if (typeof value.title === "string") conversation.title = value.title.slice(0, 200);
   if (Number.isFinite(value.updated)) conversation.updated = value.updated;
-  let rest = value.messages;
-  if (rest[0]?.role === "system") {
-    conversation.system = messageFrom(rest[0], "system", "message 1").text;
-    rest = rest.slice(1);
-  }
-  const before = value.messages.length - rest.length;
-  conversation.messages = rest.map((message, i) =>
-    messageFrom(message, i % 2 ? "assistant" : "user", `message ${i + before + 1}`));
-  if (rest.length % 2) {
+  const numSystem = Number(value.messages[0]?.role === "system");
+  value.messages.forEach((one, i) => {
+    const role = i < numSystem ? "system" : (i - numSystem) % 2 ? "assistant" : "user";
+    const message = messageFrom(one, role, `message ${i + 1}`);
+    if (role === "system") conversation.system = message.text;
+    else conversation.messages.push(message);
+  });
+  if (conversation.messages.length % 2) {
     conversation.messages.push({ ...newAnswer(), status: "failed", problem: "Not answered yet." });
   }
   return conversation;
@@ -133,49 +108,49 @@ function conversationFrom(value, id = newId()) {
 function contentOf(message) {
   if (message.role === "user") return message.text;
   const plain = message.parts.every((part) => part.type === "text");
-  return plain ? message.parts.map((part) => part.text).join("") : message.parts;
+  return plain ? joined(message.parts) : message.parts;
 }
 
-function exported(conversation) {
-  const system = conversation.system ? [{ role: "system", content: conversation.system }] : [];
-  const messages = conversation.messages.map((message) => {
-    const { role, status, problem, finish, forgotten, timing } = message;
-    const said = { role, content: contentOf(message) };
-    return role === "user" ? said : { ...said, status, problem, finish, forgotten, timing };
+/** The messages in the API's form, system prompt first. */
+const apiMessages = (system, messages) => [
+  ...(system ? [{ role: "system", content: system }] : []),
+  ...messages.map((message) => ({ role: message.role, content: contentOf(message) })),
+];
+
+function exported({ title, updated, system, messages }) {
+  const withState = messages.map((message) => {
+    const { role, text, parts, ...state } = message;
+    return { role, content: contentOf(message), ...state };
   });
-  const { title, updated } = conversation;
-  return { title, updated, messages: [...system, ...messages] };
+  return { title, updated, messages: [...apiMessages(system, []), ...withState] };
 }
 
 function saveConversation(conversation) {
-  if (!conversation.messages.length && !conversation.system) return;
-  conversations.set(conversation.id, conversation);
-  storage.write(STORED + conversation.id, JSON.stringify(exported(conversation)));
+  const key = STORED + conversation.id;
+  if (conversation.messages.length || conversation.system) {
+    conversations.set(conversation.id, conversation);
+    writeStorage(key, JSON.stringify(exported(conversation)));
+  } else attempt(() => localStorage.removeItem(key));
 }
 
 function forgetConversation(conversation) {
   answers.get(conversation.id)?.stop();
   conversations.delete(conversation.id);
-  storage.remove(STORED + conversation.id);
+  attempt(() => localStorage.removeItem(STORED + conversation.id));
 }
 
 function readStored(key) {
-  const text = storage.read(key);
-  const conversation = text && conversationFrom(JSON.parse(text), key.slice(STORED.length));
-  if (conversation) conversations.set(conversation.id, conversation);
+  const conversation =
+    conversationFrom(JSON.parse(localStorage.getItem(key)), key.slice(STORED.length));
+  conversations.set(conversation.id, conversation);
+  return conversation;
 }
 
 function readAllStored() {
-  let unreadable = 0;
-  for (const key of storage.keys().filter((name) => name.startsWith(STORED))) {
-    try {
-      readStored(key);
-    } catch {
-      unreadable += 1; // it stays stored as it is
-    }
-  }
-  if (unreadable) {
-    showNotice(`${unreadable} stored conversation(s) could not be read and are left out.`);
+  const keys = attempt(() => Object.keys(localStorage)) ?? [];
+  const unreadable = keys.filter((key) => key.startsWith(STORED) && !attempt(() => readStored(key)));
+  if (unreadable.length) { // they stay stored as they are
+    showNotice(`${unreadable.length} stored conversation(s) could not be read and are left out.`);
   }
 }
 

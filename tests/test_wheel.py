@@ -1,0 +1,99 @@
+"""A wheel made from the tree and installed elsewhere is whole: it trains, reports and serves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = "--depth=1 --head-dim=16 --sequence-len=32 --total-batch-size=64 --num-steps=2"
+
+pytestmark = pytest.mark.slow
+
+
+def run_python(folder: Path, *arguments: str) -> str:
+    """Runs Python in `folder`, where the only nanochat is the installed wheel."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def environment(folder: Path) -> dict:
+    own = {"PYTHONPATH": str(folder / "site"), "NANOCHAT_BASE_DIR": str(folder / "base")}
+    return {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory, share_compiled) -> Path:
+    """A folder away from the tree with the wheel in site/ and a little text in texts/."""
+    folder = tmp_path_factory.mktemp("installed")
+    share_compiled(folder / "base")
+    tree = folder / "tree"  # a copy: building leaves files in it
+    for name in ("nanochat", "scripts", "tasks"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, *build, "--wheel-dir", folder, tree], check=True)
+    shutil.rmtree(tree)
+    (wheel,) = folder.glob("nanochat-*.whl")
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel], check=True
+    )
+    (folder / "texts").mkdir()
+    for name in ("a", "b"):
+        lines = [json.dumps({"text": f"{name} {n}: the quick brown fox"}) for n in range(20)]
+        (folder / "texts" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_the_wheel_trains_reports_and_serves(installed):
+    where = run_python(installed, "-c", "import nanochat.gpt as g; print(g.__file__)").strip()
+    assert Path(where).is_relative_to(installed / "site")
+    run_python(installed, "-m", "scripts.tok_train", "--data=texts", "--vocab-size=320")
+    flags = f"{SHAPE} --data=texts --no-compile --eval-tokens=64 --model-tag=w".split()
+    run_python(installed, "-m", "scripts.base_train", *flags)
+    run_python(installed, "-m", "scripts.report", "--model-tag=w")
+    report = (installed / "base" / "report" / "w" / "report.html").read_text()
+    assert "<style>" in report
+
+    command = [sys.executable, "-m", "scripts.chat_web", "--source=base", "--model-tag=w"]
+    server = subprocess.Popen(
+        [*command, "--port=0"], cwd=installed, env=environment(installed),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        address = address_of(server)
+        page = urllib.request.urlopen(address, timeout=10).read().decode()
+        for name in ("style.css", "chat.js"):
+            assert name in page
+            assert urllib.request.urlopen(f"{address}/{name}", timeout=10).status == 200
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def address_of(server: subprocess.Popen, seconds: float = 60) -> str:
+    """The address that a server prints once it answers."""
+    ends, printed = time.monotonic() + seconds, ""
+    while time.monotonic() < ends and (line := server.stdout.readline()):
+        printed += line
+        for word in line.split():
+            if word.startswith("http://"):
+                return word.rstrip("/")
+    raise AssertionError(f"the server printed no address:\n{printed}")
