@@ -1,6 +1,5 @@
 """What a run is, read from its stages' records: run.json, config.json and metrics.jsonl."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +11,12 @@ import torch
 from nanochat.checkpoint.hf_config import from_hf
 from nanochat.checkpoint.index import STAGES, available_checkpoints, checkpoint_dir, listing
 from nanochat.common import CheckpointError, print0
-from nanochat.files import base_dir
+from nanochat.files import base_dir, read_json
 from nanochat.gpt import GPT
 from nanochat.hardware import find_card
 from nanochat.training.log import METRICS, read_metrics
 
-ASSUMPTIONS = "assumptions.json"
+RUN, CONFIG, ASSUMPTIONS = "run.json", "config.json", "assumptions.json"
 WORLD_GRAMS_PER_KWH = 481.0  # of CO2: the world's average in 2023 by Ember
 
 
@@ -186,15 +185,17 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
             break
         stages.insert(0, load_stage(found[0]))
     now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
-    assumed = Assumptions(**read_json(report_folder(stages[-1].tag) / ASSUMPTIONS) | now)
+    stored = report_folder(stages[-1].tag) / ASSUMPTIONS
+    assumed = Assumptions(**(read_json(stored) if stored.exists() else {}) | now)
     return [replace(stage, assumed=assumed) for stage in stages]
 
 
 def load_stage(folder: Path) -> StageRecord:
     """The stage that ended in this checkpoint, with its records up to there."""
-    run, run_folder = read_json(folder / "run.json"), folder.parent
-    if not run.keys() >= {"stage", "tag", "step"}:
-        raise CheckpointError(f"{folder / 'run.json'} is missing, or names no stage, tag and step")
+    run, config = (read_json(folder / name, error=CheckpointError) for name in (RUN, CONFIG))
+    if not set(run) >= {"stage", "tag", "step"}:
+        raise CheckpointError(f"{folder / RUN} does not name a stage, tag and step")
+    run_folder = folder.parent
     if not (run_folder / METRICS).exists() and run["stage"] in STAGES:
         run_folder = checkpoint_dir(run["stage"]) / run["tag"]  # of a copy the records are at home
     records = [r for r in read_metrics(run_folder) if r["step"] <= run["step"]]
@@ -204,13 +205,4 @@ def load_stage(folder: Path) -> StageRecord:
     ]
     if left_out := sum(map(len, records)) - sum(map(len, kept)):
         print0(f"{run_folder / METRICS}: left out {left_out} values that are not finite numbers")
-    place, config = (run["stage"], run["tag"], run["step"]), read_json(folder / "config.json")
-    return StageRecord(*place, run_folder, run, config, kept)
-
-
-def read_json(path: Path) -> dict:
-    """The file's object, {} without a file; CheckpointError for a damaged one."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a JSON object in UTF-8: {error}") from error
+    return StageRecord(run["stage"], run["tag"], run["step"], run_folder, run, config, kept)

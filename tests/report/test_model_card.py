@@ -96,14 +96,11 @@ def test_what_is_no_finite_number_is_left_out_with_a_line(name, capsys):
     assert "metrics.jsonl: left out" in capsys.readouterr().out
 
 
-NO_OBJECT = "not a JSON object in UTF-8"
-
-
 @pytest.mark.parametrize(
     ("file", "content", "said"),
-    [("run.json", b"\xff\xfe", NO_OBJECT), ("run.json", b"[1]", NO_OBJECT),
-     ("run.json", b'{"stage": "base"}', "is missing, or names no stage, tag and step"),
-     ("config.json", b"{", NO_OBJECT)],
+    [("run.json", b"\xff\xfe", "not JSON"), ("run.json", b"[1]", "does not name a stage"),
+     ("run.json", b'{"stage": "base"}', "does not name a stage"),
+     ("config.json", b"{", "not JSON")],
 )  # fmt: skip
 def test_records_that_are_damaged_are_told(file, content, said):
     folder = save(1)
