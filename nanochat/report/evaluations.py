@@ -4,10 +4,11 @@ import json
 import re
 from pathlib import Path
 
+from nanochat.files import read_json
 from nanochat.report.figures import format_number
 from nanochat.report.page import Sample, Section, Table
 from nanochat.report.plots import bars
-from nanochat.report.run import StageRecord, read_json
+from nanochat.report.run import StageRecord
 
 TOKENIZER_RECORD = "tok_eval.json"  # beside tokenizer.json, written by scripts/tok_eval.py
 ANSWERS_A_TASK, LONGEST_SAMPLE = 2, 700
@@ -110,7 +111,8 @@ def chat_section(stages: list[StageRecord]) -> Section:
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
     """Characters per token by kind of text, if they were measured with the run's own tokenizer."""
-    record = read_json(folder / TOKENIZER_RECORD)
+    path = folder / TOKENIZER_RECORD
+    record = read_json(path) if path.exists() else {}
     mine = record and record["fingerprint"] == fingerprint
     return Section("Tokenizer", [tokenizer_table(record)] if mine else [])
 
@@ -142,7 +144,7 @@ def samples_section(stages: list[StageRecord]) -> Section:
         path = stage.run_folder / f"samples-step{stage.step}.json"
         if path.exists():
             blocks.append(f"Continuations by {stage.tag} {stage.name}:")
-            for sample in json.loads(path.read_text(encoding="utf-8")):
+            for sample in read_json(path):
                 blocks.append(Sample(shortened(sample["prompt"]), shortened(sample["completion"])))
     for stage in reversed(stages):
         paths = sorted((stage.run_folder / "answers").glob(f"*-step{stage.step}.jsonl"))

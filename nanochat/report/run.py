@@ -1,9 +1,8 @@
 """What a run is, read from its stages' records: run.json, config.json and metrics.jsonl."""
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -12,12 +11,12 @@ import torch
 from nanochat.checkpoint.hf_config import from_hf
 from nanochat.checkpoint.index import STAGES, available_checkpoints, checkpoint_dir, listing
 from nanochat.common import CheckpointError, print0
-from nanochat.files import base_dir
+from nanochat.files import base_dir, read_json
 from nanochat.gpt import GPT
 from nanochat.hardware import find_card
 from nanochat.training.log import METRICS, read_metrics
 
-ASSUMPTIONS = "assumptions.json"
+RUN, CONFIG, ASSUMPTIONS = "run.json", "config.json", "assumptions.json"
 WORLD_GRAMS_PER_KWH = 481.0  # of CO2: the world's average in 2023 by Ember
 
 
@@ -41,7 +40,7 @@ class StageRecord:
     run: dict  # run.json
     config: dict  # config.json
     records: list[dict]  # of metrics.jsonl
-    assumed: Assumptions
+    assumed: Assumptions = Assumptions()
 
     @property
     def steps(self) -> list[dict]:
@@ -145,12 +144,12 @@ def parameters(config: dict) -> dict[str, int]:
     262,144,000, head 83,886,080.
     """
     with torch.device("meta"):  # no memory for the weights
-        sizes = {name: p.numel() for name, p in GPT(from_hf(config)).named_parameters()}
-    marks = {"embedding": "embed", "attention": "self_attn", "MLP": "mlp", "head": "lm_head"}
-    return {
-        part: sum(size for name, size in sizes.items() if mark in name)
-        for part, mark in marks.items()
-    }
+        model = GPT(from_hf(config))
+    names = {"embed": "embedding", "self_attn": "attention", "mlp": "MLP", "lm_head": "head"}
+    sizes = dict.fromkeys(names.values(), 0)
+    for name, parameter in model.named_parameters():
+        sizes[next(names[mark] for mark in names if mark in name)] += parameter.numel()
+    return sizes
 
 
 # ---------------------------------------------------------------- reading
@@ -176,10 +175,7 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
     given: assumptions, over those that the run's last report was made with.
     """
     folder = Path(folder).expanduser().resolve()
-    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
-    stored = read_json(report_folder(folder.parent.name) / ASSUMPTIONS)
-    assumed = Assumptions(**stored | now)
-    stages = [load_stage(folder, assumed)]
+    stages = [load_stage(folder)]
     while parent := stages[0].run.get("parent"):
         place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since
         here = [root / place for root in (folder.parent.parent.parent, base_dir())]
@@ -187,15 +183,19 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
         if not found:
             print0(f"{parent} is gone, so the stages up to it are not shown")
             break
-        stages.insert(0, load_stage(found[0], assumed))
-    return stages
+        stages.insert(0, load_stage(found[0]))
+    now = {k: v for k, v in asdict(given or Assumptions()).items() if v is not None}
+    stored = report_folder(stages[-1].tag) / ASSUMPTIONS
+    assumed = Assumptions(**(read_json(stored) if stored.exists() else {}) | now)
+    return [replace(stage, assumed=assumed) for stage in stages]
 
 
-def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
+def load_stage(folder: Path) -> StageRecord:
     """The stage that ended in this checkpoint, with its records up to there."""
-    run, run_folder = read_json(folder / "run.json"), folder.parent
-    if not run.keys() >= {"stage", "tag", "step"}:
-        raise CheckpointError(f"{folder / 'run.json'} is missing, or names no stage, tag and step")
+    run, config = (read_json(folder / name, error=CheckpointError) for name in (RUN, CONFIG))
+    if not set(run) >= {"stage", "tag", "step"}:
+        raise CheckpointError(f"{folder / RUN} does not name a stage, tag and step")
+    run_folder = folder.parent
     if not (run_folder / METRICS).exists() and run["stage"] in STAGES:
         run_folder = checkpoint_dir(run["stage"]) / run["tag"]  # of a copy the records are at home
     records = [r for r in read_metrics(run_folder) if r["step"] <= run["step"]]
@@ -205,16 +205,4 @@ def load_stage(folder: Path, assumed: Assumptions) -> StageRecord:
     ]
     if left_out := sum(map(len, records)) - sum(map(len, kept)):
         print0(f"{run_folder / METRICS}: left out {left_out} values that are not finite numbers")
-    place, config = (run["stage"], run["tag"], run["step"]), read_json(folder / "config.json")
-    return StageRecord(*place, run_folder, run, config, kept, assumed)
-
-
-def read_json(path: Path) -> dict:
-    """The file's object, {} without a file; CheckpointError for a damaged one."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON in UTF-8: {error}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} holds a {type(record).__name__}; expected an object")
-    return record
+    return StageRecord(run["stage"], run["tag"], run["step"], run_folder, run, config, kept)

@@ -98,9 +98,9 @@ def test_what_is_no_finite_number_is_left_out_with_a_line(name, capsys):
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
-    [("run.json", b"\xff\xfe", "no JSON in UTF-8"), ("run.json", b"[1]", "holds a list"),
-     ("run.json", b'{"stage": "base"}', "is missing, or names no stage, tag and step"),
-     ("config.json", b"{", "no JSON in UTF-8")],
+    [("run.json", b"\xff\xfe", "not JSON"), ("run.json", b"[1]", "does not name a stage"),
+     ("run.json", b'{"stage": "base"}', "does not name a stage"),
+     ("config.json", b"{", "not JSON")],
 )  # fmt: skip
 def test_records_that_are_damaged_are_told(file, content, said):
     folder = save(1)
