@@ -30,6 +30,7 @@ from nanochat.publishing import parity_texts
 from nanochat.publishing.export_files import CARD, COPIED, INDEX, PARITY, read_json
 
 TOLERANCE = 1e-4  # between logits, both computed in float32
+LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 NEW_TOKENS = 64
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -248,13 +249,14 @@ def check_logits(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
     check, largest, length = Check(), 0.0, native.config.sequence_len
     texts = parity_texts.texts()
     ids = [i for text in texts for i in [tokenizer.bos, *tokenizer.encode(text)]]
-    for start in range(0, len(ids), length):
-        row = torch.tensor([ids[start : start + length]], device=native.device)
-        difference = (theirs(row, use_cache=False).logits.float() - native(row)).abs()
-        worst = float(difference.max())
-        largest = max(largest, worst) if worst == worst else worst  # a NaN stays
-        text = tokenizer.decode(row[0].tolist())
-        check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
+    ids += [tokenizer.bos] * (-len(ids) % length)
+    rows = torch.tensor(ids, device=native.device).view(-1, length)  # (B, T)
+    for batch in rows.split(max(1, LOGITS_AT_ONCE // (length * native.config.vocab_size))):
+        difference = (theirs(batch, use_cache=False).logits.float() - native(batch)).abs()
+        for row, worst in zip(batch.tolist(), difference.amax((1, 2)).tolist(), strict=True):
+            largest = max(largest, worst) if worst == worst else worst  # a NaN stays
+            text = tokenizer.decode(row)
+            check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
     return check, {
         "positions": len(ids),
         "max_abs_difference": largest,
