@@ -71,16 +71,23 @@ def swap_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return halves.flip(1).reshape(rows, D)
 
 
+def normalised(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The weights in float32, the embedding's rows normalised: a model that computes the same."""
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    embedding = weights["model.embed_tokens.weight"]
+    scale = torch.rsqrt(embedding.square().mean(-1, keepdim=True) + config.rms_norm_eps)
+    return {**weights, "model.embed_tokens.weight": embedding * scale}
+
+
 def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
     """The weights in float32 under GGUF's names, as llama.cpp's apertus needs them."""
-    embedding = weights["model.embed_tokens.weight"].float()
-    scale = torch.rsqrt(embedding.square().mean(-1, keepdim=True) + config.rms_norm_eps)
+    weights = normalised(weights, config)
     ones = torch.ones(config.n_embd)
-    folded = {"token_embd.weight": embedding * scale, "output_norm.weight": ones}
-    folded["output.weight"] = weights["lm_head.weight"].float()
+    folded = {"token_embd.weight": weights["model.embed_tokens.weight"], "output_norm.weight": ones}
+    folded["output.weight"] = weights["lm_head.weight"]
     for layer in range(config.n_layer):
         for theirs, name in NAMES.items():
-            weight = weights[f"model.layers.{layer}.{theirs}.weight"].float()
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"]
             if name in ("attn_q", "attn_k"):
                 weight = swap_halves(weight, config.head_dim)
             folded[f"blk.{layer}.{name}.weight"] = weight
@@ -89,19 +96,6 @@ def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch
         for name in ("attn_q_norm", "attn_k_norm"):
             folded[f"blk.{layer}.{name}.weight"] = torch.ones(config.head_dim)
     return folded
-
-
-def unfold(folded: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The inverse of fold, except that embeddings stay normalised; the model computes the same."""
-    weights = {"model.embed_tokens.weight": folded["token_embd.weight"]}
-    weights["lm_head.weight"] = folded["output.weight"]
-    for layer in range(config.n_layer):
-        for theirs, name in NAMES.items():
-            weight = folded[f"blk.{layer}.{name}.weight"]
-            if name in ("attn_q", "attn_k"):
-                weight = swap_halves(weight, config.head_dim)
-            weights[f"model.layers.{layer}.{theirs}.weight"] = weight
-    return weights
 
 
 def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
@@ -125,12 +119,14 @@ def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGM
 def rounded_weights(
     weights: dict[str, torch.Tensor], config: GPTConfig, kind: str
 ) -> dict[str, torch.Tensor]:
-    """Native weights as the file holds them, to compare llama.cpp with."""
-    folded = {
+    """Native weights with the numbers that the file holds, to compare llama.cpp with.
+
+    Folding moves whole rows, and each row is rounded by itself.
+    """
+    return {
         name: torch.from_numpy(dequantize(*rounded(name, tensor, kind)).copy())
-        for name, tensor in fold(weights, config).items()
+        for name, tensor in normalised(weights, config).items()
     }
-    return unfold(folded, config)
 
 
 def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> None:

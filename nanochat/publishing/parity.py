@@ -30,6 +30,7 @@ from nanochat.publishing import parity_texts
 from nanochat.publishing.export_files import CARD, COPIED, INDEX, PARITY, read_json
 
 TOLERANCE = 1e-4  # between logits, both computed in float32
+LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 NEW_TOKENS = 64
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -188,14 +189,9 @@ def check_config(theirs, config, tokenizer) -> Check:
     """Every field that the checkpoint wrote, as transformers understood it."""
     check = Check()
     expected = hugging_face_config(config, tokenizer)
-    for name in ("architectures", "dtype", "rope_theta", "rope_parameters"):
-        expected.pop(name)
-    for name, value in expected.items():
-        check.same(f"config {name}", getattr(theirs.config, name, "absent"), value)
-    rope = getattr(theirs.config, "rope_parameters", None) or {}
-    theta = rope.get("rope_theta", getattr(theirs.config, "rope_theta", None))
-    kind = rope.get("rope_type", "default")
-    check.same("config rope", (kind, theta), ("default", config.rope_theta))
+    expected["dtype"] = torch.float32  # as it was loaded
+    for name in expected.keys() - {"rope_theta"}:  # in rope_parameters
+        check.same(f"config {name}", getattr(theirs.config, name, "absent"), expected[name])
     for name, value in generation_config(tokenizer).items():
         found = getattr(theirs.generation_config, name)
         check.same(f"generation config {name}", found, value)
@@ -253,13 +249,14 @@ def check_logits(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
     check, largest, length = Check(), 0.0, native.config.sequence_len
     texts = parity_texts.texts()
     ids = [i for text in texts for i in [tokenizer.bos, *tokenizer.encode(text)]]
-    for start in range(0, len(ids), length):
-        row = torch.tensor([ids[start : start + length]], device=native.device)
-        difference = (theirs(row, use_cache=False).logits.float() - native(row)).abs()
-        worst = float(difference.max())
-        largest = max(largest, worst) if worst == worst else worst  # a NaN stays
-        text = tokenizer.decode(row[0].tolist())
-        check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
+    ids += [tokenizer.bos] * (-len(ids) % length)
+    rows = torch.tensor(ids, device=native.device).view(-1, length)  # (B, T)
+    for batch in rows.split(max(1, LOGITS_AT_ONCE // (length * native.config.vocab_size))):
+        difference = (theirs(batch, use_cache=False).logits.float() - native(batch)).abs()
+        for row, worst in zip(batch.tolist(), difference.amax((1, 2)).tolist(), strict=True):
+            largest = max(largest, worst) if worst == worst else worst  # a NaN stays
+            text = tokenizer.decode(row)
+            check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
     return check, {
         "positions": len(ids),
         "max_abs_difference": largest,
@@ -271,10 +268,10 @@ def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
     """Greedy continuations of eight prompts by transformers' generate(), with its cache.
 
     Each token must be the one that the native model, without a cache, finds likeliest after the
-    same tokens. One whose logit is within twice the tolerance of the likeliest's counts as a
-    near-tie. Stop ids are left out, so that all continuations have 64 tokens.
+    same tokens, within twice the tolerance of logits. Stop ids are left out, so that all
+    continuations have 64 tokens.
     """
-    check, near_ties, tokens = Check(), 0, 0
+    check, tokens = Check(), 0
     lines = parity_texts.written()["sentences"][:4]
     chats = [[{"role": "user", "content": text}] for text in lines]
     prompts = [render_for_completion({"messages": chat}, tokenizer) for chat in chats]
@@ -292,13 +289,12 @@ def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
         logits = native(row[:, :-1])[0, len(prompt) - 1 :]  # (count, V)
         logits[:, list(stop_ids(tokenizer))] = -torch.inf
         behind = logits.amax(-1) - logits.gather(-1, chosen[:, None])[:, 0]
-        near_ties += int(((behind > 0) & (behind <= 2 * TOLERANCE)).sum())
         tokens += len(chosen)
         worst = float(behind.max())
         texts = f"{tokenizer.decode(prompt)!r} by {tokenizer.decode(chosen.tolist())!r}"
         agrees = len(chosen) == count and worst <= 2 * TOLERANCE
         check.same(f"continuation of {texts}, a token {worst:.3g} behind", agrees, True)
-    return check, {"prompts": len(prompts), "tokens": tokens, "near_ties": near_ties}
+    return check, {"prompts": len(prompts), "tokens": tokens}
 
 
 if __name__ == "__main__":
