@@ -33,13 +33,11 @@ TOOL_WAIT = 0.05  # seconds to wait for a tool's result where there is nothing e
 
 
 class Engine:
-    """Generates from a model, by a copy of its weights in compute dtype, which `refresh` brings up
-    to date. Used by one thread.
+    """Generates from a copy of a model's weights in compute dtype. Used by one thread.
 
-    `tool` gets the text of a tool call and returns the text of its result; it runs in threads of
-    its own. `max_batch` requests run at once, the others wait. A step reads at most `chunk` tokens
-    of prompts (default: 2,048 on CUDA, else 256). `graphs`: on CUDA, a step that reads no prompt is
-    a captured graph.
+    tool: text of a tool call -> text of its result; runs in threads of its own. max_batch: requests
+    that run at once; the others wait. chunk: tokens of prompts that a step may read (default: 2,048
+    on CUDA, else 256). graphs: on CUDA, a step that reads no prompt is a captured graph.
 
     Example: Engine(model, tokenizer).complete([tokenizer.encode("<|bos|>The sky is")],
     max_tokens=8) == [[" blue ..."]]
@@ -70,8 +68,8 @@ class Engine:
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
     def refresh(self) -> None:
-        """Copies the model's present weights into the engine's, in place. What is cached is
-        forgotten; requests under way go on with the new weights."""
+        """Takes the model's present weights, in place, and forgets what is cached; requests under
+        way go on with the new weights."""
         self.fused.refresh()
         self.scheduler.forget()
 
@@ -79,16 +77,16 @@ class Engine:
 
     def add(self, request: Request) -> int:
         """Takes a request in and returns its id. Raises ConfigError for one that is impossible."""
-        request.check(self.model.config.sequence_len, self.model.config.vocab_size)
-        id = next(self._ids)
-        answer = RequestState(id, request, self.tokenizer, self.model.config.sequence_len)
+        config, id = self.model.config, next(self._ids)
+        request.check(config.sequence_len, config.vocab_size)
+        answer = RequestState(id, request, self.tokenizer, config.sequence_len)
         self._answers[id] = answer
         self.scheduler.add(answer.sequence)
         return id
 
     def cancel(self, id: int) -> None:
-        """Ends a request at once: its slot is free for the next step, which also returns its last
-        output. Does nothing to a request that has ended."""
+        """Ends a request, unless it has ended: the next step may use its slot, and returns its last
+        output."""
         if id in self._answers:
             self._early.append(self._answers[id].end("cancelled"))
             self._remove(id)
@@ -121,8 +119,7 @@ class Engine:
         return outputs
 
     def stats(self, seconds: float = 10.0) -> dict[str, float]:
-        """How busy the engine is, and what it has done; tokens_per_second over the last
-        `seconds`."""
+        """What the engine does and has done; tokens_per_second over the last `seconds`."""
         now = time.monotonic()
         recent = [tokens for when, tokens in self._steps if when > now - seconds]
         return {
@@ -157,25 +154,22 @@ class Engine:
         A sample ends before a stop id (default: <|assistant_end|>, <|bos|>), after max_tokens, or
         when prompt and answer fill the context. `forced` marks the ids of a tool's result, which
         count as tokens. The noise of a token depends on (seed, sample_index, its place in the
-        answer) alone. At most `max_batch` rows run at once; `on_end` is called after each. Raises
-        ConfigError for a prompt that is empty or leaves no room in the context.
+        answer) alone. At most `max_batch` rows run at once; `on_end` is called after each.
         """
         for name, value in {"num_samples": num_samples, "max_batch": max_batch}.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; choose at least 1")
         params = SamplingParams(temperature, top_k, top_p, seed)
-        stop = None if stop is None else tuple(stop)
-        config = self.model.config
-        for i, prompt in enumerate(prompts):
-            request = Request(prompt, max_tokens, params)
-            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
-        requests = (
+        stop, config = None if stop is None else tuple(stop), self.model.config
+        requests = [
             (i, s, Request(prompt, max_tokens, params, s, stop))
             for i, prompt in enumerate(prompts)
             for s in range(num_samples)
-        )
+        ]
+        for i, _, request in requests:
+            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
         # subtle: a generator would check nothing before its first token is asked for
-        return self._loop(requests, min(max_batch, max(1, len(prompts) * num_samples)), on_end)
+        return self._loop(iter(requests), min(max_batch, max(1, len(requests))), on_end)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], *, num_samples: int = 1, **options
@@ -188,8 +182,7 @@ class Engine:
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(B, V) float32: the logits after the last token of each prompt; prompts of any lengths in
-        one pass, which leaves the cache alone."""
+        """(B, V) float32: the logits after each prompt, in one pass that leaves the cache alone."""
         spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
         batch = AttentionBatch.of_spans(spans, self.model.config, self.fused.device)
         return self._logits([id for prompt in prompts for id in prompt], batch, batch.last_rows)
@@ -221,7 +214,7 @@ class Engine:
     # ------------------------------------------------------------ inside a step
 
     def _compute(self, scheduled: ScheduledStep) -> tuple[list[int], torch.Tensor]:
-        """The chosen token, and the logits (B, V), after each chunk that is its sequence's last."""
+        """The next token, and its logits (B, V), of each sequence whose last chunk is computed."""
         chunks, config = scheduled.chunks, self.model.config
         if self.graphs is None:
             slots = max(*(c.slot for c in chunks), *(copy.target for copy in scheduled.copies), 0)
@@ -263,8 +256,8 @@ class Engine:
     def _append(
         self, answer: RequestState, token: int, logits: torch.Tensor | None = None
     ) -> TokenOutput:
-        """The output for an answer's next token, drawn from logits (V,), or forced without. Unless
-        it is the last, the scheduler gets it, and a tool runs if it completes a call."""
+        """The output for an answer's next token, drawn from logits (V,), or forced without. If it
+        completes a tool call, the tool is started."""
         wanted = answer.request.logprobs
         asked = wanted is not None and logits is not None
         of_model = logprobs(logits, token, wanted) if asked else (None, ())
@@ -280,8 +273,8 @@ class Engine:
         return output
 
     def _collect_tool_results(self, wait_for_one: bool) -> list[TokenOutput]:
-        """The forced tokens of the tools that have answered; `wait_for_one`: waits a moment for one
-        where no sequence could do anything else."""
+        """The forced tokens of the tools that have answered; `wait_for_one` waits a moment where no
+        sequence can go on."""
         scheduler, special = self.scheduler, self.tokenizer.special
         full = len(scheduler.running) == len(scheduler.slots)
         idle = all(s.paused for s in scheduler.running) and (full or not scheduler.waiting)

@@ -68,7 +68,7 @@ def tokens(events: list[TokenOutput]) -> list[int]:
 # ---------------------------------------------------------------- the slow twins
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_requests_that_join_and_leave_at_random_equal_the_naive_generator(tokenizer, seed):
     chance = random.Random(seed)
     model = random_model()
@@ -115,11 +115,12 @@ def test_logits_are_the_same_alone_and_in_a_crowd(tokenizer):
     model = random_model()
     model.compute_dtype = torch.bfloat16
     tolerance = 0.25
-    prompts = [[7 * i % 256, 5, 6] * (1 + i % 4) for i in range(10)]
-    asked = [Request(one, 20, GREEDY, stop=(), logprobs=2, tools=False) for one in prompts]
+    prompts = [[7 * i % 256, 5, 6] * (1 + i % 4) for i in range(6)]
+    asked = [Request(one, 12, GREEDY, stop=(), logprobs=2, tools=False) for one in prompts]
     crowd = run(Engine(model, tokenizer, chunk=5), *asked)
+    engine = Engine(model, tokenizer, max_batch=1)
     for request, together in zip(asked, crowd, strict=True):
-        [alone] = run(Engine(model, tokenizer), request)
+        [alone] = run(engine, request)
         for one, other in zip(alone, together, strict=True):
             (_, best), (_, second) = one.top_logprobs
             if one.token != other.token:  # then they are no longer comparable

@@ -34,45 +34,37 @@ class FusedModel:
     def __init__(self, model: GPT):
         self.master, self.config = model, model.config
         self.dtype, self.device = model.compute_dtype, model.device
-        trunk = model.model
-        self.embedding = self._like(trunk.embed_tokens.weight)
-        self.head = self._like(model.lm_head.weight)
-        self.layers = [
-            Layer(
-                torch.cat([self._like(p.weight) for p in self._projections(block)]),
-                self._like(block.self_attn.o_proj.weight),
-                self._like(block.mlp.fc1.weight),
-                self._like(block.mlp.fc2.weight),
-            )
-            for block in trunk.layers
-        ]
+        own = []
+        for weights in self._masters():
+            cast = [weight.detach().to(self.dtype) for weight in weights]
+            own.append(torch.cat(cast) if len(cast) > 1 else cast[0])
+        self.embedding, self.head, *matrices = own
+        self.layers = [Layer(*matrices[i : i + 4]) for i in range(0, len(matrices), 4)]
         places = torch.arange(self.config.sequence_len + 1, device=self.device)
         cos, sin = rotary_tables(places, self.config.head_dim, self.config.rope_theta)
         # (S, 1, K): y = x cos + (x2, x1) sin with both halves of y in one go
         self.cos = torch.cat([cos, cos], dim=-1)[:, None]
         self.sin = torch.cat([sin, -sin], dim=-1)[:, None]
 
-    @staticmethod
-    def _projections(block):
-        return block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
-
-    def _like(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.detach().to(self.dtype)
+    def _masters(self) -> list[list[torch.Tensor]]:
+        """The GPT's weights, by the matrix here that holds them."""
+        trunk = self.master.model
+        masters = [[trunk.embed_tokens.weight], [self.master.lm_head.weight]]
+        for block in trunk.layers:
+            attention, mlp = block.self_attn, block.mlp
+            qkv = attention.q_proj, attention.k_proj, attention.v_proj
+            masters += [[projection.weight for projection in qkv], [attention.o_proj.weight]]
+            masters += [[mlp.fc1.weight], [mlp.fc2.weight]]
+        return masters
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the GPT's present weights into the copies, in place."""
-        trunk = self.master.model
-        pairs = [(self.embedding, trunk.embed_tokens), (self.head, self.master.lm_head)]
-        for layer, block in zip(self.layers, trunk.layers, strict=True):
-            projections = self._projections(block)
-            parts = layer.qkv.split([p.weight.shape[0] for p in projections])
-            pairs += zip(parts, projections, strict=True)
-            pairs += [(layer.o, block.self_attn.o_proj)]
-            pairs += [(layer.fc1, block.mlp.fc1), (layer.fc2, block.mlp.fc2)]
-        for mine, theirs in pairs:
-            if mine.data_ptr() != theirs.weight.data_ptr():
-                mine.copy_(theirs.weight)
+        """Copies the GPT's present weights into those here, in place."""
+        own = [self.embedding, self.head, *(matrix for layer in self.layers for matrix in layer)]
+        for matrix, weights in zip(own, self._masters(), strict=True):
+            for part, weight in zip(matrix.split([len(w) for w in weights]), weights, strict=True):
+                if part.data_ptr() != weight.data_ptr():
+                    part.copy_(weight)
 
     def bytes_per_token(self) -> int:
         """Bytes of weights that a token's computation reads: all but the embedding table."""

@@ -13,11 +13,8 @@ MOST_LOGPROBS = 100
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how.
-
-    stop: ids that end the answer and are no part of it, by default <|assistant_end|> and <|bos|>.
-    logprobs: how many alternatives to name at each token.
-    """
+    """What to continue, and how. stop: ids that end the answer and are no part of it (default:
+    <|assistant_end|> and <|bos|>). logprobs: how many alternatives to name at each token."""
 
     prompt: list[int]
     max_tokens: int

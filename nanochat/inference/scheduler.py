@@ -209,17 +209,14 @@ class Scheduler:
         """The slot whose tokens, or tokens to be, begin most like the sequence, and how many they
         share; without the last token, whose logits are needed. Of equal ones, a free slot."""
         wanted = sequence.tokens[:-1]
-        best, longest = None, self.share - 1
-        for slot in self.slots:
-            owner = slot.owner
+        lengths = [
+            (slot, common_prefix(slot.held if slot.owner is None else slot.owner.tokens, wanted))
+            for slot in self.slots
             # subtle: only earlier owners, else two sequences could wait for each other
-            if owner is not None and sequence.serial and owner.serial >= sequence.serial:
-                continue
-            length = common_prefix(slot.held if owner is None else owner.tokens, wanted)
-            free_instead = best is not None and best.owner is not None and owner is None
-            if length > longest or (length == longest and free_instead):
-                best, longest = slot, length
-        return best, longest
+            if slot.owner is None or not sequence.serial or slot.owner.serial < sequence.serial
+        ]
+        best = max(lengths, key=lambda pair: (pair[1], pair[0].owner is None), default=(None, 0))
+        return best if best[1] >= self.share else (None, 0)
 
     def _reuse(
         self, sequence: Sequence, source: Slot | None, length: int, copies: list[Copy]

@@ -64,7 +64,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(actions, max_size=60),
     st.integers(1, 4),
