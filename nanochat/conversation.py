@@ -152,8 +152,7 @@ def segments(conversation: dict) -> list[Segment]:
         elif message["role"] == "user":
             text = system + "".join(text for _, text in parts)
             system = ""
-            out.append(Segment("<|user_start|>", True, 0))
-            out.append(Segment(text, False, 0))
+            out += [Segment("<|user_start|>", True, 0), Segment(text, False, 0)]
             out.append(Segment("<|user_end|>", True, 0))
         else:
             out.append(Segment("<|assistant_start|>", True, 0))
@@ -171,9 +170,8 @@ def segments(conversation: dict) -> list[Segment]:
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(ids, mask) of a valid conversation: ids begin with <|bos|>, mask is 1 where loss is taken.
 
-    That is on what the assistant says, its tool calls with their marks and the final
-    <|assistant_end|> included; not on what it is given: user turns, <|assistant_start|>, tool
-    output with its marks.
+    That is on what the assistant says, tool calls with their marks and <|assistant_end|> included;
+    not on what it is given: user turns, <|assistant_start|>, tool output with its marks.
     """
     ids: list[int] = []
     mask: list[int] = []
