@@ -1,9 +1,8 @@
 """Rows of ids from token shards, and endless batches of rows that one integer resumes.
 
-A source of rows has row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length
-(whether every row has max_length ids). Which row stands where is a pure function of (seed, epoch,
-shards): PackedRows for training on text and packed conversations, PaddedRows for fine-tuning with
-one conversation a row.
+Rows have row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length (whether every
+row has max_length ids). Their order is a pure function of (seed, epoch, shards). PackedRows are for
+text and midtraining, PaddedRows for fine-tuning, one conversation a row.
 """
 
 from collections import deque
@@ -158,7 +157,7 @@ class PaddedRows:
         if not len(self):
             raise DataError(
                 f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
-                f"tokens; expected at least one. Take longer rows, or look at the data"
+                f"tokens. Take longer rows, or look at the data"
             )
         self._epochs: dict[int, np.ndarray] = {}  # the orders that the step below needs
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -220,8 +219,8 @@ def batches(
         below = rows_per_step // at_once * at_once
         nearest = f"{below} or {below + at_once}" if below > 0 else f"{at_once}"
         raise ConfigError(
-            f"rows per step: found {rows_per_step}, expected a multiple of device batch size "
-            f"{device_batch_size} x {world_size} ranks = {at_once}. Nearest: {nearest}"
+            f"rows per step: found {rows_per_step}, expected a multiple of {device_batch_size} "
+            f"rows a device x {world_size} ranks = {at_once}. Nearest: {nearest}"
         )
 
     widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)

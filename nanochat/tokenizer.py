@@ -18,7 +18,7 @@ import numpy as np
 from nanochat.bpe import native, reference
 from nanochat.bpe.fallback import LibraryEncoder, refuse_ambiguous
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.tokenizer_json import VOCAB_MULTIPLE, read_parts, to_json, visible_merges
+from nanochat.bpe.tokenizer_json import VOCAB_MULTIPLE, Parts, read_parts, to_json, visible_merges
 from nanochat.common import ConfigError, DataError, print0, progress
 from nanochat.files import write_atomic
 
@@ -42,8 +42,7 @@ def check_vocab_size(vocab_size: int) -> None:
         nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
         raise ConfigError(
             f"vocabulary size {vocab_size} is not possible: it must be a multiple of "
-            f"{VOCAB_MULTIPLE} and at least {smallest}, to hold 256 bytes, {len(SPECIAL_TOKENS)} "
-            f"special tokens and some merges. Nearest: {nearest}"
+            f"{VOCAB_MULTIPLE} and at least {smallest}. Nearest: {nearest}"
         )
 
 
@@ -122,7 +121,7 @@ class Tokenizer:
     def to_json(self) -> str:
         """The text of tokenizer.json."""
         parts = self.split_pattern, self.merges, self._ids, self.special_ids, self.vocab_size
-        return to_json(*parts)
+        return to_json(Parts(*parts))
 
     def save(self, folder: Path | str, model_max_length: int | None = None) -> None:
         """Writes tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
@@ -189,10 +188,8 @@ class Tokenizer:
         ids = list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise DataError(
-                f"{wrong} is no id of this tokenizer, which has 0 to {self.vocab_size - 1}"
-                f"{'; -1 marks a target without loss' if wrong == -1 else ''}"
-            )
+            hint = "; -1 marks a target without loss" if wrong == -1 else ""
+            raise DataError(f"{wrong} is no id: they go from 0 to {self.vocab_size - 1}{hint}")
         return b"".join([self._bytes[token_id] for token_id in ids])
 
     def decode(self, ids: Iterable[int]) -> str:

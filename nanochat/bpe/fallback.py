@@ -64,25 +64,23 @@ snake_case camelCase HTMLParser CONSTANT __init__ a==b!=c {[(<>)]} #$%&@ x=-1 //
 
 
 def refuse_ambiguous(pattern: str) -> None:
-    """ConfigError unless `tokenizers`, which reads tokenizer.json elsewhere, splits as we do.
+    """ConfigError unless `tokenizers` splits as we do, which reads tokenizer.json elsewhere.
 
     Its regular expressions are Oniguruma's, ours those of the package regex: `{1,3}+` is possessive
-    in one of them alone. Tried on PROBES, so a rare character may still be split in two ways.
+    in one of them alone. Only PROBES are tried.
     """
     splitter = Splitter(pattern)
     try:
         split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     except Exception as error:  # the package raises nothing narrower
         raise ConfigError(
-            f"split pattern {pattern!r}: the package tokenizers, by which others load a tokenizer, "
-            f"does not take it: {error}"
+            f"split pattern {pattern!r}: the package tokenizers does not take it: {error}"
         ) from error
     for probe in [*PROBES.splitlines(), PROBES, ""]:
         theirs = [piece.encode() for piece, _ in split.pre_tokenize_str(probe)]
         if (ours := splitter.pieces(probe)) != theirs:
             differing = next((p for p in zip(ours, theirs, strict=False) if p[0] != p[1]), None)
             raise ConfigError(
-                f"split pattern {pattern!r} means two things: in {probe!r:.60} the package regex "
-                f"and the package tokenizers, by which others load a tokenizer, cut differently: "
-                f"{differing}. Write it so that both agree"
+                f"split pattern {pattern!r} means two things: the packages regex and tokenizers "
+                f"cut {probe!r:.60} differently, {differing}. Write it so that both agree"
             )

@@ -69,7 +69,7 @@ class Core:
 
 
 class Owned:
-    """What the core made, freed when nothing refers to it any more; passed to it as a pointer.
+    """A pointer to what the core made, freed when nothing refers to it any more.
 
     subtle: a thread may be at work with it after its caller was interrupted, or while the
     interpreter ends. That thread's reference keeps it, and at the end it is not freed.
@@ -81,11 +81,8 @@ class Owned:
 
 
 def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
-    """core.cpp, compiled at first use; None where Python has to do the work.
-
-    That is for another pattern, with NANOCHAT_BPE=python, and without a compiler; a line says so.
-    Raises ConfigError for another value of the variable.
-    """
+    """core.cpp, compiled at first use; None where Python has to do the work: for another pattern,
+    and, after a line that says so, with NANOCHAT_BPE=python or without a compiler."""
     if split_pattern != SPLIT_PATTERN:
         return None
     wanted = os.environ.get("NANOCHAT_BPE", "")
@@ -108,7 +105,7 @@ def _core(wanted: str, compiler: str | None) -> Core | None:
 
 
 class Batch:
-    """n texts as the core takes them; its arguments are their addresses, lengths and number.
+    """Texts as the core takes them: addresses, lengths in bytes and their number.
 
     subtle: a long ASCII string, which is UTF-8 already, is read where it lies. Of any other string
     PyUnicode_AsUTF8 would keep a copy as long as it lives.
@@ -164,15 +161,7 @@ def usable_processors() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-# ---------------------------------------------------------------- what it does
-
-
-def split(core: Core, text: str) -> list[bytes]:
-    """A text's pieces by SPLIT_PATTERN: the scanner, to be held against Splitter.pieces."""
-    data = as_bytes(text)
-    ends = np.empty(len(data), np.int64)
-    ends = ends[: core.split(data, len(data), ends.ctypes.data)].tolist()
-    return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+# ---------------------------------------------------------------- training and encoding
 
 
 def train(

@@ -2,8 +2,7 @@
 
 Text is cut into pieces (pieces.py), a piece into its bytes, ids 0..255. Training repeats one step:
 find the pair of neighbouring ids that occurs most often and give it the next free id. Encoding
-repeats those steps on a piece in the same order. core.cpp does the same, only faster, and the tests
-hold it to what stands here.
+repeats those steps on a piece in the same order. core.cpp is the same, only faster, as tests prove.
 """
 
 from collections import Counter, defaultdict

@@ -29,32 +29,36 @@ def visible_merges(merges: Sequence[tuple[bytes, bytes]]) -> list[list[str]]:
     return [["".join(alphabet[byte] for byte in part) for part in pair] for pair in merges]
 
 
-def to_json(
-    split_pattern: str,
-    merges: Sequence[tuple[bytes, bytes]],
-    ids: dict[bytes, int],
-    special_ids: dict[str, int],
-    vocab_size: int,
-) -> str:
+class Parts(NamedTuple):
+    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
+
+    split_pattern: str
+    merges: list[tuple[bytes, bytes]]
+    ids: dict[bytes, int]
+    special_ids: dict[str, int]
+    vocab_size: int
+
+
+def to_json(parts: Parts) -> str:
     """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first.
 
     Every id below vocab_size gets a name, so that no reader finds holes.
     """
     alphabet = byte_alphabet()
     # subtle: no real token's name holds a space, so these names collide with none.
-    names = [f"<|unused {token_id}|>" for token_id in range(vocab_size)]
-    for token, token_id in ids.items():
+    names = [f"<|unused {token_id}|>" for token_id in range(parts.vocab_size)]
+    for token, token_id in parts.ids.items():
         names[token_id] = "".join(alphabet[byte] for byte in token)
-    specials = sorted((token_id, name) for name, token_id in special_ids.items())
-    special_numbers = set(special_ids.values())
+    specials = sorted((token_id, name) for name, token_id in parts.special_ids.items())
+    special_numbers = set(parts.special_ids.values())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     byte_level |= {"trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": split_pattern}}
+    split = {"type": "Split", "pattern": {"Regex": parts.split_pattern}}
     split |= {"behavior": "Isolated", "invert": False}
     bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
     first, second = ({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))
-    bos_ids = {"id": "<|bos|>", "ids": [special_ids["<|bos|>"]], "tokens": ["<|bos|>"]}
+    bos_ids = {"id": "<|bos|>", "ids": [parts.special_ids["<|bos|>"]], "tokens": ["<|bos|>"]}
     document = {
         "version": "1.0",
         "truncation": None,
@@ -82,47 +86,10 @@ def to_json(
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {name: i for i, name in enumerate(names) if i not in special_numbers},
-            "merges": visible_merges(merges),
+            "merges": visible_merges(parts.merges),
         },
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-
-
-def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merge that made each token of more than one byte, in order of rank.
-
-    tiktoken joins the neighbours whose joined bytes have the lowest rank, so the merge of a token
-    is what is left of its bytes when all joins of lower rank are made. Raises DataError for a token
-    that no merge of two others makes.
-
-    Example: merges_of_ranks({b"a": 0, b"b": 1, b"ab": 2, b"aba": 3}) == [(b"a", b"b"),
-    (b"ab", b"a")]
-    """
-    never = max(ranks.values()) + 1
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            joined = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:], strict=False)]
-            first = min(range(len(joined)), key=joined.__getitem__)
-            if joined[first] >= rank:
-                break
-            parts[first : first + 2] = [parts[first] + parts[first + 1]]
-        if len(parts) == 2 and all(part in ranks for part in parts):
-            merges.append((parts[0], parts[1]))
-        elif len(parts) > 1:
-            raise DataError(f"token {token!r} of rank {rank} is not made by a merge of two others")
-    return merges
-
-
-class Parts(NamedTuple):
-    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
-
-    split_pattern: str
-    merges: list[tuple[bytes, bytes]]
-    ids: dict[bytes, int]
-    special_ids: dict[str, int]
-    vocab_size: int
 
 
 def read_parts(path: Path) -> Parts:

@@ -130,8 +130,8 @@ def hold_out(rows: Iterable, held_out: bool) -> Iterator:
 class Shard:
     """A piece of a source.
 
-    fetch() makes it local, and returns the file if it is one; read() yields its texts, None for a
-    row without text. counts holds what the last texts() came across.
+    fetch() downloads it, if need be; read() yields its texts, None for a row without text; counts
+    holds what the last texts() came across.
     """
 
     name: str
@@ -152,8 +152,7 @@ class Shard:
             yield text
         if self.counts and not self.counts["documents"]:
             raise DataError(
-                f"{self.name}: none of its {self.counts.total():,} rows has text. Expected a "
-                f"column `text` that holds strings"
+                f"{self.name}: none of its {self.counts.total():,} rows has text in a column `text`"
             )
 
 
@@ -213,7 +212,7 @@ def digest(*parts: object) -> str:
 def hub_source(repo_id: str) -> Source:
     """The Parquet shards of a hub data set, the last for validation; fetched when they are read.
 
-    The list of them is kept, so that a run whose shards are on this disk needs no network.
+    Their list is kept: a run whose shards are on this disk needs no network.
     """
     listing = base_dir() / "hub_listings" / (repo_id.replace("/", "--") + ".json")
     if not listing.exists():

@@ -1,9 +1,8 @@
 """Text, tokenized once: flat ids with document offsets, in mapped files or in memory.
 
 A folder under $NANOCHAT_BASE_DIR/tokens is named after the source, the tokenizer's fingerprint and
-the data's. A shard there is NAME.uint16 (or .uint32: the ids), NAME.offsets.npy (written last: what
-has one is complete) and one plan for each row length, NAME.plan512.npy. Documents are stored
-without <|bos|>.
+the data's. A shard is NAME.uint16 or .uint32 (the ids, without <|bos|>), NAME.offsets.npy (written
+last: what has one is complete) and a plan for each row length, NAME.plan512.npy.
 """
 
 import contextlib
@@ -117,9 +116,8 @@ def tokenize_conversations(
 def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenShards:
     """Tokenizes the shards of a source that are not yet on disk, one by one, and opens them all.
 
-    Needs little memory whatever the source's size; a killed run continues at the first shard that
-    is missing. Under torchrun rank 0 does the work and the others wait (on several machines without
-    a common disk: one on each).
+    A killed run continues at the first shard that is missing. Under torchrun rank 0 does the work
+    and the others wait (on several machines without a common disk: one on each).
     """
     shards = source.shards(split)
     if not shards:
@@ -198,9 +196,8 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free "
-            f"some (a token takes {_dtype(tokenizer).itemsize} bytes), or point NANOCHAT_BASE_DIR "
-            f"at another disk; finished shards are kept"
+            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free some, "
+            f"or point NANOCHAT_BASE_DIR at another disk; finished shards are kept"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -3,7 +3,7 @@ variants, and tiktoken's ranks."""
 
 from pathlib import Path
 
-from nanochat.bpe.tokenizer_json import merges_of_ranks, read_parts
+from nanochat.bpe.tokenizer_json import read_parts
 from nanochat.common import DataError
 from nanochat.publishing.parity_texts import texts
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -29,6 +29,33 @@ def from_ranks(
             f"another model"
         )
     return Tokenizer(pattern, merges_of_ranks(ranks), ranks, special_ids, vocab_size)
+
+
+def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merge that made each token of more than one byte, in order of rank.
+
+    tiktoken joins the neighbours whose joined bytes have the lowest rank, so the merge of a token
+    is what is left of its bytes when all joins of lower rank are made. Raises DataError for a token
+    that no merge of two others makes.
+
+    Example: merges_of_ranks({b"a": 0, b"b": 1, b"ab": 2, b"aba": 3}) == [(b"a", b"b"),
+    (b"ab", b"a")]
+    """
+    never = max(ranks.values()) + 1
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            joined = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:], strict=False)]
+            first = min(range(len(joined)), key=joined.__getitem__)
+            if joined[first] >= rank:
+                break
+            parts[first : first + 2] = [parts[first] + parts[first + 1]]
+        if len(parts) == 2 and all(part in ranks for part in parts):
+            merges.append((parts[0], parts[1]))
+        elif len(parts) > 1:
+            raise DataError(f"token {token!r} of rank {rank} is not made by a merge of two others")
+    return merges
 
 
 def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from tiny_checkpoint import tiny_model, tiny_tokenizer
 
-from nanochat.bpe.tokenizer_json import merges_of_ranks
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import CheckpointError, DataError
 from nanochat.publishing.import_model import make_checkpoint, read_published
-from nanochat.publishing.import_tokenizer import from_ranks, read_tokenizer_json
+from nanochat.publishing.import_tokenizer import from_ranks, merges_of_ranks, read_tokenizer_json
 from nanochat.publishing.karpathy_checkpoint import (
     NAMES,
     read_karpathy_checkpoint,
