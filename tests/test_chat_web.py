@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -106,15 +107,16 @@ def test_answers_that_do_not_end_are_cut_off_when_the_time_is_up(checkpoint, mon
     statuses, texts = [], []
 
     def client():
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.1)
         body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 8})
         for key in ("", "Bearer sesame"):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
             headers = {"content-type": "application/json", "authorization": key}
-            for _ in range(1000):
-                with contextlib.suppress(ConnectionRefusedError):
-                    connection.request("POST", "/v1/chat/completions", body, headers)
-                    break
-                time.sleep(0.1)
+            connection.request("POST", "/v1/chat/completions", body, headers)
             response = connection.getresponse()
             statuses.append(response.status)
             texts.append(response.readline())
