@@ -27,7 +27,6 @@ from nanochat.gpt import soft_cap
 from nanochat.inference.calculator import evaluate
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams, sample, uniform
-from nanochat.inference.tool_calls import Tool
 
 # Names under which configurations keep the length of the context.
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -217,7 +216,7 @@ class TransformersEngine:
 
 
 def open_engine(
-    config, device: torch.device, tool: Tool = evaluate
+    config, device: torch.device, tool: Callable[[str], str] = evaluate
 ) -> tuple[Engine | TransformersEngine, Path, dict, dict | None]:
     """(engine, folder for its figures, {"stage", "step"}, its run's config) of the Hugging Face
     folder config.hf_path, which has no run, or else of the checkpoint that load_model finds by
