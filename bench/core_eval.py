@@ -28,7 +28,7 @@ from nanochat.evaluation.core_loglikelihood import Score, score
 from nanochat.evaluation.core_prompts import Example, make_examples, subsample
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import synchronize
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.tokenizer import Tokenizer
 
 
@@ -60,7 +60,7 @@ class Config:
 def score_plainly(model, examples: Sequence[Example], tokens_at_once: int = 0) -> list[list[Score]]:
     """The slow twin of `score`: one row at a time, logits after every token.
 
-    model: an InferenceModel, whose GPT is read instead, or a TransformersModel.
+    model: a FusedModel, whose GPT is read instead, or a TransformersModel.
     """
     model = getattr(model, "master", model)
     scores = []
@@ -85,7 +85,7 @@ def texts(bundle: Bundle, rows_per_task: int = 300) -> Iterator[str]:
             yield " ".join(str(value) for value in row.values())
 
 
-def make_model(config: Config, vocab_size: int, device: torch.device) -> InferenceModel:
+def make_model(config: Config, vocab_size: int, device: torch.device) -> FusedModel:
     """Random weights, also where training begins with zeros: verdicts shall differ by example."""
     sizes = {"head_dim": config.head_dim, "sequence_len": config.sequence_len}
     model = GPT(GPTConfig.from_depth(config.depth, vocab_size, **sizes)).to(device)
@@ -95,10 +95,10 @@ def make_model(config: Config, vocab_size: int, device: torch.device) -> Inferen
             noise = torch.randn(parameter.shape, generator=generator) * 0.03
             parameter.add_(noise.to(device))
     model.compute_dtype = choose_dtype(device)[0]
-    return InferenceModel(model.to(model.compute_dtype))
+    return FusedModel(model.to(model.compute_dtype))
 
 
-def measure(task: CoreTask, rows, model: InferenceModel, tokenizer, config: Config) -> dict:
+def measure(task: CoreTask, rows, model: FusedModel, tokenizer, config: Config) -> dict:
     """One line of the table: seconds of both programs, and how far their scores are apart."""
     rows = subsample(rows, config.max_per_task)
     examples = make_examples(task, rows, range(len(rows)), tokenizer, config.sequence_len)

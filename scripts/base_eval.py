@@ -115,7 +115,7 @@ def main(config: Config) -> None:
     if bundle:
         results = evaluate_core(
             bundle,
-            engine.fast,
+            engine.fused,
             engine.tokenizer,
             max_per_task=config.max_per_task,
             tokens_at_once=config.device_batch_size * engine.model.config.sequence_len,

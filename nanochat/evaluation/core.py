@@ -55,7 +55,7 @@ def evaluate_core_task(
     """A task's Result. The examples are dealt out to all ranks, and every rank gets the result.
 
     rows: the task's examples in the bundle's order; the solved examples before a question are
-    drawn from the rows that are measured. model: an InferenceModel or a TransformersModel.
+    drawn from the rows that are measured. model: a FusedModel or a TransformersModel.
 
     Raises ConfigError for a max_per_task below 1, DataError for losses that are NaN.
     """
@@ -89,7 +89,7 @@ def evaluate_core(bundle: Bundle, model, tokenizer, **options) -> list[Result]:
     """The Results of the bundle's tasks, each printed; options of evaluate_core_task. CORE itself
     is their `mean_centred`.
 
-    Example: evaluate_core(find_bundle(), engine.fast, tokenizer, max_per_task=500)
+    Example: evaluate_core(find_bundle(), engine.fused, tokenizer, max_per_task=500)
     """
     results = []
     for task in bundle.tasks():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from nanochat.evaluation.core_prompts import Example, Row, common_prefix
 from nanochat.evaluation.hf_baseline import TransformersModel
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import as_bias, round_up
 
 WORTH_SHARING = 8  # tokens; a shorter common beginning is read with each row
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 @torch.inference_mode()
 def score(
-    model: InferenceModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
+    model: FusedModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
 ) -> list[list[Score]]:
     """The Score of every row of every example. About `tokens_at_once` tokens are read at a time, on
     a CPU fewer. A TransformersModel reads each row whole.
@@ -82,7 +82,7 @@ def score(
     """
     if model.device.type == "cpu":
         tokens_at_once = min(tokens_at_once, TOKENS_AT_ONCE_ON_CPU)
-    can_share = isinstance(model, InferenceModel)
+    can_share = isinstance(model, FusedModel)
     jobs = [job for e, ex in enumerate(examples) for job in jobs_of(e, ex.rows, can_share)]
     scores = [[None] * len(example.rows) for example in examples]
     for batch in batches(jobs, tokens_at_once):
@@ -134,7 +134,7 @@ def padded(parts: Sequence[np.ndarray], width: int, value: int, device) -> torch
     return torch.from_numpy(table).to(device)
 
 
-def read(model: InferenceModel | TransformersModel, jobs: Sequence[Job]) -> torch.Tensor:
+def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Tensor:
     """(N, D): the features that predict the scored tokens of the jobs' rows, row after row."""
     B, device, context = len(jobs), model.device, model.config.sequence_len
     P, Q = (round_up(max(n), LENGTH_MULTIPLE) for n in zip(*(job[2:] for job in jobs), strict=True))

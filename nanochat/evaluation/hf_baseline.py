@@ -145,7 +145,7 @@ class TransformersEngine:
 
     def __init__(self, model: TransformersModel, tokenizer: TransformersTokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.fast = model  # what CORE reads of an Engine
+        self.fused = model  # what CORE reads of an Engine
 
     @torch.inference_mode()
     def complete(

@@ -25,7 +25,7 @@ from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score
 from nanochat.evaluation.core_prompts import make_examples, subsample
 from nanochat.evaluation.tasks import Result, mean_centred
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.log import read_metrics
 from scripts import base_eval
@@ -46,7 +46,7 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.train(["x"], 320)
 
 
-def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> InferenceModel:
+def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> FusedModel:
     """A model whose next byte depends on the last one alone: following[last][next] is its logit,
     the others are 0. Blocks add nothing, and the embedding tells every id apart."""
     shape = {"n_layer": 1, "n_embd": 320, "n_head": 5, "n_kv_head": 5, "head_dim": 64}
@@ -59,7 +59,7 @@ def model_that_prefers(following: dict[str, dict[str, float]], context=64) -> In
             for following_byte, logit in logits.items():
                 # the norm makes sqrt(320) of the embedding's 1
                 model.lm_head.weight[ord(following_byte), ord(last)] = logit / math.sqrt(320)
-    return InferenceModel(model)
+    return FusedModel(model)
 
 
 def right(task, rows, model, tokenizer):
@@ -204,14 +204,14 @@ def text_tokenizer() -> Tokenizer:
     return Tokenizer.train([f"{words} {words.lower()}: {words.upper()}.\n"] * 4, 512)
 
 
-def small_random_model(vocab_size, context) -> InferenceModel:
+def small_random_model(vocab_size, context) -> FusedModel:
     shape = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16}
     model = GPT(GPTConfig(**shape, vocab_size=vocab_size, sequence_len=context))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return InferenceModel(model)
+    return FusedModel(model)
 
 
 @pytest.mark.parametrize("context", [1024, 200])

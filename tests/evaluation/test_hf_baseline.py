@@ -17,7 +17,7 @@ from nanochat.evaluation.hf_baseline import (
     context_of,
     load_transformers,
 )
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -110,7 +110,7 @@ def test_our_checkpoint_scores_as_it_does_natively():
     ids = torch.randint(0, 320, (2, 30))
     torch.testing.assert_close(model(ids), mine(ids), rtol=1e-4, atol=1e-4)
     examples = some_examples(320, 64)
-    native, theirs = score(InferenceModel(mine), examples, 500), score(model, examples, 500)
+    native, theirs = score(FusedModel(mine), examples, 500), score(model, examples, 500)
     for a, b in zip(native, theirs, strict=True):
         np.testing.assert_allclose([s.loss for s in a], [s.loss for s in b], rtol=1e-4)
         assert [s.is_greedy for s in a] == [s.is_greedy for s in b]
