@@ -39,7 +39,7 @@ class PaddedRows:
     its keys and values, and mask (B, 1, T, P + T) says what a token sees; else attention is causal.
     """
 
-    singles = 0  # AttentionBatch: sequences of which a single token is read
+    kernel_rows = 0  # AttentionBatch: rows of which the C++ kernel does the attention
 
     def __init__(self, positions: torch.Tensor, before=None, mask=None, keep: bool = False):
         self.shape, self.tokens = positions.shape, positions.numel()
