@@ -3,9 +3,9 @@
     python -m bench.bpe                            packaged text, and the code of installed packages
     python -m bench.bpe --english DATA --megabytes 400
 
-DATA is what scripts.tok_train takes: a folder, a hub id, ... Needs the dev extra. Checks that
-merges and ids are equal, prints tables, writes bench/results/bpe-<machine>.json. Every training is
-a process of its own, so that its peak memory is known; that includes the texts.
+DATA is what scripts.tok_train takes: a folder, a hub id, ... Needs the dev extra, and Linux. Checks
+that merges and ids are equal, prints tables, writes bench/results/bpe-<machine>.json. Every
+training is a process of its own, so that its peak memory is known; that includes the texts.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from nanochat.bpe import encoder as bpe
+from nanochat.bpe import native
 from nanochat.bpe.pieces import SPLIT_PATTERN
 from nanochat.bpe.reference import token_bytes
 from nanochat.configurator import cli
@@ -58,62 +58,58 @@ class Config:
 # ---------------------------------------------------------------- texts
 
 
-def limited(texts: Iterator[str], megabytes: int) -> list[str]:
-    """The first texts, until there are so many million characters."""
-    found, size = [], 0
-    for text in texts:
-        found.append(text)
-        size += len(text)
-        if size >= megabytes * 1e6:
-            break
-    return found
-
-
 def code_texts(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         if path.suffix in CODE and path.is_file():
             yield path.read_text(encoding="utf-8", errors="replace")
 
 
-def store(folder: Path, config: Config) -> dict[str, tuple[Path, dict]]:
-    """Each kind of text as a Parquet file for the processes that measure, and what it holds."""
-    english = (t for shard in open_source(config.english).shards("train") for t in shard.texts())
-    code = code_texts(Path(config.code or sysconfig.get_path("purelib")))
-    stored = {}
-    for name, texts in (("english", english), ("code", code)):
-        start = time.perf_counter()
-        found = limited(texts, config.megabytes)
-        seconds = time.perf_counter() - start
-        path = folder / f"{name}.parquet"
-        table = pa.table({"text": pa.array(found, pa.large_string())})
-        pq.write_table(table, path, row_group_size=1000)
-        size = sum(len(text.encode()) for text in found)
-        stored[name] = path, {"texts": len(found), "bytes": size, "reading_seconds": seconds}
-        print(f"{name}: {len(found):,} texts, {size / 1e6:.1f} MB, read in {seconds:.2f} s")
-    return stored
+def up_to(texts: Iterator[str], chars: float) -> Iterator[str]:
+    """The first texts, until there are so many characters."""
+    while chars > 0 and (text := next(texts, None)) is not None:
+        chars -= len(text)
+        yield text
+
+
+def store(texts: Iterator[str], megabytes: int, path: Path) -> float:
+    """Writes texts to a Parquet file for the processes that measure; returns their megabytes."""
+    found = list(up_to(texts, megabytes * 1e6))
+    table = pa.table({"text": pa.array(found, pa.large_string())})
+    pq.write_table(table, path, row_group_size=1000)
+    size = sum(len(text.encode()) for text in found) / 1e6
+    print(f"{path.stem}: {len(found):,} texts, {size:.1f} MB")
+    return size
 
 
 def load(path: Path) -> list[str]:
     return pq.read_table(path)["text"].to_pylist()
 
 
+def on_threads(threads: int, function: Callable, *arguments):
+    """function(*arguments) in a process of its own, which may use so many processors."""
+    processors = sorted(os.sched_getaffinity(0))[:threads]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, os.sched_setaffinity, (0, processors)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 # ---------------------------------------------------------------- training
 
 
-def ours(texts: list[str], vocab_size: int, threads: int) -> list[bytes]:
-    return token_bytes(bpe.train(texts, vocab_size, num_threads=threads))
+def ours(texts: Iterator[str], vocab_size: int) -> list[bytes]:
+    return token_bytes(native.train(native.core(), texts, vocab_size - 256))
 
 
-def rustbpe(texts: list[str], vocab_size: int, threads: int) -> list[bytes]:
+def rustbpe(texts: Iterator[str], vocab_size: int) -> list[bytes]:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size, pattern=SPLIT_PATTERN)
+    trainer.train_from_iterator(texts, vocab_size, pattern=SPLIT_PATTERN)
     ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
     return [bytes(token) for token, _ in ranks]
 
 
-def tokenizers(texts: list[str], vocab_size: int, threads: int) -> list[bytes]:
+def tokenizers(texts: Iterator[str], vocab_size: int) -> list[bytes]:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     fast = Tokenizer(models.BPE())
@@ -124,67 +120,33 @@ def tokenizers(texts: list[str], vocab_size: int, threads: int) -> list[bytes]:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
     )
-    fast.train_from_iterator(iter(texts), trainer)
+    fast.train_from_iterator(texts, trainer)
     return []  # its ties go by another order, so its merges are not comparable
 
 
-def train_once(path: Path, train: Callable, vocab_size: int, threads: int) -> dict:
-    """Seconds, and this process's peak memory with the texts and after them; the tokens."""
-    bpe.train(["compile it"], 256)
+TRAINERS = {"nanochat": ours, "rustbpe": rustbpe, "tokenizers": tokenizers}
+
+
+def train_once(path: Path, package: str, vocab_size: int, chars: int | None = None) -> dict:
+    """Seconds, and this process's peak memory with the texts and after them; the tokens.
+
+    chars: the texts over and over, until there are so many; None: each once.
+    """
+    native.core()  # compiled before the clock starts
     texts = load(path)
-    before = peak_rss()
-    start = time.perf_counter()
-    tokens = train(texts, vocab_size, threads)
+    before, start = peak_rss(), time.perf_counter()
+    some = iter(texts) if chars is None else up_to(cycle(texts), chars)
+    tokens = TRAINERS[package](some, vocab_size)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_bytes": peak_rss(), "texts_bytes": before, "tokens": tokens}
 
 
-def train_arrow(path: Path, vocab_size: int, threads: int) -> dict:
-    """From the Parquet file's columns, one row group after another; reading is timed too."""
-    bpe.train(["compile it"], 256)
-    start = time.perf_counter()
-    with pq.ParquetFile(path) as file:
-        columns = (batch["text"] for batch in file.iter_batches(1000, columns=["text"]))
-        tokens = token_bytes(bpe.train(columns, vocab_size, num_threads=threads))
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_bytes": peak_rss(), "texts_bytes": 0, "tokens": tokens}
-
-
-def train_long(path: Path, vocab_size: int, threads: int, chars: int) -> dict:
-    """The texts over and over, until there are `chars` characters."""
-    bpe.train(["compile it"], 256)
-    texts = load(path)
-    before = peak_rss()
-
-    def repeated(left: int = chars) -> Iterator[str]:
-        for text in cycle(texts):
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                return
-
-    start = time.perf_counter()
-    bpe.train(repeated(), vocab_size, num_threads=threads)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_bytes": peak_rss(), "texts_bytes": before, "chars": chars}
-
-
-def apart(threads: int, function: Callable, *arguments) -> dict:
-    """function(*arguments) in a process of its own, which may use so many threads."""
-    os.environ.update(RAYON_NUM_THREADS=str(threads), RAYON_RS_NUM_THREADS=str(threads))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def measure_training(path: Path, megabytes: float, config: Config) -> list[dict]:
     """One row for each package and number of threads; the packages take turns."""
-    methods = {"nanochat": (train_once, ours), "nanochat, Arrow": (train_arrow,)}
-    methods |= {"rustbpe": (train_once, rustbpe), "tokenizers": (train_once, tokenizers)}
-    runs = {(name, threads): [] for threads in config.threads for name in methods}
+    runs = {(name, threads): [] for threads in config.threads for name in TRAINERS}
     for _ in range(config.repeats):
         for (name, threads), rows in runs.items():
-            function, *how = methods[name]
-            rows.append(apart(threads, function, path, *how, config.vocab_size, threads))
+            rows.append(on_threads(threads, train_once, path, name, config.vocab_size))
             print(f"training, {name}, {threads} threads: {rows[-1]['seconds']:.2f} s", flush=True)
     expected = next(iter(runs.values()))[0]["tokens"]
     found = []
@@ -206,40 +168,37 @@ def summary(package: str, threads: int, seconds: list[float], megabytes: float) 
 # ---------------------------------------------------------------- encoding
 
 
-def encode_all(path: Path, megabytes: float, config: Config) -> list[dict]:
+def measure_encoding(path: Path, megabytes: float, config: Config) -> list[dict]:
     """One row for each package and number of threads, all in this process; ids must be equal."""
     import tiktoken
 
-    texts = load(path)
-    merges = bpe.train(texts, config.vocab_size)
+    texts, core = load(path), native.core()
+    merges = native.train(core, texts, config.vocab_size - 256)
     dtype = np.uint16 if config.vocab_size <= 65536 else np.uint32
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    times = config.repeats * len(config.threads)
-    fresh = [bpe.Encoder(merges, dtype=dtype) for _ in range(times)]  # one that was used is faster
-    methods = {
-        "nanochat": lambda n: fresh.pop().encode_batch(texts, n),
-        "tiktoken": lambda n: other.encode_ordinary_batch(texts, num_threads=n),
-    }
-    runs = {(name, threads): [] for threads in config.threads for name in methods}
+    runs = {(name, n): [] for n in config.threads for name in ("nanochat", "tiktoken")}
     for _ in range(config.repeats):
         for (name, threads), seconds in runs.items():
+            fresh = native.NativeEncoder(core, merges, range(len(ranks)), dtype)  # a used one knows
             start = time.perf_counter()
-            found = methods[name](threads)
+            if name == "nanochat":
+                ids, offsets = fresh.encode_batch(texts, threads)
+            else:
+                found = other.encode_ordinary_batch(texts, num_threads=threads)
             seconds.append(time.perf_counter() - start)
             print(f"encoding, {name}, {threads} threads: {seconds[-1]:.2f} s", flush=True)
-            if name == "nanochat":
-                ids, offsets = found
-            elif len(seconds) == 1:
+            if name == "tiktoken" and len(seconds) == 1:
                 parts = enumerate(found)
                 assert all(np.array_equal(x, ids[offsets[i] : offsets[i + 1]]) for i, x in parts)
-            del found
     return [summary(*key, seconds, megabytes) for key, seconds in runs.items()]
 
 
 def time_one_text(path: Path, text: str) -> dict:
     """Microseconds of one call with a short text."""
-    encoder = bpe.Encoder(bpe.train(load(path)[:200], 8192))
+    core = native.core()
+    merges = native.train(core, load(path)[:200], 8192 - 256)
+    encoder = native.NativeEncoder(core, merges, range(256 + len(merges)), np.uint32)
     seconds = []
     for _ in range(5000):
         start = time.perf_counter()
@@ -252,7 +211,7 @@ def time_one_text(path: Path, text: str) -> dict:
 
 
 def print_rows(title: str, rows: list[dict]) -> None:
-    """A table; "faster" compares each package with nanochat at equal threads."""
+    """A table; "nanochat is" compares each package with nanochat at equal threads."""
     table = Table("package", "threads", "seconds", "MB/s", "nanochat is", "peak", title=title)
     mine = {row["threads"]: row["seconds"] for row in rows if row["package"] == "nanochat"}
     for row in rows:
@@ -267,8 +226,9 @@ def measure_long(path: Path, config: Config) -> list[dict]:
     """The long training, and one of a tenth, to show that memory stays flat."""
     threads, rows = max(config.threads), []
     for chars in (config.long_chars // 10, config.long_chars):
-        row = apart(threads, train_long, path, config.vocab_size, threads, chars)
-        rows.append({**row, "threads": threads})
+        row = on_threads(threads, train_once, path, "nanochat", config.vocab_size, chars)
+        del row["tokens"]
+        rows.append({**row, "chars": chars, "threads": threads})
         peak, before = row["peak_bytes"] / 2**20, row["texts_bytes"] / 2**20
         print(
             f"{chars:,} characters: {row['seconds']:.2f} s on {threads} threads, peak "
@@ -278,20 +238,24 @@ def measure_long(path: Path, config: Config) -> list[dict]:
 
 
 def main(config: Config) -> None:
-    report = {"corpora": {}, "training": {}, "encoding": {}}
+    report = {"megabytes": {}, "training": {}, "encoding": {}}
+    shards = open_source(config.english).shards("train")
+    texts = {
+        "english": (text for shard in shards for text in shard.texts()),
+        "code": code_texts(Path(config.code or sysconfig.get_path("purelib"))),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        stored = store(Path(folder), config)
-        for name, (path, corpus) in stored.items():
-            size = corpus["bytes"] / 1e6
+        paths = {name: Path(folder) / f"{name}.parquet" for name in texts}
+        for name, path in paths.items():
+            size = report["megabytes"][name] = store(texts[name], config.megabytes, path)
             title = f"{name}, {size:.1f} MB, vocabulary {config.vocab_size:,}"
-            report["corpora"][name] = corpus
             report["training"][name] = measure_training(path, size, config)
             print_rows(f"training: {title}", report["training"][name])
-            rows = apart(max(config.threads), encode_all, path, size, config)
+            rows = on_threads(max(config.threads), measure_encoding, path, size, config)
             report["encoding"][name] = rows
             print_rows(f"encoding: {title}", rows)
-        english = stored["english"][0]
-        report["one_text"] = apart(1, time_one_text, english, "Hello there, how are you?")
+        english = paths["english"]
+        report["one_text"] = on_threads(1, time_one_text, english, "Hello there, how are you?")
         print(f"one text: {report['one_text']}")
         if config.long_chars:
             report["long"] = measure_long(english, config)

@@ -3,9 +3,9 @@
     python -m bench.core_eval --bundle eval_bundle.zip
     python -m bench.core_eval --tasks copa,squad --max-per-task 10 --repeats 1
 
-A model of random weights; a tokenizer trained on the bundle's own text. Both programs do
-everything from rows to accuracy, in turns, task by task. Prints a table, how often their verdicts
-differ (compute dtype rounds), and writes bench/results/core_eval-<machine>.json.
+A model of random weights; a tokenizer trained on the bundle's own text. Both programs score the
+same token rows, in turns, task by task. Prints a table, how often their verdicts differ (compute
+dtype rounds), and writes bench/results/core_eval-<machine>.json.
 """
 
 import statistics
@@ -22,13 +22,13 @@ from rich.table import Table
 from bench.record import write_record
 from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
-from nanochat.evaluation.core import evaluate_core_task, is_right
-from nanochat.evaluation.core_bundle import Bundle, find_bundle
+from nanochat.evaluation.core import is_right
+from nanochat.evaluation.core_bundle import Bundle, CoreTask, find_bundle
 from nanochat.evaluation.core_loglikelihood import Score, score
-from nanochat.evaluation.core_prompts import Example, subsample
+from nanochat.evaluation.core_prompts import Example, make_examples, subsample
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import synchronize
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.tokenizer import Tokenizer
 
 
@@ -60,7 +60,7 @@ class Config:
 def score_plainly(model, examples: Sequence[Example], tokens_at_once: int = 0) -> list[list[Score]]:
     """The slow twin of `score`: one row at a time, logits after every token.
 
-    model: an InferenceModel, whose GPT is read instead, or a TransformersModel.
+    model: a FusedModel, whose GPT is read instead, or a TransformersModel.
     """
     model = getattr(model, "master", model)
     scores = []
@@ -85,7 +85,7 @@ def texts(bundle: Bundle, rows_per_task: int = 300) -> Iterator[str]:
             yield " ".join(str(value) for value in row.values())
 
 
-def make_model(config: Config, vocab_size: int, device: torch.device) -> InferenceModel:
+def make_model(config: Config, vocab_size: int, device: torch.device) -> FusedModel:
     """Random weights, also where training begins with zeros: verdicts shall differ by example."""
     sizes = {"head_dim": config.head_dim, "sequence_len": config.sequence_len}
     model = GPT(GPTConfig.from_depth(config.depth, vocab_size, **sizes)).to(device)
@@ -95,47 +95,27 @@ def make_model(config: Config, vocab_size: int, device: torch.device) -> Inferen
             noise = torch.randn(parameter.shape, generator=generator) * 0.03
             parameter.add_(noise.to(device))
     model.compute_dtype = choose_dtype(device)[0]
-    return InferenceModel(model.to(model.compute_dtype))
+    return FusedModel(model.to(model.compute_dtype))
 
 
-def measure(task, rows, model: InferenceModel, tokenizer: Tokenizer, config: Config) -> dict:
+def measure(task: CoreTask, rows, model: FusedModel, tokenizer, config: Config) -> dict:
     """One line of the table: seconds of both programs, and how far their scores are apart."""
+    rows = subsample(rows, config.max_per_task)
+    examples = make_examples(task, rows, range(len(rows)), tokenizer, config.sequence_len)
     seconds: dict[str, list[float]] = {name: [] for name in SCORERS}
-    found: dict[str, list] = {}
+    found: dict[str, list[list[Score]]] = {}
     for turn in range(config.repeats):
         for name in list(SCORERS)[:: 1 if turn % 2 else -1]:
-            found[name] = []
-
-            def remember(model, examples, tokens_at_once, name=name):
-                scores = SCORERS[name](model, examples, tokens_at_once)
-                found[name] += zip(examples, scores, strict=True)
-                return scores
-
             synchronize(model.device)
             start = time.perf_counter()
-            evaluate_core_task(
-                task,
-                rows,
-                model,
-                tokenizer,
-                max_per_task=config.max_per_task,
-                tokens_at_once=config.tokens_at_once,
-                scorer=remember,
-            )
+            found[name] = SCORERS[name](model, examples, config.tokens_at_once)
             synchronize(model.device)
             seconds[name].append(time.perf_counter() - start)
-    return summary(task, seconds, found)
-
-
-def summary(task, seconds: dict, found: dict) -> dict:
     pairs = list(zip(found["fast"], found["plain"], strict=True))
-    verdicts = [[is_right(task, ex.gold, scores) for ex, scores in pair] for pair in pairs]
-    apart = [
-        abs(a.loss - b.loss)
-        for (_, mine), (_, other) in pairs
-        for a, b in zip(mine, other, strict=True)
+    verdicts = [
+        [is_right(task, example.gold, scores) for scores in pair]
+        for example, pair in zip(examples, pairs, strict=True)
     ]
-    examples = [example for example, _ in found["fast"]]
     fast, plain = (statistics.median(seconds[name]) for name in ("fast", "plain"))
     return {
         "task": task.label,
@@ -147,7 +127,9 @@ def summary(task, seconds: dict, found: dict) -> dict:
         "ratio": plain / fast,
         "all_seconds": seconds,
         "verdicts_that_differ": sum(a != b for a, b in verdicts),
-        "largest_difference_of_losses": max(apart),
+        "largest_difference_of_losses": max(
+            abs(a.loss - b.loss) for mine, other in pairs for a, b in zip(mine, other, strict=True)
+        ),
     }
 
 

@@ -186,7 +186,7 @@ def bytes_per_step(engine: Engine, config: Config, streams: int) -> float:
     c = engine.model.config
     of_token = 2 * c.n_layer * c.n_kv_head * c.head_dim * engine.cache.dtype.itemsize
     cached = streams * (config.prompt_tokens + config.new_tokens / 2) * of_token
-    return engine.fast.bytes_per_token() + cached
+    return engine.fused.bytes_per_token() + cached
 
 
 # ---------------------------------------------------------------- turns and tables
@@ -206,7 +206,7 @@ def measure_all(config: Config, device: torch.device) -> tuple[list[dict], list[
             programs["Hugging Face generate", n] = lambda n=n: other(n)
     if llama := llama_cpp(config):
         programs["llama.cpp", 1] = lambda: llama(1)
-    buffer = torch.ones(engine.fast.bytes_per_token() // 4, device=device)
+    buffer = torch.ones(engine.fused.bytes_per_token() // 4, device=device)
     speeds = {key: [] for key in programs}
     bandwidths = []
     for turn in range(config.repeats + 1):  # the first warms up, and is not counted

@@ -207,7 +207,7 @@ def engine(sizes: Sizes) -> dict:
                 sizes.synchronize()
                 seconds = time.perf_counter() - start
             name = f"{'graphs' if graphs else 'eager'}, {streams} streams"
-            read = made.fast.bytes_per_token() * count / seconds / 1e9
+            read = made.fused.bytes_per_token() * count / seconds / 1e9
             found[name] = {
                 "tokens/s": round(streams * count / seconds, 1),
                 "weights read, share of bandwidth %": round(100 * read / bandwidth, 1),

@@ -33,10 +33,10 @@ def fused_adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weigh
 
 
 class NamedOptimizer(torch.optim.Optimizer):
-    """An optimizer whose state is full tensors by parameter name, as checkpoints keep it.
+    """An optimizer whose state is full tensors by parameter name, as in checkpoints.
 
-    groups: [{"params": {name: parameter}, "lr": ..., ...}]. Each group also remembers
-    "initial_lr", which schedules multiply. Subclasses name their state in STATE.
+    groups: [{"params": {name: parameter}, "lr": ..., ...}]. Each also gets "initial_lr", which
+    schedules multiply. Subclasses name their state in STATE.
     """
 
     STATE: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes what state_tensors gave; raises CheckpointError when names or shapes differ."""
+        """The inverse of state_tensors; raises CheckpointError when names or shapes differ."""
         own = self.state_tensors()
         if differing := sorted(own.keys() ^ tensors.keys()):
             raise CheckpointError(

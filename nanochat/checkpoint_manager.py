@@ -41,15 +41,12 @@ def prepare_checkpoint(
     state: dict,
     optimizers: dict | None = None,
 ) -> Callable[[], Path]:
-    """Takes the state of this moment, from a GPU as a copy in main memory; all ranks call it. The
-    result writes it and returns the folder, on rank 0, now or beside the next steps.
+    """Takes the present state, from a GPU as a copy in main memory; all ranks call it. The result
+    is for rank 0 alone, now or beside the next steps: it writes the checkpoint and returns its
+    folder. CheckpointError when that fails; earlier checkpoints stay whole.
 
     run: what describes the run (its config, parent checkpoint, data fingerprint, metrics). state:
-    what the loop needs to go on. See folder_texts for what is added to both. optimizers: {name:
-    optimizer with state_tensors()}, or None to leave them out.
-
-    Writing raises CheckpointError when the disk is full or not writable; earlier checkpoints stay
-    whole.
+    what the loop needs to continue. optimizers: {name: optimizer with state_tensors()}.
     """
     final = step_dir(stage, tag, step)
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -130,7 +127,7 @@ def load_model(
 
 
 def load_folder(path: Path, device, phase: str) -> tuple[GPT, Tokenizer, dict]:
-    """As load_model, of a folder whose files are verified already."""
+    """As load_model, of a verified folder."""
     weights, config, tokenizer, run = read_folder(path)
     device = torch.device(device)
     weights = {name: weights.pop(name).to(device, copy=True) for name in list(weights)}
@@ -141,14 +138,14 @@ def load_folder(path: Path, device, phase: str) -> tuple[GPT, Tokenizer, dict]:
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]:
-    """(weights by name on the CPU, config, tokenizer, run.json) of a folder, all files verified."""
+    """(weights by name on the CPU, config, tokenizer, run.json) of a folder, which is verified."""
     verify(path)
     return read_folder(Path(path))
 
 
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
-    """As load_checkpoint, of files already verified; CheckpointError when they do not fit each
-    other: the tokenizer of another run, or weights of another shape."""
+    """As load_checkpoint, of a verified folder; CheckpointError for the tokenizer of another run,
+    or weights of another shape."""
     config = from_hf(read_json(path / CONFIG))
     run = read_json(path / RUN)
     tokenizer = Tokenizer.load(path)
@@ -187,8 +184,8 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
 
 
 def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:
-    """(state.json, random generators, {optimizer name: {tensor name: tensor}}) of a folder whose
-    files are verified already; the last is {} when the optimizers were left out."""
+    """(state.json, random generators, {optimizer name: {tensor name: tensor}}) of a verified
+    folder; the last is {} when the optimizers were left out."""
     if not (path / RNG).is_file():
         raise CheckpointError(
             f"{path} has no {RNG}: it was imported, or saved by an earlier version, and cannot be "

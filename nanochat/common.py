@@ -1,4 +1,4 @@
-"""What every part stands on: device, dtype and ranks; errors; progress."""
+"""Errors, ranks, devices, dtypes and progress: what every part needs."""
 
 import atexit
 import contextlib
@@ -16,12 +16,11 @@ import torch.distributed as dist
 from nanochat.hardware import device_name
 
 T = TypeVar("T")
-# How long ranks wait for each other: rank 0 may be saving, another compiling.
-RANKS_WAIT = timedelta(hours=1)
+RANKS_WAIT = timedelta(hours=1)  # for each other: rank 0 may be saving, another compiling
 
 
 class NanochatError(Exception):
-    """Something that the user can cause, and mend: shown as its message, without a traceback."""
+    """What the user can cause, and mend: shown as its message, without a traceback."""
 
 
 class ConfigError(NanochatError):
@@ -69,40 +68,42 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(items: list) -> list:
-    """All ranks' items, on every rank, dealt back into the order that `items[rank::world_size]`
-    took them from."""
-    if rank_and_world()[1] == 1:
+    """All ranks' items, on every rank: the inverse of taking `items[rank::world_size]`."""
+    world = rank_and_world()[1]
+    if world == 1:
         return items
-    of_rank: list = [None] * rank_and_world()[1]
-    dist.all_gather_object(of_rank, items)
-    longest = max(len(part) for part in of_rank)
-    return [part[i] for i in range(longest) for part in of_rank if i < len(part)]
+    parts: list = [None] * world
+    dist.all_gather_object(parts, items)
+    whole = [None] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        whole[rank::world] = part
+    return whole
 
 
 def on_rank0(function: Callable[[], T]) -> T:
-    """What function() returns on rank 0, on every rank; an error there is raised on all of them.
+    """What function() returns, or raises, on rank 0, on every rank.
 
     For every decision that looks at the disk: ranks that look for themselves may disagree.
     """
     rank, world = rank_and_world()
     if world == 1:
         return function()
-    outcome = [None, None]
+    result, error = None, None
     if rank == 0:
         try:
-            outcome[0] = function()
-        except Exception as error:
-            outcome[1] = error if isinstance(error, NanochatError) else NanochatError(repr(error))
-            dist.broadcast_object_list(outcome, src=0)
-            raise  # as it was, with its traceback
+            result = function()
+        except Exception as raised:
+            error = raised
+    known = error if isinstance(error, NanochatError) else error and NanochatError(repr(error))
+    outcome = [result, known]
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if error or outcome[1]:
+        raise error or outcome[1]  # on rank 0 as it was, with its traceback
     return outcome[0]
 
 
 def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every rank holds the same bits, by their sums; tensors of 32-bit numbers."""
+    """Whether every rank holds the same bits, by their sums; for tensors of 32-bit numbers."""
     if rank_and_world()[1] == 1:
         return True
     sums = torch.stack([t.view(torch.int32).sum(dtype=torch.int64) for t in tensors])
@@ -119,7 +120,7 @@ def barrier() -> None:
 
 
 def pick_device_type(wanted: str = "auto") -> str:
-    """ "cuda", "mps" or "cpu": what was asked for, or the best that is there."""
+    """What was asked for, or the best of "cuda", "mps" and "cpu" that is there."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -130,9 +131,7 @@ def pick_device_type(wanted: str = "auto") -> str:
     if wanted not in available:
         raise ConfigError(f"device type {wanted!r} is unknown; choose one of auto, cuda, mps, cpu")
     if not available[wanted]:
-        raise ConfigError(
-            f"device type {wanted!r} was asked for, but PyTorch {torch.__version__} finds none here"
-        )
+        raise ConfigError(f"device type {wanted!r}: PyTorch {torch.__version__} finds none here")
     return wanted
 
 
@@ -212,10 +211,8 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def progress(
     description: str, total: int | None, unit: str = ""
 ) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n=1).
-
-    A bar on a terminal, a plain line every ten seconds in a log, nothing on ranks > 0.
-    """
+    """Yields advance(n=1): a bar on a terminal, a line every ten seconds in a log, nothing on ranks
+    other than 0."""
     if rank_and_world()[0] != 0:
         yield lambda n=1: None
     elif sys.stdout.isatty():
@@ -232,9 +229,7 @@ def progress(
             done += n
             if time.monotonic() - last > 10:
                 last = time.monotonic()
-                print(
-                    f"{description}: {done:,}{f' of {total:,}' if total else ''} {unit}".rstrip(),
-                    flush=True,
-                )
+                of_total = f" of {total:,}" if total else ""
+                print0(f"{description}: {done:,}{of_total} {unit}".rstrip())
 
         yield advance

@@ -35,8 +35,8 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminated_by_exception() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile. Not where another handler is set already; and not in a
-    rank of torchrun's, which may wait for another rank in C code and would not hear it."""
+    """SIGTERM raises Terminated meanwhile, unless another handler is set already, or this is one of
+    torchrun's ranks, which would not react while it waits for another in C code."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -46,7 +46,7 @@ def terminated_by_exception() -> Iterator[None]:
     def leave(number, frame):
         if os.getpid() == owner:
             raise Terminated(128 + number)
-        signal.signal(number, signal.SIG_DFL)  # a fork of ours, which has nothing to clean up
+        signal.signal(number, signal.SIG_DFL)  # a forked child has nothing to clean up
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, leave)
@@ -57,10 +57,8 @@ def terminated_by_exception() -> Iterator[None]:
 
 
 def cli(main: Callable[[Config], None], config_class: type[Config]) -> None:
-    """Runs `main` on the parsed flags; what the user can mend is told without a traceback.
-
-    Exits with 1 after such an error, 130 after Ctrl-C, 143 after SIGTERM.
-    """
+    """Runs `main` on the parsed flags. Exits with 1 after a NanochatError, which is printed without
+    a traceback, 130 after Ctrl-C, 143 after SIGTERM."""
     config = parse(config_class)
     try:
         with terminated_by_exception():

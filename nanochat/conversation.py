@@ -152,8 +152,7 @@ def segments(conversation: dict) -> list[Segment]:
         elif message["role"] == "user":
             text = system + "".join(text for _, text in parts)
             system = ""
-            out.append(Segment("<|user_start|>", True, 0))
-            out.append(Segment(text, False, 0))
+            out += [Segment("<|user_start|>", True, 0), Segment(text, False, 0)]
             out.append(Segment("<|user_end|>", True, 0))
         else:
             out.append(Segment("<|assistant_start|>", True, 0))
@@ -171,9 +170,8 @@ def segments(conversation: dict) -> list[Segment]:
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(ids, mask) of a valid conversation: ids begin with <|bos|>, mask is 1 where loss is taken.
 
-    That is on what the assistant says, its tool calls with their marks and the final
-    <|assistant_end|> included; not on what it is given: user turns, <|assistant_start|>, tool
-    output with its marks.
+    That is on what the assistant says, tool calls with their marks and <|assistant_end|> included;
+    not on what it is given: user turns, <|assistant_start|>, tool output with its marks.
     """
     ids: list[int] = []
     mask: list[int] = []
@@ -188,16 +186,13 @@ def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[in
 
 
 def render_batch(
-    conversations: Sequence[dict], tokenizer: Tokenizer, num_threads: int | None = None
+    conversations: Sequence[dict], tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """render() of N conversations in parallel: flat ids, int64 offsets (N + 1,), flat uint8 mask.
-
-    Conversation i is ids[offsets[i] : offsets[i + 1]].
-    """
+    """render() of N conversations: flat ids, int64 offsets (N + 1,), flat uint8 mask."""
     per_conversation = [segments(conversation) for conversation in conversations]
     flat = [segment for one in per_conversation for segment in one]
     text_ids, text_offsets = tokenizer.encode_ordinary_batch(
-        [s.text for s in flat if not s.special], num_threads
+        [s.text for s in flat if not s.special]
     )
     special = np.array([s.special for s in flat], dtype=bool)
     lengths = np.ones(len(flat), dtype=np.int64)
@@ -219,21 +214,6 @@ def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]
         messages = messages[:-1]
     ids, _ = render({"messages": messages}, tokenizer)
     return ids + [tokenizer.special("<|assistant_start|>")]
-
-
-def cut_at_turn(conversation: dict, tokenizer: Tokenizer, max_tokens: int) -> dict | None:
-    """The longest prefix of whole turns that renders to at most `max_tokens` ids; None if none
-    does.
-
-    A turn is a user message and the answer to it.
-    """
-    ids, _ = render(conversation, tokenizer)
-    num_turns = ids[:max_tokens].count(tokenizer.special("<|assistant_end|>"))
-    if num_turns == 0:
-        return None
-    messages = conversation["messages"]
-    num_system = int(messages[0]["role"] == "system")
-    return {**conversation, "messages": messages[: num_system + 2 * num_turns]}
 
 
 def prompt_ids(messages: list[dict], tokenizer: Tokenizer) -> list[int]:
@@ -259,8 +239,6 @@ def fit_turns(
 
     If `forget`, the oldest turns go until a quarter of the `context` is free, or until only the
     last is left; the system message stays. Raises ConfigError where no room for an answer is left.
-
-    Example: ids, forgotten = fit_turns([user, assistant, user], tokenizer, 2048)
     """
     system, turns = turns_of(messages)
     # subtle: the parts are measured apart, so that a long history is tokenized twice, not once a

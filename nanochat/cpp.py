@@ -1,8 +1,7 @@
 """C++ of ours, compiled at first use (some seconds) and kept under $NANOCHAT_BASE_DIR.
 
-A folder there is named after the sources, the compiler and the platform. It holds the library and
-its SHA-256, is made beside its place and renamed into it, so that several processes may compile at
-once: one wins, all use its library.
+A library is named after its sources, the compiler and the platform, and renamed into its place, so
+that several processes may compile at once.
 """
 
 import ctypes
@@ -13,11 +12,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from nanochat.common import print0
-from nanochat.files import base_dir
+from nanochat.files import base_dir, write_atomic
 
 INSTALL = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"
 
@@ -28,10 +28,6 @@ class Source(NamedTuple):
     name: str  # of the folder below $NANOCHAT_BASE_DIR, and what printed lines begin with
     files: tuple[Path, ...]  # the first is compiled, the others are included by it
     flags: tuple[str, ...]
-
-
-class CompileError(Exception):
-    """The compiler failed, or what it made cannot be loaded."""
 
 
 def cpp_compiler() -> str | None:
@@ -45,10 +41,8 @@ def cpp_compiler() -> str | None:
 
 
 def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | None:
-    """The library, or None where there is no compiler or it fails; then one line says so.
-
-    instead: what is used then, for that line.
-    """
+    """The library, or None where there is no compiler or it fails; then a line says what is used
+    instead."""
     name = source.name
     if compiler is None:
         print0(
@@ -60,9 +54,9 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
     if named and not shutil.which(shlex.split(named)[0]):
         print0(f"{name}: CXX={named!r} is not there; {compiler} is used")
     try:
-        return compile_and_load(source, compiler)
-    except (CompileError, OSError) as error:
-        reason = " ".join(str(error).split())
+        return ctypes.CDLL(str(compiled(source, compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join(f"{error} {getattr(error, 'stderr', '')}".split())
         print0(
             f"{name}: the C++ compiler {compiler} does not work ({reason[-300:]}), so {instead}. "
             f"Mend it, or name another in CXX. To get one: {INSTALL}"
@@ -70,88 +64,21 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
         return None
 
 
-def compile_and_load(source: Source, compiler: str) -> ctypes.CDLL:
-    """The library, compiled and kept; where nothing can be kept, for this process alone."""
-    try:
-        path = compiled(source, compiler, base_dir() / source.name)
-    except OSError as error:
-        print0(
-            f"{source.name}: what is compiled cannot be kept, so every process compiles anew: "
-            f"{error}"
-        )
-        with tempfile.TemporaryDirectory(prefix="nanochat-cpp-") as folder:
-            return ctypes.CDLL(str(compiled(source, compiler, Path(folder))))
-    return ctypes.CDLL(str(path))
+def compiled(source: Source, compiler: str) -> Path:
+    """The library's path; compiled if it is not there, and whole once it is.
 
-
-def compiled(source: Source, compiler: str, folder: Path) -> Path:
-    """The library's path below `folder`, compiled if it is not there or damaged.
-
-    compiler: a command, with arguments if need be. Raises CompileError, OSError for the folder.
+    compiler: a command, with arguments if need be. Raises CalledProcessError where it fails,
+    OSError for a library that it did not write and a folder that cannot be written.
     """
     command = shlex.split(compiler)
-    version = run([*command, "--version"])
-    identity = [*(file.read_bytes() for file in source.files), version.encode()]
-    identity += [
-        shlex.join([*command[1:], *source.flags]).encode(),
-        f"{platform.system()} {platform.machine()}".encode(),
-    ]
-    digest = hashlib.sha256(b"\0".join(identity)).hexdigest()
-    place = folder / digest[:20]
-    if not is_whole(place):
-        if place.exists():
-            print0(f"{source.name}: {place} is damaged; compiling again")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
-            build(source, compiler, Path(temporary) / "new")
-            install(Path(temporary) / "new", place)
-    return place / "core.so"
-
-
-def run(command: list[str]) -> str:
-    """What a command prints; CompileError, with what it said last, if it fails."""
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise CompileError(str(error)) from error
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip()
-        raise CompileError(f"exit status {result.returncode}: {said or 'it said nothing'}")
-    return result.stdout
-
-
-def build(source: Source, compiler: str, folder: Path) -> None:
-    """Makes `folder` with the library, and its hash."""
-    folder.mkdir()
-    target = folder / "core.so"
-    run([*shlex.split(compiler), *source.flags, str(source.files[0]), "-o", str(target)])
-    if not target.exists():
-        raise CompileError("exit status 0, but it wrote no library")
-    (folder / "sha256").write_text(hashlib.sha256(target.read_bytes()).hexdigest())
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a library with the hash that stands beside it."""
-    # subtle: a truncated library would not fail to load, it would end the process (SIGBUS).
-    try:
-        found = hashlib.sha256((folder / "core.so").read_bytes()).hexdigest()
-        return found == (folder / "sha256").read_text()
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def install(new: Path, place: Path) -> None:
-    """Renames `new` to `place`, unless another process was first; what is damaged makes room."""
-    for _ in range(10):
-        try:
-            new.rename(place)
-            return
-        except OSError:
-            if is_whole(place):
-                return
-            damaged = Path(tempfile.mkdtemp(dir=new.parent, prefix="damaged-"))
-            try:
-                place.rename(damaged / "it")
-            except FileNotFoundError:
-                continue
-    raise CompileError(f"{place} could not be replaced; remove it")
+    run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
+    identity = [run([*command, "--version"]).stdout, shlex.join([*command[1:], *source.flags])]
+    identity += [platform.system(), platform.machine(), *(f.read_text() for f in source.files)]
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()
+    path = base_dir() / source.name / f"{digest[:20]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(prefix="nanochat-cpp-") as folder:
+            new = Path(folder) / "new.so"
+            run([*command, *source.flags, str(source.files[0]), "-o", str(new)])
+            write_atomic(path, new.read_bytes())
+    return path

@@ -1,36 +1,21 @@
 """Rows of ids from token shards, and endless batches of rows that one integer resumes.
 
-A source of rows has row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length
-(whether every row has max_length ids). Which row stands where is a pure function of (seed, epoch,
-shards): PackedRows for training on text and packed conversations, PaddedRows for fine-tuning with
-one conversation a row.
+Rows have row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length (whether every
+row has max_length ids). Their order is a pure function of (seed, epoch, shards). PackedRows are for
+text and midtraining, PaddedRows for fine-tuning, one conversation a row.
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from nanochat.common import ConfigError, DataError, print0
-from nanochat.data.packing import (
-    cut_at_turns,
-    cut_tokens,
-    pad_widths,
-    padding_share,
-    row_bounds,
-    shuffled,
-)
-from nanochat.data.token_shards import (
-    TokenShard,
-    TokenShards,
-    tokenize_conversations,
-    tokenize_source,
-)
+from nanochat.data.packing import cut_at_turns, pad_widths, row_bounds, shuffled
+from nanochat.data.token_shards import TokenShards, tokenize_conversations, tokenize_source
 
 __all__ = [
     "Batch",
@@ -42,6 +27,7 @@ __all__ = [
 ]
 
 NO_LOSS = -1
+MIXED_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -59,20 +45,10 @@ class Batch:
         return int((self.targets >= 0).sum()) if self.counted is None else self.counted
 
 
-class _Window(NamedTuple):
-    """The rows first..last-1 of the endless sequence: the rows of some shards, mixed."""
-
-    first: int
-    last: int
-    order: np.ndarray
-    row_ends: list[int]  # of the shards, in the order before mixing
-    shards: list[tuple[TokenShard, np.ndarray, np.ndarray]]  # shard, plan, row_bounds(plan)
-
-
 class PackedRows:
     """Rows of T + 1 ids, filled with pieces of documents that each begin with <|bos|>.
 
-    Each epoch has all rows once. The shards are shuffled, and the rows of `mix_shards` shards at a
+    Each epoch has all rows once. The shards are shuffled, and the rows of MIXED_SHARDS shards at a
     time among themselves, so the first steps need the plans of those shards only.
 
     mask_loss: no loss outside the shards' mask, nor on the <|bos|> between conversations.
@@ -80,14 +56,7 @@ class PackedRows:
 
     fixed_length = True
 
-    def __init__(
-        self,
-        shards: TokenShards,
-        row_tokens: int,
-        seed: int,
-        mask_loss: bool = False,
-        mix_shards: int = 16,
-    ):
+    def __init__(self, shards: TokenShards, row_tokens: int, seed: int, mask_loss: bool = False):
         if shards.num_tokens == 0:
             raise DataError(f"{shards.name}: found no token, expected at least one document")
         if mask_loss and any(shard.mask is None for shard in shards.shards):
@@ -95,54 +64,42 @@ class PackedRows:
                 f"{shards.name}: text has no loss mask; mask_loss is for conversations"
             )
         self.shards = shards
-        self.max_length = self.row_tokens = row_tokens
+        self.max_length = row_tokens
         self.seed = seed
         self.mask_loss = mask_loss
-        self.mix_shards = mix_shards
-        self._num_rows: dict[int, int] = {}
-        self._num_pieces: dict[int, int] = {}
-        self._window: _Window | None = None
+        self._sizes: dict[int, tuple[int, int]] = {}  # (rows, pieces) of the shards seen so far
+        # The window: the rows first..last-1 of the endless sequence, as (shard, begin and end of
+        # its plan's pieces), and the plans of those shards.
+        self._first = self._last = 0
+        self._rows = np.empty((0, 3), np.int64)
+        self._plans: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Rows of an epoch; plans all shards."""
-        return sum(self._count(k) for k in range(len(self.shards.shards)))
-
-    @property
-    def padding_share(self) -> float:
-        """The share of places in the rows that hold nothing."""
-        num_rows = len(self)
-        num_pieces = sum(self._num_pieces.values())
-        return padding_share(self.shards.num_tokens, num_pieces, num_rows, self.row_tokens)
-
-    @property
-    def cut_share(self) -> float:
-        """The share of tokens that stand in another row than their document's beginning."""
-        cut = sum(cut_tokens(shard.offsets, self.row_tokens) for shard in self.shards.shards)
-        return cut / self.shards.num_tokens
+        return sum(self._size(k)[0] for k in range(len(self.shards.shards)))
 
     def describe(self) -> str:
         """One line: rows, and what packing cost."""
+        T, num_tokens, num_rows = self.max_length, self.shards.num_tokens, len(self)
+        num_pieces = sum(pieces for _, pieces in self._sizes.values())
+        padding = 1 - (num_tokens + num_pieces) / (num_rows * (T + 1))
+        lengths = (np.diff(shard.offsets) for shard in self.shards.shards)
+        cut = sum(int(np.maximum(some - T, 0).sum()) for some in lengths) / num_tokens
         return (
-            f"{len(self):,} rows of {self.row_tokens} tokens: {self.padding_share:.2%} padding, "
-            f"{self.cut_share:.2%} of tokens continue a document that began in another row"
+            f"{num_rows:,} rows of {T} tokens: {padding:.2%} padding, "
+            f"{cut:.2%} of tokens continue a document that began in another row"
         )
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets), int64 (T,), of row `index` >= 0 of the endless sequence."""
-        window = self._window
-        if window is None or not window.first <= index < window.last:
-            window = self._window = self._find(index)
-        position = int(window.order[index - window.first])
-        k = bisect_right(window.row_ends, position)
-        shard, plan, bounds = window.shards[k]
-        row = position - (window.row_ends[k - 1] if k else 0)
-        return self._fill(shard, plan[bounds[row] : bounds[row + 1]])
-
-    def _fill(self, shard: TokenShard, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full(self.row_tokens + 1, self.shards.bos, dtype=np.int64)
-        loss = np.zeros(self.row_tokens + 1, dtype=bool)
+        if not self._first <= index < self._last:
+            self._move_window(index)
+        k, first_piece, last_piece = self._rows[index - self._first].tolist()
+        shard = self.shards.shards[k]
+        ids = np.full(self.max_length + 1, self.shards.bos, dtype=np.int64)
+        loss = np.zeros(self.max_length + 1, dtype=bool)
         end = 0
-        for start, length, _ in pieces.tolist():
+        for start, length, _ in self._plans[k][first_piece:last_piece].tolist():
             begin, end = end + 1, end + 1 + length  # one place is left for <|bos|>
             ids[begin:end] = shard.tokens[start : start + length]
             if self.mask_loss:
@@ -151,47 +108,40 @@ class PackedRows:
             loss[:end] = True
         return ids[:-1], np.where(loss[1:], ids[1:], NO_LOSS)
 
-    def _count(self, k: int) -> int:
-        if k not in self._num_rows:
-            plan = self.shards.shards[k].plan(self.row_tokens)
-            self._num_pieces[k] = len(plan)
-            self._num_rows[k] = int(plan[-1, 2]) + 1 if len(plan) else 0
-        return self._num_rows[k]
+    def _size(self, k: int) -> tuple[int, int]:
+        if k not in self._sizes:
+            plan = self.shards.shards[k].plan(self.max_length)
+            self._sizes[k] = len(row_bounds(plan)) - 1, len(plan)
+        return self._sizes[k]
 
-    def _find(self, index: int) -> _Window:
-        """The window that row `index` is in; in the first epoch no shard after it is looked at."""
+    def _move_window(self, index: int) -> None:
+        """To where row `index` is; in the first epoch no shard after it is looked at."""
         epoch, first = 0, 0
         while True:
             order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
-            for i in range(0, len(order), self.mix_shards):
-                group = order[i : i + self.mix_shards]
-                last = first + sum(self._count(k) for k in group)
+            for i in range(0, len(order), MIXED_SHARDS):
+                group = order[i : i + MIXED_SHARDS]
+                last = first + sum(self._size(k)[0] for k in group)
                 if index < last:
-                    return self._open(
-                        first, last, group, shuffled(last - first, self.seed, epoch, 1, i)
-                    )
+                    self._first, self._last = first, last
+                    self._plans = {k: self.shards.shards[k].plan(self.max_length) for k in group}
+                    bounds = [(k, row_bounds(plan)) for k, plan in self._plans.items()]
+                    rows = [np.stack([np.full(len(b) - 1, k), b[:-1], b[1:]], 1) for k, b in bounds]
+                    mixed = shuffled(last - first, self.seed, epoch, 1, i)
+                    self._rows = np.concatenate(rows)[mixed]
+                    return
                 first = last
             epoch = index // len(self)
             first = epoch * len(self)
-
-    def _open(self, first: int, last: int, group: list[int], order: np.ndarray) -> _Window:
-        shards = []
-        for k in group:
-            shard = self.shards.shards[k]
-            plan = shard.plan(self.row_tokens)
-            shards.append((shard, plan, row_bounds(plan)))
-        row_ends = np.cumsum([self._count(k) for k in group]).tolist()
-        return _Window(first, last, order, row_ends, shards)
 
 
 class PaddedRows:
     """One conversation a row, loss on what the assistant says; rows differ in length.
 
-    A step's rows are a random sample of all conversations. Only inside the step are they sorted,
-    longest first, so that a micro-batch holds rows of similar length, and ranks get micro-batches
-    of similar length at the same time. A conversation is kept up to the last turn of the assistant
-    that fits into seq_len inputs. `counts` says how many were cut there, and how many dropped
-    because not one turn fits, or because there is none.
+    A step's rows are a random sample of all conversations. Inside the step they are sorted, longest
+    first, so that a micro-batch, on all ranks, holds rows of similar length. A conversation is kept
+    up to the last turn of the assistant that fits into seq_len inputs; `counts` says how many were
+    cut there, and how many dropped for want of one.
     """
 
     fixed_length = False
@@ -209,7 +159,7 @@ class PaddedRows:
         if not len(self):
             raise DataError(
                 f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
-                f"tokens; expected at least one. Take longer rows, or look at the data"
+                f"tokens. Take longer rows, or look at the data"
             )
         self._epochs: dict[int, np.ndarray] = {}  # the orders that the step below needs
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -271,8 +221,8 @@ def batches(
         below = rows_per_step // at_once * at_once
         nearest = f"{below} or {below + at_once}" if below > 0 else f"{at_once}"
         raise ConfigError(
-            f"rows per step: found {rows_per_step}, expected a multiple of device batch size "
-            f"{device_batch_size} x {world_size} ranks = {at_once}. Nearest: {nearest}"
+            f"rows per step: found {rows_per_step}, expected a multiple of {device_batch_size} "
+            f"rows a device x {world_size} ranks = {at_once}. Nearest: {nearest}"
         )
 
     widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)

@@ -1,14 +1,15 @@
 """Continuous batching over a key/value cache; `GPT.generate` is its slow twin.
 
-Requests join and leave at every step: the scheduler says what a step computes, the inference model
-computes it in one pass, sampling chooses a token for every sequence that knows no more, and each
-token becomes an event. What stands between <|python_start|> and <|python_end|> is run while other
-sequences go on, and its result is forced in between <|output_start|> and <|output_end|>.
+Requests join and leave at every step: the scheduler says what a step computes, the fused model
+computes it in one pass, and a token is sampled for every sequence whose tokens are all computed.
+What stands between <|python_start|> and <|python_end|> is run while other sequences go on, and its
+result is forced in between <|output_start|> and <|output_end|>.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import count, islice
 
 import torch
@@ -18,26 +19,25 @@ from nanochat.gpt import GPT
 from nanochat.hardware import attention_backends
 from nanochat.inference.calculator import evaluate
 from nanochat.inference.cuda_graphs import DecodeGraphs
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan, padded_size
 from nanochat.inference.request import Request, RequestState, TokenOutput
 from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
-from nanochat.inference.tool_calls import AnswerReader, Tool, ToolRunner
 
-__all__ = ["AnswerReader", "Engine", "TokenOutput", "Request", "SamplingParams"]
+__all__ = ["Engine", "TokenOutput", "Request", "SamplingParams"]
 
 STEPS_REMEMBERED = 4096  # for the tokens per second
+TOOL_THREADS = 4
+TOOL_WAIT = 0.05  # seconds to wait for a tool's result where there is nothing else to do
 
 
 class Engine:
-    """Generates from a model; holds a copy of its weights in compute dtype, which `refresh` brings
-    up to date. It is used by one thread.
+    """Generates from a copy of a model's weights in compute dtype. Used by one thread.
 
-    `tool` gets the text of a tool call and returns the text of its result; it runs in threads of
-    its own. `max_batch` requests run at once, the others wait. A step reads at most `chunk` tokens
-    of prompts (default: 2,048 on CUDA, else 256). `graphs`: on CUDA, a step that reads no prompt is
-    a captured graph.
+    tool: text of a tool call -> text of its result; runs in threads of its own. max_batch: requests
+    that run at once; the others wait. chunk: tokens of prompts that a step may read (default: 2,048
+    on CUDA, else 256). graphs: on CUDA, a step that reads no prompt is a captured graph.
 
     Example: Engine(model, tokenizer).complete([tokenizer.encode("<|bos|>The sky is")],
     max_tokens=8) == [[" blue ..."]]
@@ -47,77 +47,79 @@ class Engine:
         self,
         model: GPT,
         tokenizer,
-        tool: Tool = evaluate,
+        tool: Callable[[str], str] = evaluate,
         *,
         max_batch: int = 64,
         chunk: int | None = None,
         graphs: bool = True,
     ):
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
-        self.fast = InferenceModel(model)
-        self.cache = KVCache(model.config, self.fast.device, self.fast.dtype)
-        cuda = self.fast.device.type == "cuda"
+        self.fused = FusedModel(model)
+        self.cache = KVCache(model.config, self.fused.device, self.fused.dtype)
+        cuda = self.fused.device.type == "cuda"
         self.scheduler = Scheduler(max_batch, chunk or (2048 if cuda else 256))
-        self.graphs = DecodeGraphs(self.fast, self.cache) if cuda and graphs else None
+        self.graphs = DecodeGraphs(self.fused, self.cache) if cuda and graphs else None
         self._answers: dict[int, RequestState] = {}
         self._ids = count()
-        self._late: list[TokenOutput] = []  # events that the next step returns first
-        self._tools = ToolRunner()
+        self._early: list[TokenOutput] = []  # what the next step returns first
+        self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")  # starts none before a call
+        self._tool_calls: dict[int, Future[str]] = {}
         self._answer_tokens = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
     def refresh(self) -> None:
-        """Copies the model's present weights into the engine's, in place. What is cached is
-        forgotten; requests under way go on with the new weights."""
-        self.fast.refresh()
+        """Takes the model's present weights, in place, and forgets what is cached; requests under
+        way go on with the new weights."""
+        self.fused.refresh()
         self.scheduler.forget()
 
     # ------------------------------------------------------------ requests and steps
 
     def add(self, request: Request) -> int:
-        """Takes a request in; its id. Raises ConfigError for one that is impossible."""
-        request.check(self.model.config.sequence_len, self.model.config.vocab_size)
-        id = next(self._ids)
-        answer = RequestState(id, request, self.tokenizer, self.model.config.sequence_len)
+        """Takes a request in and returns its id. Raises ConfigError for one that is impossible."""
+        config, id = self.model.config, next(self._ids)
+        request.check(config.sequence_len, config.vocab_size)
+        answer = RequestState(id, request, self.tokenizer, config.sequence_len)
         self._answers[id] = answer
         self.scheduler.add(answer.sequence)
         return id
 
     def cancel(self, id: int) -> None:
-        """Ends a request at once: its slot is free for the next step, which also returns its last
-        event. An id that ended already is left alone."""
+        """Ends a request, unless it has ended: the next step may use its slot, and returns its last
+        output."""
         if id in self._answers:
-            self._late.append(self._answers[id].end("cancelled"))
+            self._early.append(self._answers[id].end("cancelled"))
             self._remove(id)
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do or return anything."""
-        return bool(self._answers or self._late)
+        """Whether a step would compute or return anything."""
+        return bool(self._answers or self._early)
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Computes one step; the events that came of it, in order for each request."""
-        events, self._late = self._late, []
+        """Computes one step; the tokens that came of it, in order for each request."""
+        outputs, self._early = self._early, []
         try:
-            events += self._collect_tool_results(patient=not events)
+            outputs += self._collect_tool_results(wait_for_one=not outputs)
             scheduled = self.scheduler.schedule()
             if scheduled.chunks:
-                with attention_backends(self.fast.device, fixed_shapes=False):
-                    chosen, logits = self._compute(scheduled)
+                with attention_backends(self.fused.device, fixed_shapes=False):
+                    tokens, logits = self._compute(scheduled)
                 sequences = [chunk.sequence for chunk in scheduled.chunks if chunk.last]
-                for sequence, token, row in zip(sequences, chosen, logits, strict=True):
-                    events.append(self._accept(self._answers[sequence.id], token, row))
+                for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+                    outputs.append(self._append(self._answers[sequence.id], token, row))
         except BaseException:
             self.scheduler.forget()  # subtle: the step counts as done, and was not
-            self._late = events
+            self._early = outputs
             raise
-        self._count(events)
-        return events
+        tokens_came = sum(output.token is not None for output in outputs)
+        self._answer_tokens += tokens_came
+        self._steps.append((time.monotonic(), tokens_came))
+        return outputs
 
     def stats(self, seconds: float = 10.0) -> dict[str, float]:
-        """How busy the engine is, and what it has done; tokens_per_second over the last
-        `seconds`."""
+        """What the engine does and has done; tokens_per_second over the last `seconds`."""
         now = time.monotonic()
         recent = [tokens for when, tokens in self._steps if when > now - seconds]
         return {
@@ -152,29 +154,26 @@ class Engine:
         A sample ends before a stop id (default: <|assistant_end|>, <|bos|>), after max_tokens, or
         when prompt and answer fill the context. `forced` marks the ids of a tool's result, which
         count as tokens. The noise of a token depends on (seed, sample_index, its place in the
-        answer) alone. At most `max_batch` rows run at once. Raises ConfigError for a prompt that is
-        empty or leaves no room in the context.
+        answer) alone. At most `max_batch` rows run at once; `on_end` is called after each.
         """
         for name, value in {"num_samples": num_samples, "max_batch": max_batch}.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; choose at least 1")
         params = SamplingParams(temperature, top_k, top_p, seed)
-        stop = None if stop is None else tuple(stop)
-        config = self.model.config
-        for i, prompt in enumerate(prompts):
-            request = Request(prompt, max_tokens, params)
-            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
+        stop, config = None if stop is None else tuple(stop), self.model.config
         requests = [
             Request(prompt, max_tokens, params, sample, stop)
             for prompt in prompts
             for sample in range(num_samples)
         ]
+        for i, request in enumerate(requests):
+            request.check(config.sequence_len, config.vocab_size, f"prompt {i // num_samples}")
 
         def tokens() -> Iterator[tuple[int, int, int, bool]]:
-            for index, event in self.run(requests, max_batch):
-                if event.token is not None:
-                    yield *divmod(index, num_samples), event.token, event.forced
-                if event.finish is not None:
+            for index, output in self.run(requests, max_batch):
+                if output.token is not None:
+                    yield *divmod(index, num_samples), output.token, output.forced
+                if output.finish is not None:
                     on_end()
 
         return tokens()  # subtle: a generator would check nothing before it is asked for a token
@@ -190,11 +189,10 @@ class Engine:
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(B, V) float32: the logits after the last token of each prompt; prompts of any lengths in
-        one pass. Leaves the cache alone."""
+        """(B, V) float32: the logits after each prompt, in one pass that leaves the cache alone."""
         spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
-        step = AttentionBatch(spans, self.model.config, self.fast.device)
-        return self._logits([id for prompt in prompts for id in prompt], step, step.last_rows())
+        batch = AttentionBatch.of_spans(spans, self.model.config, self.fused.device)
+        return self._logits([id for prompt in prompts for id in prompt], batch, batch.last_rows)
 
     def run(
         self, requests: Sequence[Request], max_batch: int = 64
@@ -209,24 +207,28 @@ class Engine:
                     mine[self.add(request)] = index
                 if not mine:
                     return
-                events = self.step()
+                outputs = self.step()
                 # those of others, who use the same engine in turns with this loop
-                self._late += [event for event in events if event.id not in mine]
-                for event in [event for event in events if event.id in mine]:
-                    yield mine[event.id], event
-                    if event.finish is not None:
-                        del mine[event.id]
+                self._early += [output for output in outputs if output.id not in mine]
+                for output in [output for output in outputs if output.id in mine]:
+                    yield mine[output.id], output
+                    if output.finish is not None:
+                        del mine[output.id]
         finally:
-            for id in mine:  # the caller wants no more, nor to be told
+            for id in mine:  # the caller wants no more
                 self.cancel(id)
-            self._late = [event for event in self._late if event.id not in mine]
+            self._early = [output for output in self._early if output.id not in mine]
 
     # ------------------------------------------------------------ inside a step
 
     def _compute(self, scheduled: ScheduledStep) -> tuple[list[int], torch.Tensor]:
-        """The chosen token, and the logits (B, V), after each chunk that is its sequence's last."""
-        chunks = scheduled.chunks
-        self._reserve(scheduled)
+        """The next token, and its logits (B, V), of each sequence whose last chunk is computed."""
+        chunks, config = scheduled.chunks, self.model.config
+        if self.graphs is None:
+            slots = max(*(c.slot for c in chunks), *(copy.target for copy in scheduled.copies), 0)
+            self.cache.reserve(slots + 1, max(c.start + len(c.tokens) for c in chunks))
+        elif self.cache.reserve(len(self.scheduler.slots), config.sequence_len + 1):
+            self.graphs.clear()  # they hold the cache's addresses, so it is reserved all at once
         for copy in scheduled.copies:
             self.cache.copy(*copy)
         answers = [self._answers[chunk.sequence.id] for chunk in chunks if chunk.last]
@@ -240,79 +242,68 @@ class Engine:
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
             return self.graphs.run(chunks, params, noise)
         spans = [TokenSpan(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
-        step = AttentionBatch(spans, self.model.config, self.fast.device, self.cache)
-        ids = [token for chunk in chunks for token in chunk.tokens]
-        rows = [row for row, chunk in zip(step.last_rows(), chunks, strict=True) if chunk.last]
-        logits = self._logits(ids, step, rows)
+        batch = AttentionBatch.of_spans(spans, config, self.fused.device, self.cache)
+        rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.last]
+        logits = self._logits([token for chunk in chunks for token in chunk.tokens], batch, rows)
         if not answers:
             return [], logits
-        histories = [answer.sequence.tokens for answer in answers]
-        return sample(logits, params, noise, histories), logits
+        return sample(logits, params, noise, [one.sequence.tokens for one in answers]), logits
 
-    def _reserve(self, scheduled: ScheduledStep) -> None:
-        """Makes room in the cache; all of it at once where graphs hold its addresses."""
-        if self.graphs is None:
-            used = max(c.slot for c in scheduled.chunks) + 1
-            used = max([used, *(copy.target + 1 for copy in scheduled.copies)])
-            end = max(chunk.start + len(chunk.tokens) for chunk in scheduled.chunks)
-            self.cache.reserve(used, end)
-        elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
-            self.graphs.clear()
-
-    def _logits(self, ids: list[int], step: AttentionBatch, rows: list[int]) -> torch.Tensor:
+    def _logits(self, ids: list[int], batch: AttentionBatch, rows: list[int]) -> torch.Tensor:
         """(len(rows), V): the logits after those rows of a pass."""
-        padding = [0] * (step.size - len(ids))
-        features = self.fast.features(torch.tensor(ids + padding, device=step.device), step)
+        padding = [0] * (batch.size - len(ids))
+        ids = torch.tensor(ids + padding, device=self.fused.device)
+        features = self.fused.features(ids, batch)
         if not rows:  # a prompt's end is still to come
             return features.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        if rows != list(range(step.size)):
+        if rows != list(range(batch.size)):
             padding = [0] * (padded_size(len(rows)) - len(rows))
-            features = features[torch.tensor(rows + padding, device=step.device)]
-        return self.fast.logits(features)[: len(rows)]
+            features = features[torch.tensor(rows + padding, device=features.device)]
+        return self.fused.logits(features)[: len(rows)]
 
-    def _accept(self, answer: RequestState, token: int, logits: torch.Tensor) -> TokenOutput:
-        """The event of a token that the model chose; asks the tool if it completes a call."""
+    def _append(
+        self, answer: RequestState, token: int, logits: torch.Tensor | None = None
+    ) -> TokenOutput:
+        """The output for an answer's next token, drawn from logits (V,), or forced without. If it
+        completes a tool call, the tool is started."""
         wanted = answer.request.logprobs
-        logprob, top = (None, ()) if wanted is None else logprobs(logits, token, wanted)
-        event = answer.push(token, logprob=logprob, top_logprobs=top)
-        self._append_or_finish(answer, event)
-        if event.finish is None and answer.calls is not None:
-            call = answer.calls.read(token)
-            if call is not None:
-                self._tools.ask(event.id, self.tool, call)
-                answer.sequence.paused = True
-        return event
+        asked = wanted is not None and logits is not None
+        of_model = logprobs(logits, token, wanted) if asked else (None, ())
+        output = answer.push(token, logits is None, *of_model)
+        if output.finish is not None:
+            self._remove(output.id)
+            return output
+        answer.sequence.tokens.append(token)
+        call = answer.reader.call
+        if call is not None and answer.request.tools:
+            self._tool_calls[output.id] = self._tool_threads.submit(self.tool, call)
+            answer.sequence.paused = True
+        return output
 
-    def _collect_tool_results(self, patient: bool) -> list[TokenOutput]:
-        """The forced tokens of the tools that have answered; waits a moment for one, if `patient`,
-        where no sequence could do anything else."""
-        running, waiting = self.scheduler.running, self.scheduler.waiting
-        full = len(running) == len(self.scheduler.slots)
-        patient = patient and all(s.paused for s in running) and (full or not waiting)
-        events = []
-        for id, result in self._tools.results(patient):
-            answer = self._answers[id]
+    def _collect_tool_results(self, wait_for_one: bool) -> list[TokenOutput]:
+        """The forced tokens of the tools that have answered; `wait_for_one` waits a moment where no
+        sequence can go on."""
+        scheduler, special = self.scheduler, self.tokenizer.special
+        full = len(scheduler.running) == len(scheduler.slots)
+        idle = all(s.paused for s in scheduler.running) and (full or not scheduler.waiting)
+        if wait_for_one and idle and self._tool_calls:
+            wait(self._tool_calls.values(), TOOL_WAIT, FIRST_COMPLETED)
+        outputs = []
+        for id in [id for id, call in self._tool_calls.items() if call.done()]:
+            call, answer = self._tool_calls.pop(id), self._answers[id]
+            error = call.exception()
+            result = call.result() if error is None else f"error: {error}"
             answer.sequence.paused = False
-            for token in answer.calls.forced(result):
-                events.append(answer.push(token, forced=True))
-                self._append_or_finish(answer, events[-1])
-                if events[-1].finish is not None:
+            ids = self.tokenizer.encode_ordinary(result)
+            for token in [special("<|output_start|>"), *ids, special("<|output_end|>")]:
+                outputs.append(self._append(answer, token))
+                if outputs[-1].finish is not None:
                     break
-        return events
-
-    def _append_or_finish(self, answer: RequestState, event: TokenOutput) -> None:
-        """Hands the token on to the scheduler, or lets the sequence leave."""
-        if event.finish is None:
-            self.scheduler.extend(event.id, [event.token])
-        else:
-            self._remove(event.id)
+        return outputs
 
     def _remove(self, id: int) -> None:
+        """The request has ended: its slot is free, its tool call is not waited for."""
         self.scheduler.remove(id)
-        self._tools.drop(id)
+        if (call := self._tool_calls.pop(id, None)) is not None:
+            call.cancel()
         del self._answers[id]
-
-    def _count(self, events: list[TokenOutput]) -> None:
-        tokens = sum(event.token is not None for event in events)
-        self._answer_tokens += tokens
-        self._steps.append((time.monotonic(), tokens))

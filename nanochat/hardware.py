@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: its name, peak speed, board power and memory."""
+"""The machine: its name, peak speed, board power and memory."""
 
 import contextlib
 import re
@@ -71,7 +71,7 @@ def find_card(name: str) -> tuple[str, Card] | None:
 def attention_backends(device: torch.device, fixed_shapes: bool = True):
     """A context in which scaled_dot_product_attention prefers this device's fastest kernels.
 
-    fixed_shapes: whether shapes repeat, as in training; cuDNN plans anew for each one.
+    fixed_shapes: shapes repeat, as in training; cuDNN plans anew for each one.
     """
     if device.type != "cuda":
         return contextlib.nullcontext()
@@ -82,15 +82,14 @@ def attention_backends(device: torch.device, fixed_shapes: bool = True):
 
 
 def device_name(device: torch.device) -> str:
-    """The product's name: of the card, or of the processor and its threads."""
+    """The product's name: of the card, or of the processor, with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        model = ""
-        with contextlib.suppress(OSError):
-            found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
-            model = found[1].strip() if found else ""
-        return f"cpu {model} ({torch.get_num_threads()} threads)".replace("  ", " ")
+        info = Path("/proc/cpuinfo")
+        found = re.search(r"^model name\s*:(.*)", info.read_text(), re.M) if info.exists() else None
+        name = f"cpu {found[1].strip()}" if found else "cpu"
+        return f"{name} ({torch.get_num_threads()} threads)"
     return device.type
 
 
@@ -136,7 +135,7 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak_flops: float) -> 
 
 def peak_rss() -> int:
     """The most main memory that this process has held, in bytes."""
-    # subtle: Linux's ru_maxrss counts what the process that started this one held, too.
+    # subtle: Linux's ru_maxrss also counts the memory of the process that started this one.
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024

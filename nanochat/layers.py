@@ -1,8 +1,8 @@
 """Linear and ReluSquared: the layers that cast, or have gradients of their own.
 
-8-bit products are for training wide models on cards that have them (sm89 on). Each tensor is scaled
-by one number so that its largest entry is the format's largest (Micikevicius et al. 2022): e4m3 for
-inputs and weights, e5m2 for gradients. The slow twin is Linear without them.
+8-bit products train wide models on cards that have them (sm89 on). Each tensor is scaled so that
+its largest entry is the format's largest (Micikevicius et al. 2022): e4m3 for inputs and weights,
+e5m2 for gradients. The slow twin is Linear without them.
 """
 
 import torch
@@ -56,8 +56,8 @@ class Product8(torch.autograd.Function):
 
 
 def linear8(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """F.linear for x (..., C) bfloat16 and a float32 master weight (R, C), in 8 bits; R, C and the
-    number of rows must be multiples of 16."""
+    """F.linear in 8 bits, of bfloat16 x (..., C) and float32 weight (R, C); R, C and the number of
+    rows must be multiples of 16."""
     return Product8.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
 
 
@@ -79,7 +79,7 @@ class Linear(nn.Linear):
 
 
 class ReluSquared(torch.autograd.Function):
-    """relu(x)^2; the gradient 2 relu(x) is found again as 2 sqrt(y), so that y alone is kept."""
+    """relu(x)^2; its gradient 2 relu(x) is 2 sqrt(y), so that only y is kept."""
 
     @staticmethod
     def forward(ctx, x):

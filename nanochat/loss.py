@@ -6,7 +6,7 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
-# Logits made at a time: on a CPU 16 MiB in float32, so that its cache helps; else 1 GiB.
+# Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
 SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
@@ -103,11 +103,11 @@ def chunked_loss(
 
 
 def rows_with_target(targets) -> torch.Tensor:
-    """Places (M,) of the targets >= 0 of (N,), then of some without, up to a multiple of
+    """Places (M,) of the targets >= 0 of (N,), and of some without one, so that M is a multiple of
     GATHER_MULTIPLE where there are as many.
 
-    subtle: a matrix product of every new size leaves a compiled kernel of some MB in oneDNN's
-    cache, so the sizes are kept few.
+    subtle: oneDNN keeps a compiled kernel of some MB for each size of a matrix product, so the
+    sizes are kept few.
     """
     chosen, others = (targets >= 0).nonzero()[:, 0], (targets < 0).nonzero()[:, 0]
     return torch.cat([chosen, others[: -len(chosen) % GATHER_MULTIPLE]])
@@ -116,9 +116,9 @@ def rows_with_target(targets) -> torch.Tensor:
 class LossFn:
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    `features` is the model's own, compiled where it pays: evaluation shares it on a GPU. On a CPU
-    the head is computed only where there is a target: a gather is cheap there, and a third of a
-    small model's work is its head. Elsewhere it would make the host wait for the device.
+    `features` is the model's own, compiled; evaluation shares it on a GPU. On a CPU the head is
+    computed only where there is a target: a gather is cheap, and the head a third of a small
+    model's work. On other devices a gather would make the host wait.
     """
 
     def __init__(self, model, compiled: bool):

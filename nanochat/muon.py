@@ -1,15 +1,15 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal.
 
-A matrix's update is replaced by the nearest matrix whose singular values are about 1, found by a
-polynomial iteration that needs products alone, in bfloat16.
+A matrix's update is replaced by the nearest matrix whose singular values are about 1, found by
+iterating a polynomial, which needs only matrix products, in bfloat16.
 """
 
 import torch
 
 from nanochat.adamw import NamedOptimizer
 
-# One odd polynomial a X + b (X X^T) X + c (X X^T)^2 X, five times; the coefficients that Jordan et
-# al. chose for the steepest slope at 0, so that singular values end between about 0.7 and 1.2.
+# The polynomial a X + b (X X^T) X + c (X X^T)^2 X, five times. Jordan et al. chose coefficients of
+# the steepest slope at 0, so that singular values end between about 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 

@@ -1,7 +1,8 @@
 """The tokenizer: byte-level BPE, nine special tokens, one form on disk (Hugging Face's).
 
 Ids 0..255 are the bytes in order, then come the merges in the order they were learned, then ids
-that nothing uses, and last the special tokens. Merges are learned, and used, by nanochat/bpe.
+that nothing uses, and last the special tokens. bpe/reference.py shows how merges are learned and
+used; bpe/core.cpp, compiled at first use, does it hundreds of times faster.
 """
 
 import codecs
@@ -14,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.bpe import encoder as bpe
-from nanochat.bpe.fallback import refuse_ambiguous
+from nanochat.bpe import native, reference
+from nanochat.bpe.fallback import LibraryEncoder, refuse_ambiguous
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.reference import token_bytes
-from nanochat.bpe.tokenizer_json import VOCAB_MULTIPLE, from_json, to_json, visible_merges
-from nanochat.common import ConfigError, DataError, print0
+from nanochat.bpe.tokenizer_json import VOCAB_MULTIPLE, Parts, read_parts, to_json, visible_merges
+from nanochat.common import ConfigError, DataError, print0, progress
 from nanochat.files import write_atomic
 
 SPECIAL_TOKENS = (
@@ -42,25 +42,8 @@ def check_vocab_size(vocab_size: int) -> None:
         nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
         raise ConfigError(
             f"vocabulary size {vocab_size} is not possible: it must be a multiple of "
-            f"{VOCAB_MULTIPLE} and at least {smallest}, to hold 256 bytes, {len(SPECIAL_TOKENS)} "
-            f"special tokens and some merges. Nearest: {nearest}"
+            f"{VOCAB_MULTIPLE} and at least {smallest}. Nearest: {nearest}"
         )
-
-
-class StreamDecoder:
-    """Turns ids into text as they arrive; a character whose bytes are not all there yet waits."""
-
-    def __init__(self, tokenizer: "Tokenizer"):
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The text that this id completes; may be empty."""
-        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD if a character was never completed, else nothing."""
-        return self._utf8.decode(b"", final=True)
 
 
 class Tokenizer:
@@ -83,11 +66,15 @@ class Tokenizer:
         self.special_ids = dict(special_ids)
         self.vocab_size = vocab_size
         self._ids = ids
-        number = {bytes([byte]): byte for byte in range(256)}  # as nanochat.bpe counts
-        number |= {a + b: 256 + i for i, (a, b) in enumerate(self.merges)}
-        pairs = [(number[a], number[b]) for a, b in self.merges]
         dtype = np.uint16 if vocab_size <= 65536 else np.uint32
-        self._encoder = bpe.Encoder(pairs, split_pattern, [ids[token] for token in number], dtype)
+        if core := native.core(split_pattern):
+            number = {bytes([byte]): byte for byte in range(256)}  # as nanochat.bpe counts
+            number |= {a + b: 256 + i for i, (a, b) in enumerate(self.merges)}
+            pairs = [(number[a], number[b]) for a, b in self.merges]
+            used_ids = [ids[token] for token in number]
+            self._encoder = native.NativeEncoder(core, pairs, used_ids, dtype)
+        else:
+            self._encoder = LibraryEncoder(self.to_json(), split_pattern, dtype)
         names = sorted(self.special_ids, key=len, reverse=True)  # the longest that fits
         self._specials = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         self._bytes = [b""] * vocab_size  # what each id decodes to; unused ids to nothing
@@ -104,23 +91,37 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
 
-        texts: strings or Arrow columns of them. vocab_size counts everything, special and unused
-        ids too. Raises ConfigError for a size that is not possible, a pattern that does not compile
-        or that `tokenizers` understands otherwise.
+        vocab_size counts everything, special and unused ids too. Another split pattern is learned
+        with in plain Python. Raises ConfigError for a size that is not possible, a pattern that
+        does not compile or that `tokenizers` understands otherwise.
         Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
         check_vocab_size(vocab_size)
+        room = vocab_size - len(SPECIAL_TOKENS)
         if split_pattern != SPLIT_PATTERN:
             refuse_ambiguous(split_pattern)
-        room = vocab_size - len(SPECIAL_TOKENS)
-        pairs = bpe.train(texts, room, split_pattern)
-        tokens = token_bytes(pairs)
+        if core := native.core(split_pattern):
+            pairs = native.train(core, texts, room - 256)
+        else:
+            with progress("counting words", None, "texts") as advance:
+                words = reference.count_words(texts, split_pattern, advance)
+            with progress("learning merges", room - 256) as advance:
+                pairs = reference.learn_merges(words, room - 256, advance)
+        tokens = reference.token_bytes(pairs)
         merges = [(tokens[left], tokens[right]) for left, right in pairs]
         if unused := room - len(tokens):
-            print0(f"tokenizer: {unused:,} of {vocab_size:,} ids stay unused")
+            print0(
+                f"tokenizer: {unused:,} of {vocab_size:,} ids stay unused: after {len(pairs):,} "
+                f"merges the text has no pair of tokens left. More text would give more"
+            )
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         specials = {name: room + i for i, name in enumerate(SPECIAL_TOKENS)}
         return cls(split_pattern, merges, ids, specials, vocab_size)
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        parts = self.split_pattern, self.merges, self._ids, self.special_ids, self.vocab_size
+        return to_json(Parts(*parts))
 
     def save(self, folder: Path | str, model_max_length: int | None = None) -> None:
         """Writes tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
@@ -134,29 +135,26 @@ class Tokenizer:
         }
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
-        parts = self.split_pattern, self.merges, self._ids, self.special_ids, self.vocab_size
-        write_atomic(folder / "tokenizer.json", to_json(*parts))
+        write_atomic(folder / "tokenizer.json", self.to_json())
         write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
         """Reads folder/tokenizer.json; raises DataError if it is missing or of another kind."""
         path = Path(folder) / "tokenizer.json"
+        remedy = "train a tokenizer with `python -m scripts.tok_train`"
+        if not path.exists():
+            raise DataError(f"{path} does not exist; {remedy}")
+        parts = read_parts(path)
         try:
-            parts = from_json(path.read_text(encoding="utf-8"))
-            if missing := set(SPECIAL_TOKENS) - set(parts[3]):
-                raise ValueError(f"special tokens missing: {', '.join(sorted(missing))}")
+            merged = list(parts.ids.values())[256:]
+            if len(merged) != len(parts.merges) or merged != sorted(merged):
+                raise ValueError("the ids of the merges do not rise in the order of the merges")
+            if missing := [name for name in SPECIAL_TOKENS if name not in parts.special_ids]:
+                raise ValueError(f"it has no {', '.join(missing)}")
             return cls(*parts)
-        except FileNotFoundError:
-            raise DataError(
-                f"{path} does not exist. Train a tokenizer with `python -m scripts.tok_train`"
-            ) from None
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"{path} is not a tokenizer that nanochat can read: {type(error).__name__}: "
-                f"{error!s:.300}. Restore the file, "
-                f"or train a tokenizer with `python -m scripts.tok_train`"
-            ) from error
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise DataError(f"{path}: {error!r:.300}. Restore the file, or {remedy}") from error
 
     # ------------------------------------------------------------ encode, decode
 
@@ -179,8 +177,8 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids of many texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
 
-        texts: strings or Arrow columns of them. ids is flat, uint16 (uint32 where the vocabulary
-        has more than 65,536 ids); offsets is int64 (len(texts) + 1,).
+        ids is flat, uint16 (uint32 where the vocabulary has more than 65,536 ids); offsets is int64
+        (len(texts) + 1,). num_threads: None for all processors.
         """
         return self._encoder.encode_batch(texts, num_threads)
 
@@ -190,10 +188,8 @@ class Tokenizer:
         ids = list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise DataError(
-                f"{wrong} is no id of this tokenizer, which has 0 to {self.vocab_size - 1}"
-                f"{'; -1 marks a target without loss' if wrong == -1 else ''}"
-            )
+            hint = "; -1 marks a target without loss" if wrong == -1 else ""
+            raise DataError(f"{wrong} is no id: they go from 0 to {self.vocab_size - 1}{hint}")
         return b"".join([self._bytes[token_id] for token_id in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -204,7 +200,7 @@ class Tokenizer:
         """The text of every id that is neither special nor unused."""
         return [self.decode([i]) for i in sorted(self._ids.values())]
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self) -> "StreamDecoder":
         """A decoder to push ids into one by one."""
         return StreamDecoder(self)
 
@@ -234,3 +230,19 @@ class Tokenizer:
         merges = visible_merges(self.merges)
         identity = {"split": self.split_pattern, "merges": merges, "specials": self.special_ids}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class StreamDecoder:
+    """Turns ids into text as they arrive; a character whose bytes are not all there yet waits."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; may be empty."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD if a character was never completed, else nothing."""
+        return self._utf8.decode(b"", final=True)

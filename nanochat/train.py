@@ -13,11 +13,9 @@ import torch.distributed as dist
 from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch
 
-SMALLEST_SCALE = 2.0**-8  # 22 overflows after the first scale, without a good step between
+SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first, without a good step between
 TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
-WARM_STEPS = 3  # not timed before them: compilation
-
-
+WARM_STEPS = 3  # not timed: they compile
 WHAT_TO_TRY = (
     "Nothing was saved from this step on. From the last checkpoint, with --resume, try a lower "
     "learning rate (--lr-scale 0.5), a longer warm-up (--warmup 0.05), or NANOCHAT_DTYPE=float32."
@@ -30,15 +28,15 @@ class DivergedError(NanochatError):
 
 @dataclass
 class LoopState:
-    """What the loop knows, beside weights and optimizers; saved with every checkpoint."""
+    """The loop's own state, saved with every checkpoint."""
 
     step: int = 0  # completed steps
     num_steps: int | None = None  # None until a horizon in seconds has been worked out
     seconds: float = 0.0  # spent in steps, over all sessions of this run
     tokens: int = 0  # targets trained on
     average_loss: float = 0.0  # exponential moving average, weight 0.1 for the newest step
-    best_loss: float = float("inf")  # the lowest that the average has been
-    skipped: int = 0  # steps that float16 overflow left out
+    best_loss: float = float("inf")  # the lowest average so far
+    skipped: int = 0  # steps without an update, after a float16 overflow
 
     @property
     def progress(self) -> float:
@@ -48,8 +46,8 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Periodic:
-    """Runs between steps, on all ranks: after every `every`-th step and at the end (0: at the end
-    alone; -1: never)."""
+    """Runs between steps, on all ranks: every `every` steps and at the end (0: at the end alone;
+    -1: never)."""
 
     run: Callable[[LoopState], None]
     every: int
@@ -89,40 +87,38 @@ def reduce_gradients(model) -> None:
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
-    """The number of steps that fits: done so far plus what remains at the median of `durations`,
-    the timed steps' seconds. Rank 0's figure is everybody's."""
+    """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, at the
+    median of the steps' `durations`. Rank 0's figure counts on all ranks."""
     typical = sorted(durations)[len(durations) // 2]
     return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
 
 
+@dataclass
 class LossScaler:
     """float16 loses gradients below 6e-8: the loss is multiplied by a power of two that is doubled
     after 2,000 good steps and halved at an overflow (Micikevicius et al. 2018)."""
 
-    def __init__(self, scale: float = 2.0**14, good_steps: int = 0):
-        self.scale, self.good_steps = scale, good_steps
+    scale: float = 2.0**14
+    good_steps: int = 0
 
     def accept(self, norm: torch.Tensor) -> bool:
-        """Whether a step with this gradient norm counts; no parameter may move if it does not."""
+        """Whether to take a step with this gradient norm; adjusts the scale."""
         finite = bool(norm.isfinite())  # waits for the device
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.scale /= 2
             if self.scale < SMALLEST_SCALE:
                 raise DivergedError(
-                    f"float16 overflowed again and again, down to a scale of {self.scale}, where "
-                    f"no gradient is too large any more: the weights are. {WHAT_TO_TRY}"
+                    f"float16 overflowed again and again, down to a scale of {self.scale}: the "
+                    f"weights have grown too large. {WHAT_TO_TRY}"
                 )
         elif self.good_steps % 2000 == 0:
             self.scale *= 2
         return finite
 
-    def state_dict(self) -> dict:
-        return {"scale": self.scale, "good_steps": self.good_steps}
-
 
 def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | None) -> torch.Tensor:
-    """Clips the gradient norm (0: does not), steps, clears; returns the norm before clipping."""
+    """Clips the gradient norm (unless 0), steps, clears; returns the norm before clipping."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     if scaler:
         torch._foreach_mul_(grads, 1 / scaler.scale)
@@ -140,7 +136,7 @@ def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | Non
 
 
 def mark(device: torch.device):
-    """A moment of the device's queue on CUDA, of the clock elsewhere; see seconds_between."""
+    """A moment in CUDA's queue, or on the clock; see seconds_between."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -157,14 +153,14 @@ def seconds_between(start, end) -> float:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in main memory; from CUDA it is there once the queue has passed this point."""
+    """A copy in main memory; from CUDA it is complete once the queue has reached this point."""
     if not tensor.is_cuda:
         return tensor
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
-    """(n,) int64: each number's sum over all ranks; on the device where there are several ranks."""
+    """(n,) int64: each number's sum over all ranks; on the device if there are several."""
     totals = torch.tensor(numbers)
     if rank_and_world()[1] == 1:
         return totals
@@ -174,11 +170,7 @@ def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
 
 
 def read_step(pending: dict, state: LoopState, log) -> bool:
-    """Waits for a step's numbers, checks and logs them; True when a rank was asked to stop.
-
-    pending: step, values (of the schedule), start and end (see mark), loss_and_norm and totals on
-    the host, scaled (float16), durations (a list, to which the step's seconds are added).
-    """
+    """Waits for a step's numbers (see train), checks and logs them; True if a rank is to stop."""
     dt = seconds_between(pending["start"], pending["end"])
     loss, norm = pending["loss_and_norm"].tolist()
     count, stops, computed = pending["totals"].tolist()
@@ -225,7 +217,7 @@ def train(
     steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
     schedule(state) -> {"lr": factor of every group's initial_lr, any other key: set in the groups
     that have it}. A step of weighted batches without any target moves nothing.
-    `seconds` sets state.num_steps after 20 timed steps when it is None. Numbers of a step are read
+    `seconds` sets state.num_steps after 20 timed steps if it is None. A step's numbers are read
     one step late, so that nothing waits for the device. Raises DivergedError.
     """
     device = next(model.parameters()).device

@@ -12,16 +12,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.checkpoint_manager import load_model
 from nanochat.common import compute_cleanup, compute_init, print0, rank_and_world
 from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
-from nanochat.evaluation.core import evaluate_core
+from nanochat.evaluation.core import evaluate_core, record
 from nanochat.evaluation.core_bundle import find_bundle
-from nanochat.evaluation.hf_baseline import TransformersEngine, load_transformers
-from nanochat.files import base_dir, write_atomic
+from nanochat.evaluation.hf_baseline import TransformersEngine, open_engine
+from nanochat.files import write_atomic
 from nanochat.report.report import remake
 from nanochat.training.log import append_metrics
 from nanochat.training.validation import measure_rows
@@ -90,49 +89,42 @@ def write_samples(engine: Engine | TransformersEngine, config: Config, path: Pat
     tokenizer = engine.tokenizer
     prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
     completions = engine.complete(prompts, max_tokens=config.sample_tokens, temperature=0)
-    samples = [(text, completion[0]) for text, completion in zip(PROMPTS, completions, strict=True)]
     free = {"num_samples": 3, "max_tokens": 4 * config.sample_tokens, "seed": config.seed}
-    samples += [("", text) for text in engine.complete([[tokenizer.bos]], **free)[0]]
-    for prompt, completion in samples:
-        print0(f"  {prompt}|{completion}".replace("\n", " "))
+    completions += [[text] for text in engine.complete([[tokenizer.bos]], **free)[0]]
+    samples = [
+        {"prompt": prompt, "completion": completion}
+        for prompt, (completion,) in zip([*PROMPTS, "", "", ""], completions, strict=True)
+    ]
+    for sample in samples:
+        print0("  {prompt}|{completion}".format(**sample).replace("\n", " "))
     if rank_and_world()[0] == 0:
-        records = [dict(zip(("prompt", "completion"), sample, strict=True)) for sample in samples]
-        write_atomic(path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(path, json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
 
 
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
-    bundle = find_bundle(config.bundle) if config.core else None  # what is missing is told at once
-    if config.hf_path is not None:
-        engine = TransformersEngine(*load_transformers(config.hf_path, device))
-        name = Path(config.hf_path).resolve().name
-        place, folder = {"stage": "hf", "step": 0}, base_dir() / "hf_evaluations" / name
-        print0(f"{config.hf_path}: figures go to {folder}; bits per byte are not measured")
-    else:
-        model, tokenizer, meta = load_model(
-            config.source, device, "eval", config.model_tag, config.step
-        )
-        engine = Engine(model, tokenizer)
-        place = {"stage": meta["stage"], "step": meta["step"]}
-        folder = Path(meta["path"]).parent
-        print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
-        if config.eval_tokens:
-            bits = bits_per_byte(model, tokenizer, meta["config"], config)
-            append_metrics(folder, place | bits)
+    bundle = find_bundle(config.bundle) if config.core else None  # so that it fails early
+    engine, folder, place, trained = open_engine(config, device)
+    if trained is None:
+        print0("bits per byte are not measured: they need one of our tokenizers")
+    elif config.eval_tokens:
+        bits = bits_per_byte(engine.model, engine.tokenizer, trained, config)
+        append_metrics(folder, place | bits)
     if config.sample_tokens:
         write_samples(engine, config, folder / f"samples-step{place['step']}.json")
     if bundle:
-        result = evaluate_core(
+        results = evaluate_core(
             bundle,
-            engine.fast,
+            engine.fused,
             engine.tokenizer,
             max_per_task=config.max_per_task,
             tokens_at_once=config.device_batch_size * engine.model.config.sequence_len,
         )
-        print0(f"CORE: {result.core:.4f} ± {result.stderr:.4f}")
-        append_metrics(folder, place | result.record())
-    if config.hf_path is None:
-        remake(meta["tag"])
+        figures = record(results)
+        print0("CORE: {core:.4f} ± {core_stderr:.4f}".format(**figures))
+        append_metrics(folder, place | figures)
+    if trained is not None:
+        remake(folder.name)
     compute_cleanup()
 
 

@@ -6,7 +6,7 @@
 Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens a parameter.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nanochat.common import ConfigError, choose_dtype, compute_cleanup, print0
 from nanochat.configurator import cli
@@ -53,14 +53,12 @@ class Config(StageConfig):
     """Steps between samples; 0: at the end alone, -1: never."""
 
 
-def horizon(config: Config, model: GPT, tokens_per_step: int) -> int | None:
-    """The number of steps; None when it is to follow from target_seconds."""
+def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
+    """The number of steps that the tokens, or the FLOPs, of the config take."""
     names = ("num_steps", "target_tokens", "target_flops", "target_seconds")
     given = [name for name in names if getattr(config, name) is not None]
     if len(given) > 1:
         raise ConfigError(f"give one horizon, not {len(given)}: {', '.join(given)}")
-    if config.num_steps or config.target_seconds:
-        return config.num_steps
     tokens = config.target_tokens or config.tokens_per_param * model.num_params()
     if config.target_flops:
         tokens = config.target_flops / model.flops_per_token(config.sequence_len)
@@ -90,8 +88,7 @@ def main(config: Config) -> None:
         f"{model.flops_per_token() / 1e6:,.1f} MFLOPs a token"
     )
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
-    num_steps = horizon(config, model, plan.rows_per_step * T)
-    planned_steps = horizon(replace(config, num_steps=None), model, plan.rows_per_step * T)
+    planned_steps = horizon(config, model, plan.rows_per_step * T)
     source = open_source(config.data, num_shards=config.num_shards)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
@@ -105,7 +102,7 @@ def main(config: Config) -> None:
             print0(f"  {prompt}{completion}".replace("\n", " "))
 
     report = {"source": source.name, "tokens": rows.shards.num_tokens}
-    data = StageData(rows, val_rows, source.fingerprint, report, num_steps, planned_steps)
+    data = StageData(rows, val_rows, source.fingerprint, report, planned_steps)
     stage.train(data, plan, (Periodic(sample, config.sample_every),))
     remake(stage.tag)
     compute_cleanup()

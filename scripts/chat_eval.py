@@ -13,18 +13,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, DataError, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
-from nanochat.engine import Engine
-from nanochat.evaluation.hf_baseline import TransformersEngine, load_transformers
+from nanochat.evaluation.hf_baseline import open_engine
 from nanochat.evaluation.tasks import Result, evaluate_task, figures, table
-from nanochat.files import base_dir
 from nanochat.inference import calculator
 from nanochat.report.report import remake
 from nanochat.tools.sandbox import Sandbox, python_tool
@@ -72,32 +68,15 @@ class Config:
     """auto, cuda, mps or cpu."""
 
 
-def open_engine(config: Config, device, tool: ControlledTool) -> tuple[Engine, Path, dict]:
-    """(engine, folder of its figures, {"stage", "step"})."""
-    if config.hf_path is not None:
-        engine = TransformersEngine(*load_transformers(config.hf_path, device))
-        folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
-        return engine, folder, {"stage": "hf", "step": 0}
-    run = (config.source, device, "eval", config.model_tag, config.step)
-    model, tokenizer, meta = load_model(*run)
-    print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
-    place = {"stage": meta["stage"], "step": meta["step"]}
-    return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place
-
-
-def open_tool(config: Config, open_sandbox: Callable) -> ControlledTool:
-    """What runs the model's tool calls."""
-    if config.tool == "calculator":
-        return ControlledTool(calculator.evaluate)
-    if config.hf_path is not None:
-        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
-    return ControlledTool(python_tool(open_sandbox()))
-
-
 def measure(config: Config, device, open_sandbox: Callable) -> None:
-    """Every task after the other, then the table and the record."""
-    tool = open_tool(config, open_sandbox)
-    engine, folder, record = open_engine(config, device, tool)
+    """One task after another, then the table and the record."""
+    if config.tool == "calculator":
+        tool = ControlledTool(calculator.evaluate)
+    elif config.hf_path is None:
+        tool = ControlledTool(python_tool(open_sandbox()))
+    else:
+        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
+    engine, folder, place, _ = open_engine(config, device, tool)
     names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
     options = {name: getattr(config, name) for name in names}
     results, controls, not_run = [], {}, {}
@@ -105,7 +84,7 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
     def evaluate(task: Task, name: str) -> Result:
         by_rule = BY_RULE if isinstance(task, GeneratedTask) else None
         limit = by_rule if config.limit is None else config.limit
-        path = folder / "answers" / f"{name}-step{record['step']}.jsonl"
+        path = folder / "answers" / f"{name}-step{place['step']}.jsonl"
         started = time.perf_counter()
         result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
         print0(f"{result} in {time.perf_counter() - started:.0f} s")
@@ -125,7 +104,7 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
     finally:  # what is measured is kept, whatever the rest runs into
         if results:
             print0("\n" + table(results, controls, not_run))
-            append_metrics(folder, record | figures(results, controls))
+            append_metrics(folder, place | figures(results, controls))
             if config.hf_path is None:
                 remake(folder.name)
     if not results:

@@ -6,12 +6,12 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, compute_cleanup, print0
+from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage, steps_or_epoch
+from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -64,8 +64,8 @@ def main(config: Config) -> None:
     )
     epoch = max(1, len(rows) // plan.rows_per_step)
     report |= rows.counts
-    num_steps = steps_or_epoch(config, epoch)
-    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    identity = on_rank0(lambda: fingerprint(parts))
+    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint as GGUF for llama.cpp, Ollama and LM Studio, and prove that it is the same.
+"""Export a checkpoint as GGUF for llama.cpp, Ollama and LM Studio, and prove that it is the same.
 
     python scripts/export_to_gguf.py --source sft --output-dir ./gguf_model --type q8_0
 
@@ -19,6 +19,8 @@ from nanochat.checkpoint_manager import CONFIG
 from nanochat.common import CheckpointError, require_package
 from nanochat.configurator import cli
 from nanochat.files import write_atomic
+from nanochat.publishing.export_files import read_json
+from nanochat.publishing.parity import summary
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def main(config: Config) -> None:
     if not config.unproved:
         require_package(
             "llama_cpp",
-            "pip install llama-cpp-python (it compiles llama.cpp, some minutes), or pass "
-            "--unproved to write a file that nothing has compared with the native model",
+            "pip install llama-cpp-python (it compiles llama.cpp, some minutes), or skip the "
+            "comparison with the native model with --unproved",
         )
     try:
         write(config, checkpoint)
@@ -57,9 +59,10 @@ def main(config: Config) -> None:
 def write(config: Config, checkpoint: Path) -> None:
     """The file, its proof and its Modelfile, in config.output_dir."""
     from nanochat.publishing.gguf import modelfile, write_gguf
-    from nanochat.publishing.gguf_parity import prove
+    from nanochat.publishing.gguf_parity import probabilities, prove
 
     output = config.output_dir / f"model-{config.type}.gguf"
+    proof = config.output_dir / f"parity-{config.type}.json"
     config.output_dir.mkdir(parents=True, exist_ok=True)
     manifest.sweep(output.parent, output.name)
     folder = manifest.temporary_beside(output)
@@ -71,22 +74,15 @@ def write(config: Config, checkpoint: Path) -> None:
             print("not compared with the native model (--unproved)")
         else:
             report = prove(new, checkpoint, config.type, config.drop_softcap)
-            print(
-                f"llama.cpp: all ids equal on {report['checks']['ids']['compared']} texts and "
-                f"{report['checks']['chats']['compared']} chats; the likeliest token agrees at "
-                f"{report['likeliest_agrees']:.2%} of {report['positions']:,} places, mean KL "
-                f"divergence {report['mean_kl_nats']:.1e} nats"
-            )
-        proof = config.output_dir / f"parity-{config.type}.json"
-        proof.unlink(missing_ok=True)  # an earlier one says nothing of this file
+            print(f"{summary(report)}\n{probabilities(report)}")
+        proof.unlink(missing_ok=True)  # an earlier one is not about this file
         new.replace(output)
-        if not config.unproved:
-            write_atomic(proof, json.dumps(report, indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    settings = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    text = modelfile(output.name, from_hf(settings))
-    write_atomic(config.output_dir / "Modelfile", text)
+    if not config.unproved:
+        write_atomic(proof, json.dumps(report, indent=1) + "\n")
+    settings = read_json(checkpoint / CONFIG)
+    write_atomic(config.output_dir / "Modelfile", modelfile(output.name, from_hf(settings)))
     print(f"{checkpoint} is written as {output}, {output.stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,5 +1,5 @@
 """Make a native checkpoint of a published model: a Hugging Face folder of transformers' nanochat
-class, or upstream nanochat's model_*.pt with its meta_*.json and pickled tokenizer.
+class, or karpathy/nanochat's model_*.pt with its meta_*.json and pickled tokenizer.
 
     python scripts/import_from_huggingface.py ./hf_model --tag rescued
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from nanochat.configurator import cli
+from nanochat.publishing.doctor import id_problems
 from nanochat.publishing.import_model import make_checkpoint, read_published
-from nanochat.publishing.karpathy_checkpoint import is_upstream
-from nanochat.publishing.repair import id_findings
+from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,14 @@ class Config:
     stage: str = "sft"
     """Its stage: base, mid, sft or rl."""
     tokenizer: Path | None = None
-    """Upstream's tokenizer.pkl, where it does not lie in the folder."""
+    """karpathy/nanochat's tokenizer.pkl, if it is not in the folder."""
 
 
 def main(config: Config) -> None:
-    published = read_published(config.folder, config.tokenizer)
-    special_ids, problems = published.tokenizer.special_ids, []
-    if not is_upstream(config.folder):
-        problems = id_findings(config.folder, special_ids)
-    path = make_checkpoint(published, config.tag, config.stage)
+    model, problems = read_published(config.folder, config.tokenizer), []
+    if not is_karpathy_checkpoint(config.folder):
+        problems = id_problems(config.folder, model.config, model.tokenizer)
+    path = make_checkpoint(model, config.tag, config.stage)
     print(f"{config.folder} is now the checkpoint {path}")
     for problem in problems:
         print(f"  not taken over: {problem}")

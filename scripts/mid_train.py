@@ -8,12 +8,12 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.common import compute_cleanup, print0
+from nanochat.common import compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage, steps_or_epoch
+from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, mixture
 
 
@@ -53,8 +53,8 @@ def main(config: Config) -> None:
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
-    num_steps = steps_or_epoch(config, epoch)
-    stage.train(StageData(rows, val_rows, fingerprint(parts), report, num_steps, epoch), plan)
+    identity = on_rank0(lambda: fingerprint(parts))
+    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from nanochat.common import DataError
 from nanochat.data.sources import read_rows
 from tasks.source import data_file
-from tasks.task import ChoiceTask, check_split, choice_exchange, in_range
+from tasks.task import ChoiceTask, check_split, choice_exchange
 
 
 class ARC(ChoiceTask):
@@ -33,7 +33,7 @@ class ARC(ChoiceTask):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[in_range(index, len(self))]
+        row = self.rows[index]
         # Some questions number their choices: letters for all.
         right = list(row["choices"]["label"]).index(row["answerKey"])
         return choice_exchange(row["question"], list(row["choices"]["text"]), right)

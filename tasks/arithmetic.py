@@ -43,16 +43,13 @@ class Arithmetic(GeneratedTask):
     """a + b, a - b, a * b with one to three digits, and some exact divisions.
 
     The test split has + - * of two and three digits, on pairs (in either order) that no train
-    conversation has: a tenth of all pairs, by hash. `size` conversations; `seed` gives others.
+    conversation has: a tenth of all pairs, by hash.
 
     Arithmetic("test")[0]["messages"][1]["content"] might be python "37*12", python_output "444",
     text "444".
     """
 
     name = "arithmetic"
-
-    def __init__(self, split: str = "train", size: int | None = None, seed: int = 0):
-        super().__init__(split, size, seed)
 
     def make(self, rng: random.Random) -> dict:
         sign, a, b = self.draw(rng)

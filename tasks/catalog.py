@@ -1,8 +1,8 @@
 """Tasks by name, and mixtures as they are written on a command line.
 
-A mixture is "name[@source]:epochs, ...", for example "smoltalk@./chats:1, gsm8k:2, arithmetic:0.5".
-The source is a hub id, a file or a folder (see the task); epochs default to 1. A task that is made
-by rule has no end: two epochs of it are twice as many conversations, none of them twice.
+A mixture is "name[@source][:epochs], ...", for example "smoltalk@./chats, gsm8k:2, arithmetic:0.5".
+The source is a hub id, a file or a folder (see the task). Two epochs of a task that is made by rule
+are twice as many conversations, none of them twice.
 """
 
 import hashlib
@@ -72,8 +72,8 @@ def make_task(
 
 
 def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> Task | str:
-    """The test split of the task called name[@source]; or, as text and printed, why it cannot
-    be run, on all ranks if any has no data for it or no sandbox. ConfigError: an unknown name."""
+    """The test split of the task name[@source]; or, printed too, why it cannot be run: on all ranks
+    if any lacks its data or a sandbox. ConfigError for an unknown name."""
     name, _, source = text.partition("@")
     task, why = None, "another rank has no data for it, or no sandbox"
     try:

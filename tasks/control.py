@@ -1,12 +1,11 @@
 """Counterfactuals: the same questions under a change that shows where a score comes from.
 
-Choice tasks: the options stand in another order, drawn for each question by (seed, task, index),
-all orders alike, and the letter of the right one follows. Who knows the answer keeps the score; who
-learned which letters are often right, or which letter is right in this very data set, falls to
-chance. (Options that speak of others, such as "both of the above", suffer a little.)
+Choice tasks: each question's options stand in another order, drawn by (seed, task, index). A model
+that knows the answer keeps its score; one that learned which letters are right falls to chance.
+(Options that speak of others, such as "both of the above", suffer a little.)
 
-Tasks with the tool: it answers each call with a wrong number. Who uses it falls to about 0; an
-unchanged score means that the tool is not used.
+Tasks with the tool: it answers each call with a wrong number. A model that uses it falls to about
+0; an unchanged score means that the tool is not used.
 """
 
 import random
@@ -16,17 +15,14 @@ from contextlib import contextmanager
 from decimal import Decimal
 
 from nanochat.common import print0
-from tasks.task import ChoiceTask, Task, choice_exchange, in_range
+from tasks.task import ChoiceTask, Task, choice_exchange
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 class Shuffled(ChoiceTask):
-    """`task` with the options of each question in an order of its own; the answer's letter follows.
-
-    Of a task whose options are red=A, blue=B, where blue is right, a question may become blue=A,
-    red=B with answer A.
-    """
+    """`task` with each question's options in another order, the answer's letter following: red=A,
+    blue=B with answer B may become blue=A, red=B with answer A."""
 
     def __init__(self, task: ChoiceTask, seed: int = 0):
         self.task, self.name, self.seed = task, f"{task.name}-control", seed
@@ -35,7 +31,7 @@ class Shuffled(ChoiceTask):
         return len(self.task)
 
     def __getitem__(self, index: int) -> dict:
-        index = in_range(index, len(self))
+        index = range(len(self))[index]
         old = self.task[index]
         order = list(range(len(old["options"])))
         random.Random(f"{self.seed}/{self.task.name}/{index}").shuffle(order)
@@ -44,10 +40,8 @@ class Shuffled(ChoiceTask):
 
 
 def wrong_results(tool: Callable[[str], str]) -> Callable[[str], str]:
-    """The tool, but each number it returns is another: one more, or half of one beyond 1e15.
-
-    What is no number, an error for example, stays. wrong_results(evaluate)("6*7") == "43".
-    """
+    """The tool, but each number it returns is one more, or half of it beyond 1e15; other results,
+    such as errors, stay. Example: wrong_results(evaluate)("6*7") == "43"."""
 
     def answer(call: str) -> str:
         result = tool(call)
@@ -69,10 +63,7 @@ def calls_tool(task: Task, rows: int = 100) -> bool:
 
 
 class ControlledTool:
-    """A tool for an engine, which a counterfactual can make answer wrongly for a while.
-
-    Example: Engine(model, tokenizer, tool=ControlledTool(evaluate))
-    """
+    """A tool for an engine, which `counterfactual` can make answer wrongly for a while."""
 
     def __init__(self, run: Callable[[str], str]):
         self.run = run
@@ -83,8 +74,8 @@ class ControlledTool:
 
 @contextmanager
 def counterfactual(task: Task, tool: ControlledTool | None, seed: int = 0) -> Iterator[Task | None]:
-    """Yields the task to ask under the change; the engine's `tool` answers wrongly in the meantime
-    if that is the change. None, with a printed line, if there is nothing to change."""
+    """Yields the task to ask under the change, during which the engine's `tool` may answer wrongly;
+    None, with a printed line, if there is nothing to change."""
     if task.kind == "choice":
         yield Shuffled(task, seed)
     elif calls_tool(task) and tool is not None:

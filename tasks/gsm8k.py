@@ -5,6 +5,7 @@ ends in "#### 72".
 """
 
 import re
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nanochat.common import DataError
 from nanochat.data.sources import read_rows
 from nanochat.inference.calculator import CalculatorError, calculate
 from tasks.source import data_file
-from tasks.task import Task, check_split, exchange, final_text, in_range
+from tasks.task import Task, check_split, exchange, final_text
 
 MARK = re.compile(r"<<(.*?)>>")
 FINAL = re.compile(r"####\s*\$?\s*(-?[\d.,]+)")
@@ -40,7 +41,7 @@ class GSM8K(Task):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[in_range(index, len(self))]
+        row = self.rows[index]
         answer = row["answer"]
         return exchange(row["question"], tool_parts(answer), answer=str(final_number(answer)))
 
@@ -54,10 +55,8 @@ class GSM8K(Task):
 
 
 def tool_parts(solution: str) -> list[dict]:
-    """A solution as parts: text, and for each `<<expression=value>>` a call and its output.
-
-    The output is what the tool says (0.2 where the data set has .20), as it will be when the model
-    calls it.
+    """A solution as parts: text, and for each `<<expression=value>>` a call and its output, which
+    is what the tool says (0.2 where the data set has .20).
 
     tool_parts("so <<6*7=42>>42.") is text "so ", python "6*7", python_output "42", text "42.".
     """
@@ -66,22 +65,16 @@ def tool_parts(solution: str) -> list[dict]:
         if position % 2 == 0:
             parts += [{"type": "text", "text": piece}] if piece else []
             continue
-        expression, _, value = piece.rpartition("=")
+        expression, _, output = piece.rpartition("=")
+        with suppress(CalculatorError):  # then what the data set says stays
+            output = calculate(expression)
         parts.append({"type": "python", "text": expression})
-        parts.append({"type": "python_output", "text": tool_output(expression, value)})
+        parts.append({"type": "python_output", "text": output})
     return parts
 
 
-def tool_output(expression: str, written: str) -> str:
-    """What the tool says to `expression`; what is `written` where it has no answer."""
-    try:
-        return calculate(expression)
-    except CalculatorError:
-        return written
-
-
 def final_number(text: str) -> Decimal | None:
-    """The number behind the last "####", commas taken out; None where there is none."""
+    """The number after the last "####", without commas; None where there is none."""
     found = FINAL.findall(text)
     try:
         return Decimal(found[-1].replace(",", "").rstrip(".")) if found else None

@@ -1,8 +1,7 @@
 """HumanEval: 164 functions to write, judged by running them. https://arxiv.org/abs/2107.03374
 
-The user says the beginning of a program, up to the function's docstring, and the assistant answers
-with the whole function. What is run is: the imports at the beginning of the prompt, the answer's
-code, the problem's tests.
+The prompt is a program up to a function's docstring, the answer the whole function. What is run:
+the prompt's imports, the answer's code, the problem's tests.
 """
 
 import ast
@@ -14,7 +13,7 @@ from nanochat.common import ConfigError, DataError, print0, rank_and_world
 from nanochat.data.offline_corpus import human_eval
 from nanochat.data.sources import read_rows
 from tasks.source import data_file
-from tasks.task import Task, check_split, exchange, final_text, in_range
+from tasks.task import Task, check_split, exchange, final_text
 
 PACKAGE = "human-eval"
 COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
@@ -50,7 +49,7 @@ class HumanEval(Task):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[in_range(index, len(self))]
+        row = self.rows[index]
         solution = row["prompt"] + row["canonical_solution"].rstrip()
         extra = {name: row[name] for name in ("task_id", "test", "entry_point")}
         return exchange(row["prompt"], f"```python\n{solution}\n```", answer=solution, **extra)
@@ -107,14 +106,14 @@ def read_problems(source: str | Path | None) -> tuple[list[dict], str | Path]:
 
 
 def program(conversation: dict, code: str) -> str:
-    """The program that passes if `code` does what the problem asks for, and raises otherwise."""
+    """The program that raises unless `code` solves the problem."""
     imports = imports_of(conversation["messages"][0]["content"])
     check = f"check({conversation['entry_point']})"
     return "\n\n".join([imports, code, conversation["test"].strip(), check]) + "\n"
 
 
 def imports_of(prompt: str) -> str:
-    """The import statements of a problem's prompt, one a line; none where it is no Python."""
+    """A prompt's import statements, one a line; none if it is not valid Python."""
     try:
         body = ast.parse(prompt).body
     except SyntaxError:

@@ -1,10 +1,8 @@
-"""Identity: who the assistant says it is, greetings and courtesies, from a file that users replace
-with their own.
+"""Identity: who the assistant says it is, and courtesies, from a file that users can replace.
 
 A line of the file is {"kind": "name", "prompts": ["What is your name?", ...], "held_out": ["Your
 name, please?", ...], "answers": ["My name is nanochat."], "expect": ["nanochat"]}: ways to ask,
-ways that are kept for testing, answers to learn, and phrases of which a right answer holds at least
-one.
+ways kept for testing, answers to learn, and phrases of which a right answer has at least one.
 """
 
 import random
@@ -27,13 +25,9 @@ class Identity(GeneratedTask):
     default_sizes = {"train": 4000, "test": 1000}
 
     def __init__(
-        self,
-        split: str = "train",
-        size: int | None = None,
-        seed: int = 0,
-        path: str | Path | None = None,
+        self, split: str = "train", size: int | None = None, path: str | Path | None = None
     ):
-        super().__init__(split, size, seed)
+        super().__init__(split, size)
         self.rows = read_identity(path or DEFAULT_FILE)
         self.held_out = [(prompt, row) for row in self.rows for prompt in row["held_out"]]
         if split == "test":
@@ -57,8 +51,7 @@ class Identity(GeneratedTask):
 
 
 def vary(prompt: str, rng: random.Random) -> str:
-    """The prompt as people also type it: in lower case, without its last mark, or after a few
-    words."""
+    """The prompt as people also type it: in lower case, unpunctuated, or after a few words."""
     change = rng.choice(("none", "none", "none", "lower", "unmarked", "opening"))
     if change == "lower":
         return prompt.lower()
@@ -72,8 +65,8 @@ def vary(prompt: str, rng: random.Random) -> str:
 
 
 def read_identity(path: str | Path) -> list[dict]:
-    """The rows of an identity file; DataError names the row that lacks something, or an answer that
-    it would fail."""
+    """The rows of an identity file; DataError names a row that is incomplete or contradicts
+    itself."""
     rows = list(read_rows(path))
     for number, row in enumerate(rows, start=1):
         row.setdefault("held_out", [])

@@ -5,7 +5,6 @@ from array import array
 from collections.abc import Sequence
 
 from nanochat.common import ConfigError
-from tasks.task import in_range
 
 
 class Mixture:
@@ -13,9 +12,7 @@ class Mixture:
 
     A weight is a number of epochs: 2 has every conversation twice, 0.5 a fixed pseudo-random half,
     1.25 all of them and a quarter twice. The order depends on the tasks' sizes, the weights and the
-    seed alone.
-
-    Mixture([(GSM8K(), 1), (Identity(), 4)], seed=42)[0] is a conversation of one of the two.
+    seed alone. Example: Mixture([(GSM8K(), 1), (Identity(), 4)], seed=42).
     """
 
     def __init__(self, parts: Sequence[tuple[Sequence, float]], seed: int = 42):
@@ -38,7 +35,7 @@ class Mixture:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict:
-        place = self.order[in_range(index, len(self))]
+        place = self.order[index]
         return self.tasks[self.task_of[place]][self.row_of[place]]
 
     def report(self) -> list[tuple[str, int]]:

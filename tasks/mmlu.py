@@ -6,7 +6,7 @@ from pathlib import Path
 from nanochat.common import DataError
 from nanochat.data.sources import read_rows
 from tasks.source import data_file
-from tasks.task import ChoiceTask, check_split, choice_exchange, in_range
+from tasks.task import ChoiceTask, check_split, choice_exchange
 
 FILES = {
     "auxiliary_train": "auxiliary_train/train-00000-of-00001.parquet",
@@ -38,6 +38,6 @@ class MMLU(ChoiceTask):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[in_range(index, len(self))]
+        row = self.rows[index]
         subject = row.get("subject", "")
         return choice_exchange(row["question"], row["choices"], row["answer"], subject=subject)

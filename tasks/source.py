@@ -9,12 +9,11 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
 def data_file(source: str | Path | None, repo_id: str, name: str, split: str) -> Path:
-    """The file with a split's rows.
+    """The file with a split's rows; DataError where there is none.
 
-    source: None for the hub's `repo_id`, which has the file under `name`; another hub id with the
-    same layout; a local file; or a local folder, which has it under `name` or the last part of
-    `name`, or else, in that place, as the only data file with the split in its name. DataError
-    where there is none.
+    source: None for the hub's `repo_id`, which has the file under `name`; another hub id of that
+    layout; a local file; or a local folder, which has it under `name`, under the last part of
+    `name`, or else as its only data file with the split in its name.
 
     Example: data_file("./gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet", "test") may be
     ./gsm8k/main/test-00000-of-00001.parquet, or ./gsm8k/test.jsonl.
@@ -26,9 +25,19 @@ def data_file(source: str | Path | None, repo_id: str, name: str, split: str) ->
         return path
     if path.is_dir():
         return file_in_folder(path, name, split)
+    return hub_file(hub_id(source), name)
+
+
+def hub_id(source: str | Path) -> str:
+    """`source`, if it has the form of a hub id; else DataError."""
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise DataError(f"{source}: neither a file, nor a folder, nor a hub id such as {repo_id}")
-    return hub_file(str(source), name)
+        raise DataError(f"{source}: neither a file, nor a folder, nor a hub id such as owner/name")
+    return str(source)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """All data files in a folder and those below."""
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(SUFFIXES)]
 
 
 def file_in_folder(folder: Path, name: str, split: str) -> Path:
@@ -37,7 +46,7 @@ def file_in_folder(folder: Path, name: str, split: str) -> Path:
             return path
     if (folder / name).parent.is_dir():
         folder = (folder / name).parent
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(SUFFIXES)]
+    found = data_files(folder)
     chosen = [p for p in found if split in p.name]
     if len(chosen) != 1:
         raise DataError(

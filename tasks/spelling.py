@@ -1,18 +1,18 @@
 """Spelling: write a word letter by letter, or count a letter in it through the tool.
 
-A tokenizer hides the letters of a word. What is learned is which letters stand in each piece that
-the tokenizer makes of words; so that every piece is met often enough, part of the training words
-are made up: of the tokenizer's own pieces where they are given, else of halves of real words.
+A tokenizer hides the letters of a word, so the model must learn the letters of every piece. To meet
+each often enough, part of the training words are made up: of the tokenizer's own pieces where they
+are given, else of halves of real words.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache
 from pydoc_data.topics import topics
 
-from nanochat.common import ConfigError, DataError, print0
+from nanochat.common import DataError, print0
 from nanochat.data.offline_corpus import wiki_leads
 from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
@@ -40,6 +40,8 @@ COUNT_WORDINGS = (
 QUOTES = ("'{}'", '"{}"')
 WORD = re.compile(r"(?<![^\W_])[a-z]{3,10}(?![^\W_])")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+NUM_WORDS = 12_000  # the most frequent of the packaged texts
+MADE_UP, BARE = 0.5, 0.15  # shares of the train split: made-up words, words without quotes
 # Drawn with equal weight; spelling is the harder to learn.
 QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), "count": ("count",)}
 
@@ -49,42 +51,27 @@ class Spelling(GeneratedTask):
     count or both.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
-    hash; words are the `num_words` most frequent of the packaged texts. Train adds a share of
-    `made_up` words, and of words without quotes (`bare`). `words` replaces the list; `pieces` are
-    the texts of a tokenizer's tokens, of which those of small letters alone are used.
+    hash. Train adds made-up words, and words without quotes. `pieces` are the texts of a
+    tokenizer's tokens, of which those of small letters alone are used.
 
     An answer is "w i n d o w", or python '("window").count("w")', python_output "2", text "2".
     """
-
-    name = "spelling"
 
     def __init__(
         self,
         split: str = "train",
         size: int | None = None,
-        seed: int = 0,
         *,
         question: str = "both",
-        words: Sequence[str] | None = None,
         pieces: Iterable[str] = (),
-        num_words: int = 12_000,
-        made_up: float = 0.5,
-        bare: float = 0.15,
     ):
-        super().__init__(split, size, seed)
-        if question not in QUESTIONS:
-            raise ConfigError(f"question {question!r} is unknown; choose spell, count or both")
-        if not 0 <= made_up < 1:
-            raise ConfigError(f"made_up is {made_up}; a share of at least 0 and below 1 can be")
+        super().__init__(split, size)
         self.question = question
         self.name = "spelling" if question == "both" else f"spelling-{question}"
-        self.made_up, self.bare = (made_up, bare) if split == "train" else (0.0, 0.0)
-        every = common_words(num_words) if words is None else words
+        self.made_up, self.bare = (MADE_UP, BARE) if split == "train" else (0.0, 0.0)
         small = {piece.strip() for piece in pieces}
         self.pieces = sorted(piece for piece in small if re.fullmatch("[a-z]{2,10}", piece))
-        self.words = [w for w in every if held_back(w) == (split == "test")]
-        if not self.words:
-            raise ConfigError(f"{len(every)} words leave none for the {split} split; give more")
+        self.words = [w for w in common_words() if held_back(w) == (split == "test")]
 
     def make(self, rng: random.Random) -> dict:
         word = self.draw_word(rng)
@@ -126,16 +113,16 @@ class Spelling(GeneratedTask):
 
 
 def draw_letter(word: str, rng: random.Random) -> str:
-    """A letter to count: first the count is drawn among those that occur, 0 included, then one of
-    its letters, so that no single number is right most of the time."""
+    """A letter to count. The count is drawn first, 0 included, then one of its letters, so that no
+    number is right most of the time."""
     by_count: dict[int, list[str]] = {}
     for letter in LETTERS:
         by_count.setdefault(word.count(letter), []).append(letter)
     return rng.choice(by_count[rng.choice(sorted(by_count))])
 
 
-@lru_cache(maxsize=4)
-def common_words(limit: int) -> tuple[str, ...]:
+@cache
+def common_words() -> tuple[str, ...]:
     """The most frequent lower-case words, of 3 to 10 letters, of the packaged encyclopedia and
     Python's manual."""
     counts = Counter(WORD.findall("\n".join(topics.values())))
@@ -144,4 +131,4 @@ def common_words(limit: int) -> tuple[str, ...]:
     except DataError as error:
         print0(f"spelling: words are those of Python's manual alone. {error}")
     by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
-    return tuple(word for word in by_frequency[:limit] if counts[word] > 1)
+    return tuple(word for word in by_frequency[:NUM_WORDS] if counts[word] > 1)

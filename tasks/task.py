@@ -25,9 +25,9 @@ END = re.compile("|".join(map(re.escape, (*STOP_TOKENS, "<|user_start|>"))))
 class Task:
     """Conversations by index, and a judge of completions.
 
-    `kind` is "generate" (the completion is sampled) or "choice" (the most likely of `choices(i)`,
-    single letters, is the completion). `baseline` is the accuracy that chance gives, None where no
-    published figure says so. Subclasses set `name` and define `__len__`, `__getitem__`, `evaluate`.
+    `kind` is "generate" (the completion is sampled) or "choice" (it is the likeliest of
+    `choices(i)`, single letters). `baseline` is the accuracy of chance, None where no published
+    figure says so. Subclasses set `name` and define `__len__`, `__getitem__`, `evaluate`.
     """
 
     name = "task"
@@ -48,12 +48,12 @@ class Task:
         raise NotImplementedError
 
     def extract(self, completion: str) -> str | None:
-        """The part of a completion that is compared, for people who read why it was wrong."""
+        """The part of a completion that is compared, for the log of answers."""
         return final_text(completion)
 
     def evaluate_all(self, conversations: list[dict], completions: list[str]) -> list[dict]:
-        """Many completions at once, each with what a log of answers says about it:
-        {"extracted", "expected", "right"}, and more where a task knows more."""
+        """Many completions at once; of each, what the log of answers says:
+        {"extracted", "expected", "right", ...}."""
         return [
             {
                 "extracted": self.extract(completion),
@@ -81,42 +81,36 @@ class ChoiceTask(Task):
 
 
 class GeneratedTask(Task):
-    """A task whose conversation `i` is made from (name, seed, split, i) alone, by `make(rng)`;
-    `size` of them."""
+    """A task of `size` conversations, each made by `make(rng)` from its name, split and index."""
 
     default_sizes = {"train": 20_000, "test": 1000}
 
-    def __init__(self, split: str, size: int | None, seed: int):
+    def __init__(self, split: str = "train", size: int | None = None):
         check_split(split, ("train", "test"))
         size = self.default_sizes[split] if size is None else size
         if size < 1:
             raise ConfigError(f"{self.name}: size is {size}; at least 1 conversation is needed")
-        self.split, self.size, self.seed = split, size, seed
+        self.split, self.size = split, size
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict:
-        index = in_range(index, self.size)
-        return self.make(random.Random(f"{self.name}/{self.seed}/{self.split}/{index}"))
+        index = range(self.size)[index]
+        return self.make(random.Random(f"{self.name}/0/{self.split}/{index}"))
 
     def make(self, rng: random.Random) -> dict:
         raise NotImplementedError
 
 
 def final_text(completion: str) -> str:
-    """What the assistant says: a completion without its tool calls, their output, and all after its
-    end.
-
-    >>> final_text("<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>It is
-    42.<|assistant_end|>") 'It is 42.'
-    """
+    """What the assistant says: a completion without tool calls, their output, and what follows its
+    end. The module's example gives "444"."""
     return TOOL_SPAN.sub("", END.split(completion, maxsplit=1)[0]).strip()
 
 
 def gold_completion(conversation: dict) -> str:
-    """The conversation's own last answer as a completion, that is, what a perfect model would
-    generate."""
+    """The conversation's own last answer, as a perfect model would generate it."""
     content = conversation["messages"][-1]["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = "".join(part["text"].join(PART_MARKS[part["type"]][:2]) for part in parts)
@@ -139,11 +133,8 @@ def tool_answer(expression: str, output: str, text: str) -> list[dict]:
 
 
 def choice_question(question: str, options: list[str], letters: str) -> str:
-    """A multiple-choice question as text.
-
-    Each letter stands directly behind its option: small models bind them better so, and the letter
-    is then the same token as in the answer.
-    """
+    """A multiple-choice question as text. Each letter stands directly behind its option: small
+    models bind them better so, and the letter is the same token as in the answer."""
     lines = [f"- {option}={letter}" for option, letter in zip(options, letters, strict=True)]
     ask = "Answer with the letter of the right choice and nothing else."
     return "\n".join([f"Multiple choice: {question}", *lines, ask])
@@ -158,16 +149,8 @@ def choice_exchange(question: str, options: list[str], right: int, **extra) -> d
 
 
 def held_back(text: str, share: float = 0.1) -> bool:
-    """Whether `text` belongs to the test split: a fixed pseudo-random `share` of all strings
-    does."""
+    """Whether `text` is in the fixed pseudo-random `share` of strings kept for the test split."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < share * 2**32
-
-
-def in_range(index: int, length: int) -> int:
-    """`index` counted from the start; IndexError past either end, which is how iteration stops."""
-    if not -length <= index < length:
-        raise IndexError(f"conversation {index} of a task that has {length}")
-    return index % length
 
 
 def check_split(split: str, known: tuple[str, ...]) -> None:

@@ -7,8 +7,8 @@ from tiny_checkpoint import save
 from nanochat.conversation import render
 from nanochat.data.offline_corpus import python_topics
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.publishing.doctor import QUESTIONS, default_text
 from nanochat.publishing.parity_texts import conversation
+from nanochat.publishing.tokenizer_search import QUESTIONS, default_text
 from nanochat.tokenizer import Tokenizer
 
 CHARACTERS = 60_000

@@ -18,6 +18,7 @@ from chain_model import chain_model, chain_tokenizer
 from tiny_checkpoint import save
 
 from nanochat.common import ConfigError
+from nanochat.configurator import parse
 from scripts import chat_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,24 +45,22 @@ def environment(base) -> dict:
     }
 
 
-@pytest.mark.slow
-def test_one_question_through_a_pipe(base_dir):
-    command = [*COMMAND, "-i", checkpoint(*SUM), "-p", "-"]
-    done = subprocess.run(
-        command, input="What is 1 + 2?\n", capture_output=True, text=True, cwd=ROOT,
-        env=environment(base_dir), timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "S[python] 1+2 = 3\n!\n"  # the answer alone
-    assert "device: " in done.stderr
-
-
 def run(monkeypatch, capsys, source, typed="", **options) -> str:
     """Standard output of the program in this process, standard input being `typed`."""
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
     capsys.readouterr()
     chat_cli.main(chat_cli.Config(source=source, **options))
     return capsys.readouterr().out
+
+
+def test_one_question_through_a_pipe(monkeypatch, capsys):
+    source = checkpoint(*SUM)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 + 2?\n"))
+    capsys.readouterr()
+    chat_cli.main(parse(chat_cli.Config, ["-i", source, "-p", "-"]))
+    out, err = capsys.readouterr()
+    assert out == "S[python] 1+2 = 3\n!\n"  # the answer alone
+    assert "device: " in err
 
 
 def test_a_conversation_through_a_pipe(monkeypatch, capsys):

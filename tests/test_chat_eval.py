@@ -189,7 +189,7 @@ def test_a_source_is_a_file_a_folder_or_a_hub_id(data, tmp_path, monkeypatch):
         assert data_file(tmp_path / place.replace("/", "-"), *ask) == found
     with pytest.raises(DataError, match="found 5 files for split test among 5 data files"):
         data_file(data, *ask)
-    with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id such as op"):
+    with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id such as ow"):
         data_file("./absent.parquet", *ask)
     monkeypatch.setattr("tasks.source.hub_file", lambda repo, file: (repo, file))
     assert data_file(None, *ask) == ("openai/gsm8k", name)

@@ -7,14 +7,18 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from chain_model import chain_model, chain_tokenizer
 from tiny_checkpoint import save
 
+from nanochat.chat.schema import Limits
 from nanochat.common import ConfigError
 from nanochat.configurator import parse
 from scripts.chat_web import Config, listen, main
@@ -96,25 +100,44 @@ def test_sigterm_lets_answers_end_and_takes_no_more(checkpoint):
     assert "400 written (length)" in out and "secret" not in out and "ABCDEF" not in out
 
 
-def test_answers_that_do_not_end_are_cut_off_when_the_time_is_up(checkpoint):
-    flags = "--drain-seconds=0", "--max-tokens=1900", "--host=127.0.0.1"
-    with started(checkpoint, *flags, NANOCHAT_API_KEY="sesame") as (process, port, lines):
-        assert "nanochat-sft-round, step 1\n" in lines
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
-        body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 8}
-        headers = {"content-type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        refused = connection.getresponse()
-        assert refused.status == 401 and refused.read()
-        headers["authorization"] = "Bearer sesame"
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        response = connection.getresponse()
-        response.readline()
-        process.send_signal(signal.SIGINT)
+def test_answers_that_do_not_end_are_cut_off_when_the_time_is_up(checkpoint, monkeypatch, capsys):
+    """In this process, which a client in a thread interrupts."""
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    statuses, texts = [], []
+
+    def client():
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.1)
+        body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 8})
+        for key in ("", "Bearer sesame"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
+            headers = {"content-type": "application/json", "authorization": key}
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            response = connection.getresponse()
+            statuses.append(response.status)
+            texts.append(response.readline())
+        signal.raise_signal(signal.SIGINT)
         with contextlib.suppress(http.client.IncompleteRead, ConnectionResetError):
-            assert b"[DONE]" not in response.read()
+            texts.append(response.read())
         connection.close()
-        assert process.wait(100) == 0
+
+    monkeypatch.setenv("NANOCHAT_API_KEY", "sesame")
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=client)
+    thread.start()
+    try:
+        limits = Limits(max_tokens=1900)
+        main(Config(source=str(checkpoint), port=port, drain_seconds=0, limits=limits))
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    thread.join()
+    assert statuses == [401, 200] and not any(b"[DONE]" in text for text in texts)
+    assert "nanochat-sft-round, step 1\n" in capsys.readouterr().out
 
 
 def test_a_port_that_is_taken_is_told_of(checkpoint):

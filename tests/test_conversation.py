@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from nanochat.common import DataError
 from nanochat.conversation import (
     CHAT_TEMPLATE,
-    cut_at_turn,
     render,
     render_batch,
     render_for_completion,
@@ -140,21 +139,10 @@ def test_completion_prompt_leaves_out_the_answer(tokenizer):
     assert render_for_completion(chat("Hi", TOOL_CALL), tokenizer) == expected
 
 
-def test_cut_at_turn(tokenizer):
-    conversation = {**chat("Hi", "Yes", "More", "No", system="Be kind."), "answer": "No"}
-    whole = len(render(conversation, tokenizer)[0])
-    first_turn = {"messages": conversation["messages"][:3], "answer": "No"}
-    first = len(render(first_turn, tokenizer)[0])
-    assert cut_at_turn(conversation, tokenizer, whole) == conversation
-    assert cut_at_turn(conversation, tokenizer, whole - 1) == first_turn
-    assert cut_at_turn(conversation, tokenizer, first) == first_turn
-    assert cut_at_turn(conversation, tokenizer, first - 1) is None
-
-
 @quick
 @given(st.lists(conversations(hostile), max_size=4))
 def test_batch_is_render_of_each(tokenizer, some):
-    ids, offsets, mask = render_batch(some, tokenizer, num_threads=1)
+    ids, offsets, mask = render_batch(some, tokenizer)
     slices = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     assert [(ids[s].tolist(), mask[s].tolist()) for s in slices] == [
         render(one, tokenizer) for one in some

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nanochat.common import ConfigError
-from nanochat.engine import AnswerReader, Engine
+from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference.answer_reader import AnswerReader
 from nanochat.tokenizer import Tokenizer
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [40, 41], [300, 17, 200]]
@@ -64,8 +65,7 @@ def collect(engine: Engine, prompts, num_samples=1, **options) -> list[list[list
 # ---------------------------------------------------------------- the slow twin
 
 
-@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
-@pytest.mark.parametrize("max_batch", [1, 2, 64])
+@pytest.mark.parametrize("n_kv_head, max_batch", [(4, 64), (2, 2), (1, 1)])
 def test_greedy_tokens_equal_the_naive_generator(tokenizer, n_kv_head, max_batch):
     model = random_model(n_kv_head=n_kv_head)
     naive = [list(model.generate(prompt, 12, temperature=0)) for prompt in PROMPTS]
@@ -91,7 +91,7 @@ def test_logits_of_ragged_prompts_equal_those_of_each_alone(tokenizer):
 # ---------------------------------------------------------------- noise
 
 
-@pytest.mark.parametrize("max_batch", [2, 5, 64])
+@pytest.mark.parametrize("max_batch", [5, 64])
 def test_a_sample_is_the_same_alone_and_in_a_crowd(tokenizer, max_batch):
     engine = Engine(random_model(), tokenizer)
     options = {"max_tokens": 10, "seed": 3, "top_k": 100}
@@ -156,8 +156,8 @@ def test_ended_rows_cost_nothing_and_a_prompt_is_read_once(tokenizer):
     chain = chain_of(tokenizer, "abcdefgh<|assistant_end|>")
     engine = Engine(chain_model(chain), tokenizer)
     computed = []
-    features = engine.fast.features
-    engine.fast.features = lambda ids, step: computed.append(step.tokens) or features(ids, step)
+    features = engine.fused.features
+    engine.fused.features = lambda ids, step: computed.append(step.tokens) or features(ids, step)
     prompts = [[200 + i] * 20 + [ord(c)] for i, c in enumerate("fagbd")]
     got = collect(engine, prompts, 2, max_tokens=99, temperature=0, max_batch=4)
     assert ["".join(map(chr, samples[1])) for samples in got] == [
@@ -227,21 +227,35 @@ def test_an_answer_is_read_back_into_parts_whole_characters_at_a_time(tokenizer)
     text = "Is é<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>\u20ac!"
     ids = [*"Is é".encode(), *tokenizer.encode(text.removeprefix("Is é"))]
     reader = AnswerReader(tokenizer)
-    pieces = [reader.push(token) for token in ids]
-    assert pieces[:5] == ["I", "s", " ", "", "é"]
-    assert "".join([*pieces, reader.flush()]) == "Is é6*742€!"
-    assert reader.parts == [
-        {"type": "text", "text": "Is é"},
-        {"type": "python", "text": "6*7"},
-        {"type": "python_output", "text": "42"},
-        {"type": "text", "text": "€!"},
-    ]
+    read = [(reader.kind, reader.push(token), reader.call) for token in ids]
+    assert [piece for _, piece, _ in read[:5]] == ["I", "s", " ", "", "é"]
+    assert "".join(piece for _, piece, _ in read) + reader.flush() == "Is é6*742€!"
+    parts = {kind: "".join(p for k, p, _ in read if k == kind) for kind, _, _ in read}
+    assert parts == {"text": "Is é€!", "python": "6*7", "python_output": "42"}
+    assert [call for _, _, call in read if call is not None] == ["6*7"]
+
+
+@pytest.mark.parametrize(
+    "text, calls",
+    [
+        ("<|python_start|><|python_end|>", [""]),
+        ("1<|python_end|>2<|python_start|>3", []),
+        ("<|python_start|>1<|python_start|>2<|python_end|><|python_end|>", ["2"]),
+        ("<|python_start|>1<|output_start|>2<|python_end|>", []),
+    ],
+)
+def test_a_call_stands_between_its_own_marks(tokenizer, text, calls):
+    reader, found = AnswerReader(tokenizer), []
+    for token in tokenizer.encode(text):
+        reader.push(token)
+        found.append(reader.call)
+    assert [call for call in found if call is not None] == calls
 
 
 def test_a_character_that_was_never_completed_shows_at_the_end(tokenizer):
     reader = AnswerReader(tokenizer)
     assert [reader.push(token) for token in "€".encode()[:2]] == ["", ""]
-    assert reader.flush() == "\ufffd" and reader.parts == [{"type": "text", "text": "\ufffd"}]
+    assert reader.flush() == "\ufffd"
 
 
 # ---------------------------------------------------------------- weights
@@ -251,7 +265,7 @@ def test_refresh_brings_the_compute_copy_up_to_date(tokenizer):
     model = random_model()
     model.compute_dtype = torch.bfloat16
     engine = Engine(model, tokenizer)
-    assert {weight.dtype for layer in engine.fast.layers for weight in layer} == {torch.bfloat16}
+    assert {weight.dtype for layer in engine.fused.layers for weight in layer} == {torch.bfloat16}
     with torch.no_grad():
         before = engine.next_logits([[3, 4]])[0]
         assert (before - model(torch.tensor([[3, 4]]))[0, -1]).abs().max() < 0.1
@@ -266,16 +280,16 @@ def test_refresh_brings_the_compute_copy_up_to_date(tokenizer):
 
 def test_float32_weights_are_the_models_own_but_for_the_fused_ones(tokenizer):
     model = random_model()
-    fast = Engine(model, tokenizer).fast
+    fused = Engine(model, tokenizer).fused
     block = model.model.layers[1]
-    pairs = [(fast.head, model.lm_head), (fast.embedding, model.model.embed_tokens)]
-    pairs += [(fast.layers[1].o, block.self_attn.o_proj), (fast.layers[1].fc2, block.mlp.fc2)]
+    pairs = [(fused.head, model.lm_head), (fused.embedding, model.model.embed_tokens)]
+    pairs += [(fused.layers[1].o, block.self_attn.o_proj), (fused.layers[1].fc2, block.mlp.fc2)]
     assert all(mine.data_ptr() == theirs.weight.data_ptr() for mine, theirs in pairs)
     with torch.no_grad():
         block.self_attn.k_proj.weight.neg_()
-    assert not torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
-    fast.refresh()
-    assert torch.equal(fast.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
+    assert not torch.equal(fused.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
+    fused.refresh()
+    assert torch.equal(fused.layers[1].qkv[64:128], block.self_attn.k_proj.weight)
 
 
 def test_no_more_slots_than_the_answers_at_hand_need(tokenizer):

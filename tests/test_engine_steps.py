@@ -54,6 +54,13 @@ def run(engine: Engine, *requests: Request) -> list[list[TokenOutput]]:
     return list(events.values())
 
 
+class Uncaptured(DecodeGraphs):
+    """The same work kernel by kernel, on any device."""
+
+    def _capture(self, rows: int, read: int):
+        return lambda: self._compute(rows, read)
+
+
 def tokens(events: list[TokenOutput]) -> list[int]:
     return [event.token for event in events if event.token is not None]
 
@@ -61,7 +68,7 @@ def tokens(events: list[TokenOutput]) -> list[int]:
 # ---------------------------------------------------------------- the slow twins
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_requests_that_join_and_leave_at_random_equal_the_naive_generator(tokenizer, seed):
     chance = random.Random(seed)
     model = random_model()
@@ -108,11 +115,12 @@ def test_logits_are_the_same_alone_and_in_a_crowd(tokenizer):
     model = random_model()
     model.compute_dtype = torch.bfloat16
     tolerance = 0.25
-    prompts = [[7 * i % 256, 5, 6] * (1 + i % 4) for i in range(10)]
-    asked = [Request(one, 20, GREEDY, stop=(), logprobs=2, tools=False) for one in prompts]
+    prompts = [[7 * i % 256, 5, 6] * (1 + i % 4) for i in range(6)]
+    asked = [Request(one, 12, GREEDY, stop=(), logprobs=2, tools=False) for one in prompts]
     crowd = run(Engine(model, tokenizer, chunk=5), *asked)
+    engine = Engine(model, tokenizer, max_batch=1)
     for request, together in zip(asked, crowd, strict=True):
-        [alone] = run(Engine(model, tokenizer), request)
+        [alone] = run(engine, request)
         for one, other in zip(alone, together, strict=True):
             (_, best), (_, second) = one.top_logprobs
             if one.token != other.token:  # then they are no longer comparable
@@ -145,7 +153,7 @@ def test_steps_of_fixed_shape_equal_the_ordinary_ones(tokenizer):
     ]  # fmt: skip
     ordinary = run(Engine(model, tokenizer), *asked)
     engine = Engine(model, tokenizer, max_batch=5)
-    engine.graphs = DecodeGraphs(engine.fast, engine.cache, capture=False)
+    engine.graphs = Uncaptured(engine.fused, engine.cache)
     fixed = run(engine, *asked)
     assert [tokens(one) for one in fixed] == [tokens(one) for one in ordinary]
     for one, other in zip(sum(fixed, []), sum(ordinary, []), strict=True):
@@ -196,7 +204,7 @@ def test_a_step_that_breaks_off_leaves_nothing_wrong_behind(tokenizer, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine.fast, "logits", interrupted)
+        patch.setattr(engine.fused, "logits", interrupted)
         engine.step()
     events = first
     while engine.has_work:

@@ -11,8 +11,7 @@ import pytest
 
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import validate
-from nanochat.tools.execution_result import ExecutionUnavailable
-from nanochat.tools.sandbox import Sandbox
+from nanochat.tools.sandbox import ExecutionUnavailable, Sandbox
 from tasks.catalog import make_task
 from tasks.humaneval import PACKAGE, HumanEval, imports_of, program
 from tasks.task import gold_completion

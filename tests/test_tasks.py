@@ -52,6 +52,14 @@ FACTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_texts(request, monkeypatch):
+    """Facts and words of this file in place of the packaged ones."""
+    if "packaged" not in request.node.name:
+        monkeypatch.setattr("tasks.facts.packaged_facts", lambda: FACTS)
+        monkeypatch.setattr("tasks.spelling.common_words", lambda: WORDS)
+
+
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -60,9 +68,9 @@ def write_jsonl(path, rows):
 def generated(split):
     return [
         Arithmetic(split, 300),
-        Spelling(split, 300, words=WORDS),
+        Spelling(split, 300),
         Identity(split, 300),
-        Facts(split, facts=FACTS),
+        Facts(split),
     ]
 
 
@@ -185,7 +193,7 @@ def test_arithmetic_takes_the_last_number_said():
 
 
 def test_spelling_split_is_by_word():
-    train, test = Spelling("train", words=WORDS), Spelling("test", words=WORDS)
+    train, test = Spelling("train"), Spelling("test")
     assert set(train.words) | set(test.words) == set(WORDS)
     assert all(held_back(word) for word in test.words)
     rng = random.Random(0)
@@ -194,7 +202,7 @@ def test_spelling_split_is_by_word():
 
 def test_spelling_made_up_words_are_pieces():
     pieces = [" ing", "str", "X", "7", "aw", "é", "toolongapiece"]
-    task = Spelling("train", words=WORDS, pieces=pieces, made_up=0.9)
+    task = Spelling("train", pieces=pieces)
     assert task.pieces == ["aw", "ing", "str"]
     joined = {a + b for a in ("", *task.pieces) for b in task.pieces}
     rng = random.Random(0)
@@ -203,7 +211,7 @@ def test_spelling_made_up_words_are_pieces():
 
 
 def test_spelling_counts_what_it_asks():
-    task = Spelling("train", 200, words=WORDS, question="count")
+    task = Spelling("train", 200, question="count")
     counts = []
     for i in range(len(task)):
         call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
@@ -222,7 +230,7 @@ def test_spelling_draws_every_count():
 
 
 def test_spelling_wants_letters_apart():
-    evaluate = Spelling("test", 1, words=WORDS).evaluate
+    evaluate = Spelling("test", 1).evaluate
     conversation = {"answer": "c a t"}
     for right in ("c a t", "C-A-T", "c, a, t.", "c a t<|assistant_end|>"):
         assert evaluate(conversation, right)
@@ -230,13 +238,6 @@ def test_spelling_wants_letters_apart():
         assert not evaluate(conversation, wrong)
     assert evaluate({"answer": "3"}, "There are 3.")
     assert not evaluate({"answer": "3"}, "13")
-
-
-def test_spelling_needs_words():
-    with pytest.raises(ConfigError, match="1 words leave none for the test split"):
-        Spelling("test", words=["apple"] if not held_back("apple") else ["window"])
-    with pytest.raises(ConfigError, match="'both|spell'? is unknown|is unknown"):
-        Spelling("test", question="rhyme")
 
 
 # ---------------------------------------------------------------- identity
@@ -351,25 +352,19 @@ def test_meaning_facts_by_hand():
 
 
 def test_facts_train_asks_every_wording_and_test_each_fact_once():
-    train, test = Facts("train", facts=FACTS), Facts("test", facts=FACTS)
+    train, test = Facts("train"), Facts("test")
     asked = [train[i]["messages"][0]["content"] for i in range(len(train))]
     assert len(asked) == len(set(asked)) == 10 + 10 + 8 + 8 + 10
     assert "What is the capital of France?" in asked and "What is a tomato?" in asked
     assert sorted(test[i]["answer"] for i in range(len(test))) == sorted(f.expect for f in FACTS)
-    assert len(Facts("train", 7, facts=FACTS)) == 7
-    assert train.report() == {"capital": 2, "country": 1, "region": 1, "meaning": 1}
-
-
-def test_facts_of_unknown_kind():
-    with pytest.raises(ConfigError, match="kind of fact 'rivers' is unknown"):
-        Facts(kinds=("rivers",), facts=FACTS)
+    assert len(Facts("train", 7)) == 7
 
 
 # ---------------------------------------------------------------- mixture
 
 
 def test_mixture_counts_and_order():
-    a, b, c = (Arithmetic("train", n, seed=n) for n in (10, 20, 40))
+    a, b, c = (Arithmetic("train", n) for n in (10, 20, 40))
     mixture = Mixture([(a, 2), (b, 0.5), (c, 1.25)], seed=1)
     assert mixture.report() == [("arithmetic", 20), ("arithmetic", 10), ("arithmetic", 50)]
     assert len(mixture) == 80
@@ -453,11 +448,10 @@ def test_smoltalk_files_folders_and_malformed_rows(tmp_path):
     write_jsonl(folder / "test-0.jsonl", [good])
     with pytest.raises(DataError, match=r"train-0.jsonl:2: message 1 of 1: found role 'assistant'"):
         SmolTalk(path)
-    task = SmolTalk(folder, skip_malformed=True)
-    assert len(task) == 2 and task.num_skipped == 1 and task.name == "chats"
-    assert task[0] == good
+    write_jsonl(path, [{**good, "source": "me"}, good])
+    assert len(SmolTalk(path)) == len(SmolTalk(folder)) == 2
+    assert SmolTalk(folder)[0] == good and SmolTalk(folder).name == "chats"
     assert len(SmolTalk(folder, "test")) == 1
-    assert len(SmolTalk(folder, skip_malformed=True, max_conversations=1)) == 1
     with pytest.raises(DataError, match="neither a file, nor a folder, nor a hub id"):
         SmolTalk(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -518,5 +512,4 @@ def test_packaged_facts_and_words():
     assert facts["region", "Kenya"] == "In Africa."
     assert facts["currency", "Senegal"] == "CFA francs."
     assert facts["meaning", "water"] == "Chemical compound of hydrogen and oxygen."
-    words = Spelling("train").words
-    assert len(words) > 9000 and "strawberry" in Spelling("train", num_words=10**6).words
+    assert len(Spelling("train").words) > 9000

@@ -1,5 +1,6 @@
 """The loop: schedules by hand, accumulation, horizons, stopping, divergence, and two ranks."""
 
+import json
 import math
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_batch, make_model
 
 from nanochat.dataloader import Batch
 from nanochat.loss import LossFn
@@ -132,39 +134,39 @@ def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
     assert done and state.num_steps == state.step == len(losses) > 20
 
 
-TWO_RANKS = """
-    import json, os, sys, torch
+RANK = """
+    import json, sys
     sys.path.insert(0, "tests")
-    from conftest import make_batch, make_model
-    from test_train import run
-    from nanochat.common import compute_init, rank_and_world
-    from nanochat.dataloader import Batch
+    from test_train import losses_of_rank
+    from nanochat.common import compute_init
 
-    compute_init("cpu")
-    rank, world = rank_and_world()
-    batch = make_batch(B=4)
-    batch.targets[0] = -1  # the ranks have different numbers of targets
-    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    losses, *_ = run(make_model(), [Batch(batch.inputs[mine], batch.targets[mine])], num_steps=5)
+    _, rank, _, world, _ = compute_init("cpu")
+    losses = losses_of_rank(rank, world)
     if rank == 0:
         print("LOSSES", json.dumps(losses))
 """
 
 
-def losses_of_ranks(world: int) -> list[float]:
-    import json
-
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={world}", "--no-python", sys.executable, "-c"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "NANOCHAT_DTYPE": "float32"}
-    code = textwrap.dedent(TWO_RANKS)
-    out = subprocess.run([*command, code], cwd=root, env=env, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr[-2000:]
-    return json.loads(out.stdout.split("LOSSES", 1)[1].splitlines()[0])
+def losses_of_rank(rank: int, world: int) -> list[float]:
+    batch = make_batch(B=4)
+    batch.targets[0] = -1  # the ranks have different numbers of targets
+    mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    parts = [Batch(batch.inputs[mine], batch.targets[mine])]
+    return run(make_model(), parts, num_steps=5)[0]
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one():
+def test_two_ranks_equal_one(monkeypatch):
     """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group."""
-    assert losses_of_ranks(2) == pytest.approx(losses_of_ranks(1), rel=1e-4)
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    out = subprocess.run(
+        [*command, "--no-python", sys.executable, "-c", textwrap.dedent(RANK)],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-2000:]
+    two = json.loads(out.stdout.split("LOSSES", 1)[1].splitlines()[0])
+    assert two == pytest.approx(losses_of_rank(0, 1), rel=1e-4)

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -163,15 +162,15 @@ struct Table {
     }
 };
 
-// Calls visit(piece) for the pieces from p to end, or for all of it as one. Scanning runs ahead, so
-// that the table's slots are on their way from memory before they are needed.
+// Calls visit(piece) for the pieces from p to end. Scanning runs ahead, so that the table's slots are
+// on their way from memory before they are needed.
 template <class Value, class Visit>
-void visit_pieces(const Table<Value>& table, const u8* p, const u8* end, bool split, Visit visit) {
+void visit_pieces(const Table<Value>& table, const u8* p, const u8* end, Visit visit) {
     const Scanner scanner;
     Piece ahead[Scanner::MOST];
-    const u8* ends[Scanner::MOST] = {end};
+    const u8* ends[Scanner::MOST];
     while (p < end) {
-        const int n = split ? scanner.ends(p, end, ends) : 1;
+        const int n = scanner.ends(p, end, ends);
         for (int i = 0; i < n; i++) {
             ahead[i] = Piece(p, ends[i] - p, end);
             table.prefetch(ahead[i].hash);
@@ -194,14 +193,13 @@ struct Portions {
     std::vector<size_t> starts = {0};  // portion i is spans[starts[i]] .. spans[starts[i + 1]]
     static constexpr i64 BYTES = 1 << 18;
 
-    Portions(const u8* const* texts, const i64* lengths, i64 count, bool split) {
+    Portions(const u8* const* texts, const i64* lengths, i64 count) {
         const Scanner scanner;
         i64 bytes = 0;
         for (i64 i = 0; i < count; i++) {
             const u8 *p = texts[i], *end = p + lengths[i];
             do {  // also an empty text has a span
-                const bool cut = split && end - p > BYTES;
-                const u8* next = cut ? scanner.find_cut(p + BYTES, end) : end;
+                const u8* next = end - p > BYTES ? scanner.find_cut(p + BYTES, end) : end;
                 spans.push_back({p, next, i});
                 bytes += next - p;
                 if (bytes >= BYTES) {
@@ -251,23 +249,16 @@ struct Counter {
     }
 
     void count(const u8* const* texts, const i64* lengths, i64 n, size_t threads) {
-        const Portions portions(texts, lengths, n, true);
+        const Portions portions(texts, lengths, n);
         table(threads - 1);
         in_parallel(portions.size(), threads, [&](size_t worker, size_t i) {
             Table<u64>& words = *tables[worker];
             for (size_t s = portions.starts[i]; s < portions.starts[i + 1]; s++) {
                 const Span& span = portions.spans[s];
-                visit_pieces(words, span.begin, span.end, true,
+                visit_pieces(words, span.begin, span.end,
                              [&](const Piece& piece) { words[piece]++; });
             }
         });
-    }
-
-    void add(const u8* const* words, const i64* lengths, const u64* weights, i64 n) {
-        for (i64 i = 0; i < n; i++) {
-            if (!lengths[i]) continue;
-            table(0)[Piece(words[i], lengths[i], words[i] + lengths[i])] += weights[i];
-        }
     }
 
     // All counts in the first table.
@@ -490,6 +481,17 @@ struct Learner {
     }
 };
 
+// What the C interface trains with: texts are counted until the first merge is asked for.
+struct Trainer {
+    Counter counter;
+    std::unique_ptr<Learner> learner;
+
+    i64 learn(i64 most, u32* pairs) {
+        if (!learner) learner = std::make_unique<Learner>(counter.total());
+        return learner->learn(most, pairs);
+    }
+};
+
 // --------------------------------------------------------------------------------- 5. Encoding
 
 // Merge numbers by pair of ids. A slot is one number, 21 bits each for left id, right id and rank,
@@ -647,12 +649,12 @@ struct Encoder {
 
     // Writes the ids of a span, at most one a byte, and up to SLACK more behind them; returns where
     // the ids end.
-    u32* encode(Worker& worker, const u8* begin, const u8* end, bool split, u32* out) const {
+    u32* encode(Worker& worker, const u8* begin, const u8* end, u32* out) const {
         if (worker.known.used > KNOWN_WORDS) {
             worker.known = Table<Known>();
             worker.spilled.clear();
         }
-        visit_pieces(worker.known, begin, end, split, [&](const Piece& piece) {
+        visit_pieces(worker.known, begin, end, [&](const Piece& piece) {
             if (piece.length > KNOWN_LENGTH) {
                 out += merge(piece, out);
                 return;
@@ -679,83 +681,41 @@ struct Encoder {
     }
 };
 
-// The ids of all texts, one batch after another, `width` bytes each.
-class Encoded {
-    const size_t width;
-    std::vector<std::vector<u8>> made;  // by the portions of a batch; kept, for their memory
-    size_t room = 0;
-
-    // So that growing neither copies nor touches memory, where realloc can move pages.
-    void resize(size_t bytes) {
-        u8* moved = (u8*)realloc(ids, std::max<size_t>(bytes, 1));
-        if (!moved) throw std::bad_alloc();
-        ids = moved;
-        room = bytes;
-    }
-
-    void keep(const u32* begin, const u32* end, std::vector<u8>& bytes) const {
-        bytes.resize((end - begin) * width);
-        if (width == 2) std::copy(begin, end, (uint16_t*)bytes.data());
-        else std::copy(begin, end, (u32*)bytes.data());
-    }
-
-  public:
-    u8* ids = nullptr;
-    size_t used = 0;          // bytes
-    std::vector<i64> counts;  // ids of each text
-
-    explicit Encoded(size_t bytes_of_an_id) : width(bytes_of_an_id) {}
-    ~Encoded() { free(ids); }
-    Encoded(const Encoded&) = delete;
-
-    void add(Encoder& encoder, const u8* const* texts, const i64* lengths, i64 n, size_t threads,
-             bool split) {
-        const Portions todo(texts, lengths, n, split);
-        if (made.size() < todo.size()) made.resize(todo.size());
-        std::vector<std::unique_ptr<Encoder::Worker>> workers(threads);
-        std::vector<i64> span_counts(todo.spans.size());
-        in_parallel(todo.size(), threads, [&](size_t w, size_t i) {
-            if (!workers[w]) workers[w] = encoder.borrow();
-            Encoder::Worker& worker = *workers[w];
-            const size_t first = todo.starts[i], last = todo.starts[i + 1];
-            size_t room = Encoder::SLACK;
-            for (size_t s = first; s < last; s++) room += todo.spans[s].end - todo.spans[s].begin;
-            if (worker.buffer.size() < room) worker.buffer.resize(room);
-            u32* out = worker.buffer.data();
-            for (size_t s = first; s < last; s++) {
-                const Span& span = todo.spans[s];
-                u32* next = encoder.encode(worker, span.begin, span.end, split, out);
-                span_counts[s] = next - out;
-                out = next;
-            }
-            keep(worker.buffer.data(), out, made[i]);
-        });
-        for (auto& worker : workers)
-            if (worker) encoder.give_back(std::move(worker));
-        const size_t before = counts.size();
-        counts.resize(before + n);
-        for (size_t s = 0; s < todo.spans.size(); s++)
-            counts[before + todo.spans[s].text] += span_counts[s];
-        append(todo.size(), threads);
-    }
-
-    void append(size_t portions, size_t threads) {
-        std::vector<size_t> starts = {used};
-        for (size_t i = 0; i < portions; i++) starts.push_back(starts[i] + made[i].size());
-        const size_t total = starts.back();
-        if (total > room) resize(total + total / 2);
-        used = total;
-        in_parallel(portions, threads, [&](size_t, size_t i) {
-            std::copy(made[i].begin(), made[i].end(), ids + starts[i]);
-        });
-    }
-
-    // Nothing will be added.
-    void finish() {
-        std::vector<std::vector<u8>>().swap(made);
-        resize(used);
-    }
-};
+// Encodes n texts: writes their ids, one text after another, and how many each has; returns how many
+// there are.
+template <class Id>
+i64 encode_batch(Encoder& encoder, const u8* const* texts, const i64* lengths, i64 n,
+                 size_t threads, Id* ids, i64* counts) {
+    const Portions todo(texts, lengths, n);
+    std::vector<std::vector<Id>> made(todo.size());
+    std::vector<std::unique_ptr<Encoder::Worker>> workers(threads);
+    std::vector<i64> span_counts(todo.spans.size());
+    in_parallel(todo.size(), threads, [&](size_t w, size_t i) {
+        if (!workers[w]) workers[w] = encoder.borrow();
+        Encoder::Worker& worker = *workers[w];
+        const size_t first = todo.starts[i], last = todo.starts[i + 1];
+        size_t room = Encoder::SLACK;
+        for (size_t s = first; s < last; s++) room += todo.spans[s].end - todo.spans[s].begin;
+        if (worker.buffer.size() < room) worker.buffer.resize(room);
+        u32* out = worker.buffer.data();
+        for (size_t s = first; s < last; s++) {
+            u32* next = encoder.encode(worker, todo.spans[s].begin, todo.spans[s].end, out);
+            span_counts[s] = next - out;
+            out = next;
+        }
+        made[i].assign(worker.buffer.data(), out);
+    });
+    for (auto& worker : workers)
+        if (worker) encoder.give_back(std::move(worker));
+    std::fill(counts, counts + n, 0);
+    for (size_t s = 0; s < todo.spans.size(); s++) counts[todo.spans[s].text] += span_counts[s];
+    std::vector<size_t> starts = {0};
+    for (const auto& part : made) starts.push_back(starts.back() + part.size());
+    in_parallel(made.size(), threads, [&](size_t, size_t i) {
+        std::copy(made[i].begin(), made[i].end(), ids + starts[i]);
+    });
+    return starts.back();
+}
 
 // --------------------------------------------------------------------------- 6. The C interface
 
@@ -770,12 +730,6 @@ Result guarded(Result failed, Work work) {
         message = error.what();
         return failed;
     }
-}
-
-// A new T, or a null pointer.
-template <class T, class... Arguments>
-T* make(Arguments&&... arguments) {
-    return guarded((T*)nullptr, [&] { return new T(std::forward<Arguments>(arguments)...); });
 }
 
 }  // namespace
@@ -797,62 +751,41 @@ i64 bpe_split(const u8* text, i64 length, i64* ends) {
     return count;
 }
 
-Counter* bpe_counter() { return make<Counter>(); }
-void bpe_counter_free(Counter* counter) { delete counter; }
-
-// Splits the texts and counts their pieces. 0, or -1 for failure.
-int bpe_count(Counter* counter, const u8* const* texts, const i64* lengths, i64 n, int threads) {
-    return guarded(-1, [&] { return counter->count(texts, lengths, n, threads), 0; });
+// Splits texts and counts their pieces, for a trainer. 0, or -1 for failure.
+Trainer* bpe_trainer() { return guarded((Trainer*)nullptr, [] { return new Trainer; }); }
+void bpe_trainer_free(Trainer* trainer) { delete trainer; }
+int bpe_count(Trainer* trainer, const u8* const* texts, const i64* lengths, i64 n, int threads) {
+    return guarded(-1, [&] { return trainer->counter.count(texts, lengths, n, threads), 0; });
 }
-// Adds words that were counted elsewhere.
-int bpe_add(Counter* counter, const u8* const* words, const i64* lengths, const u64* weights,
-            i64 n) {
-    return guarded(-1, [&] { return counter->add(words, lengths, weights, n), 0; });
-}
-
-// Takes the counter's words out of it.
-Learner* bpe_learner(Counter* counter) {
-    return guarded((Learner*)nullptr, [&] { return new Learner(counter->total()); });
-}
-void bpe_learner_free(Learner* learner) { delete learner; }
-// Writes the pairs of at most so many more merges; returns how many there were.
-i64 bpe_learn(Learner* learner, i64 most, u32* pairs) {
-    return guarded(i64(-1), [&] { return learner->learn(most, pairs); });
+// Writes the pairs of at most so many more merges; returns how many there were. Nothing is counted
+// after the first call.
+i64 bpe_learn(Trainer* trainer, i64 most, u32* pairs) {
+    return guarded(i64(-1), [&] { return trainer->learn(most, pairs); });
 }
 
 // ids[i] is what is written for id i; 256 + count of them.
 Encoder* bpe_encoder(const u32* pairs, i64 count, const u32* ids) {
-    return make<Encoder>(pairs, count, ids);
+    return guarded((Encoder*)nullptr, [&] { return new Encoder(pairs, count, ids); });
 }
 void bpe_encoder_free(Encoder* encoder) { delete encoder; }
 
-// One text; `out` has room for length + 2 ids. split = 0: the text is one piece.
-i64 bpe_encode(Encoder* encoder, const u8* text, i64 length, int split, u32* out) {
+// Writes the ids of one text, for which there is room for length + 2; returns how many.
+i64 bpe_encode(Encoder* encoder, const u8* text, i64 length, u32* out) {
     return guarded(i64(-1), [&] {
         auto worker = encoder->borrow();
-        const u32* end = encoder->encode(*worker, text, text + length, split, out);
+        const u32* end = encoder->encode(*worker, text, text + length, out);
         encoder->give_back(std::move(worker));
         return i64(end - out);
     });
 }
-
-// Ids of `width` bytes: 2 or 4.
-Encoded* bpe_encoded(int width) { return make<Encoded>(width); }
-// Encodes so many more texts. 0, or -1 for failure.
-int bpe_encode_batch(Encoder* encoder, Encoded* encoded, const u8* const* texts, const i64* lengths,
-                     i64 n, int threads, int split) {
-    return guarded(-1,
-                   [&] { return encoded->add(*encoder, texts, lengths, n, threads, split), 0; });
+// The same for n texts; ids take `width` bytes, 2 or 4, and have room for one a byte of text.
+i64 bpe_encode_batch(Encoder* encoder, const u8* const* texts, const i64* lengths, i64 n,
+                     int threads, int width, void* ids, i64* counts) {
+    return guarded(i64(-1), [&] {
+        return width == 2
+                   ? encode_batch(*encoder, texts, lengths, n, threads, (uint16_t*)ids, counts)
+                   : encode_batch(*encoder, texts, lengths, n, threads, (u32*)ids, counts);
+    });
 }
-// The ids of all texts, which are there until bpe_encoded_free; null for failure.
-const u8* bpe_encoded_ids(Encoded* encoded) {
-    return guarded((const u8*)nullptr, [&] { return encoded->finish(), encoded->ids; });
-}
-i64 bpe_encoded_bytes(const Encoded* encoded) { return encoded->used; }
-// Writes how many ids each text has.
-void bpe_encoded_counts(const Encoded* encoded, i64* counts) {
-    std::copy(encoded->counts.begin(), encoded->counts.end(), counts);
-}
-void bpe_encoded_free(Encoded* encoded) { delete encoded; }
 
 }  // extern "C"

@@ -1,9 +1,8 @@
 """Text cut into pieces by a regular expression, with the letters and numbers of Unicode 16.0.
 
-The slow twin of the scanner in core.cpp, and the only splitter for patterns other than Llama-3's.
-What is a letter grows with every version of Unicode, so installed packages differ: `regex` 2026.11
-calls 17,480 more code points letters or numbers than tiktoken and `tokenizers` do. unicode_ranges.h
-decides here, as it does in core.cpp.
+The slow twin of scanner.h, and the splitter of other patterns than Llama-3's. Every version of
+Unicode has more letters, so installed packages differ: `regex` 2026.11 calls 17,480 more code
+points letters or numbers than tiktoken and `tokenizers` do. Here, as there, unicode_ranges.h says.
 """
 
 import re
@@ -53,16 +52,12 @@ def as_in_unicode_16(text: str) -> str:
     return text.translate({ord(c): changed[c] for c in changed.keys() & set(text)})
 
 
-def as_bytes(text: str | bytes) -> bytes:
+def as_bytes(text: str) -> bytes:
     """UTF-8 of a text; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
-    if isinstance(text, bytes):
-        return text
     try:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-    except AttributeError:
-        raise TypeError(f"found a {type(text).__name__}, expected str or bytes") from None
 
 
 class Splitter:
@@ -77,15 +72,11 @@ class Splitter:
         except regex.error as error:
             raise ConfigError(f"split pattern {pattern!r} does not compile: {error}") from error
 
-    def pieces(self, text: str | bytes) -> list[bytes]:
-        """The pieces, which together are the text: also what the pattern does not match is one.
-
-        A byte that is not UTF-8 is a character of its own, neither letter, number nor space.
-        """
-        text = as_bytes(text).decode("utf-8", "surrogateescape")
+    def pieces(self, text: str) -> list[bytes]:
+        """The pieces, which together are the text: also what the pattern does not match is one."""
+        text = as_bytes(text).decode()
         cuts = {0, len(text)}
         for found in self._pattern.finditer(as_in_unicode_16(text)):
             cuts.update(found.span())
         cuts = sorted(cuts)
-        slices = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        return [piece.encode("utf-8", "surrogateescape") for piece in slices]
+        return [text[a:b].encode() for a, b in zip(cuts, cuts[1:], strict=False)]

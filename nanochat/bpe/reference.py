@@ -2,8 +2,7 @@
 
 Text is cut into pieces (pieces.py), a piece into its bytes, ids 0..255. Training repeats one step:
 find the pair of neighbouring ids that occurs most often and give it the next free id. Encoding
-repeats those steps on a piece in the same order. core.cpp does the same, only faster, and the tests
-hold it to what stands here.
+repeats those steps on a piece in the same order. core.cpp is the same, only faster, as tests prove.
 """
 
 from collections import Counter, defaultdict
@@ -16,10 +15,15 @@ from nanochat.bpe.pieces import Splitter
 Pair = tuple[int, int]
 
 
-def count_words(texts: Iterable[str | bytes], split_pattern: str) -> Counter[bytes]:
+def count_words(
+    texts: Iterable[str], split_pattern: str, advance: Callable[[int], None] = lambda n: None
+) -> Counter[bytes]:
     """How often each piece occurs; training needs nothing else of the text."""
-    splitter = Splitter(split_pattern)
-    return Counter(piece for text in texts for piece in splitter.pieces(text))
+    splitter, counts = Splitter(split_pattern), Counter()
+    for text in texts:
+        counts.update(splitter.pieces(text))
+        advance(1)
+    return counts
 
 
 def merge(ids: list[int], pair: Pair, new_id: int) -> list[int]:
@@ -90,7 +94,7 @@ def encode_piece(piece: bytes, merges: Mapping[Pair, int]) -> list[int]:
     return ids
 
 
-def encode(text: str | bytes, merges: Mapping[Pair, int], splitter: Splitter) -> list[int]:
+def encode(text: str, merges: Mapping[Pair, int], splitter: Splitter) -> list[int]:
     """The ids of a text: those of its pieces, one after another."""
     return [i for piece in splitter.pieces(text) for i in encode_piece(piece, merges)]
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from nanochat.common import DataError
 
@@ -28,32 +29,36 @@ def visible_merges(merges: Sequence[tuple[bytes, bytes]]) -> list[list[str]]:
     return [["".join(alphabet[byte] for byte in part) for part in pair] for pair in merges]
 
 
-def to_json(
-    split_pattern: str,
-    merges: Sequence[tuple[bytes, bytes]],
-    ids: dict[bytes, int],
-    special_ids: dict[str, int],
-    vocab_size: int,
-) -> str:
+class Parts(NamedTuple):
+    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
+
+    split_pattern: str
+    merges: list[tuple[bytes, bytes]]
+    ids: dict[bytes, int]
+    special_ids: dict[str, int]
+    vocab_size: int
+
+
+def to_json(parts: Parts) -> str:
     """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first.
 
     Every id below vocab_size gets a name, so that no reader finds holes.
     """
     alphabet = byte_alphabet()
     # subtle: no real token's name holds a space, so these names collide with none.
-    names = [f"<|unused {token_id}|>" for token_id in range(vocab_size)]
-    for token, token_id in ids.items():
+    names = [f"<|unused {token_id}|>" for token_id in range(parts.vocab_size)]
+    for token, token_id in parts.ids.items():
         names[token_id] = "".join(alphabet[byte] for byte in token)
-    specials = sorted((token_id, name) for name, token_id in special_ids.items())
-    special_numbers = set(special_ids.values())
+    specials = sorted((token_id, name) for name, token_id in parts.special_ids.items())
+    special_numbers = set(parts.special_ids.values())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     byte_level |= {"trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": split_pattern}}
+    split = {"type": "Split", "pattern": {"Regex": parts.split_pattern}}
     split |= {"behavior": "Isolated", "invert": False}
     bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
     first, second = ({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))
-    bos_ids = {"id": "<|bos|>", "ids": [special_ids["<|bos|>"]], "tokens": ["<|bos|>"]}
+    bos_ids = {"id": "<|bos|>", "ids": [parts.special_ids["<|bos|>"]], "tokens": ["<|bos|>"]}
     document = {
         "version": "1.0",
         "truncation": None,
@@ -81,113 +86,53 @@ def to_json(
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {name: i for i, name in enumerate(names) if i not in special_numbers},
-            "merges": visible_merges(merges),
+            "merges": visible_merges(parts.merges),
         },
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
-def from_json(text: str) -> tuple:
-    """(split_pattern, merges, ids, special_ids, vocab_size) from the file's text.
-
-    Raises KeyError, TypeError, ValueError or the like for a text of another kind.
-    """
-    document = json.loads(text)
-    model = document["model"]
-    steps = document["pre_tokenizer"]["pretokenizers"]
-    patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    if len(patterns) != 1:
-        raise ValueError(f"it splits text by {len(patterns)} patterns; expected one")
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    names = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    merges = [tuple(bytes(byte_of[c] for c in name) for name in pair) for pair in names]
-    vocab = model["vocab"]
-    ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
-    ids |= {a + b: vocab[x + y] for (a, b), (x, y) in zip(merges, names, strict=True)}
-    merged = list(ids.values())[256:]
-    if len(merged) != len(merges) or merged != sorted(merged):
-        raise ValueError("the ids of the merges do not rise in the order of the merges")
-    special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    largest = max(*vocab.values(), *special_ids.values())
-    vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return patterns[0], merges, ids, special_ids, vocab_size
-
-
-def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merge that made each token of more than one byte, in order of rank.
-
-    tiktoken joins the neighbours whose joined bytes have the lowest rank, so the merge of a token
-    is what is left of its bytes when all joins of lower rank are made. Raises DataError for a token
-    that no merge of two others makes.
-
-    Example: merges_of_ranks({b"a": 0, b"b": 1, b"ab": 2, b"aba": 3}) == [(b"a", b"b"),
-    (b"ab", b"a")]
-    """
-    never = max(ranks.values()) + 1
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            joined = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:], strict=False)]
-            first = min(range(len(joined)), key=joined.__getitem__)
-            if joined[first] >= rank:
-                break
-            parts[first : first + 2] = [parts[first] + parts[first + 1]]
-        if len(parts) == 2 and all(part in ranks for part in parts):
-            merges.append((parts[0], parts[1]))
-        elif len(parts) > 1:
-            raise DataError(f"token {token!r} of rank {rank} is not made by a merge of two others")
-    return merges
-
-
-def read_parts(path: Path) -> tuple[dict[bytes, int], dict[str, int], str]:
-    """parts_of() of a file; DataError where it is missing or of another kind."""
+def read_parts(path: Path) -> Parts:
+    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it; DataError if it is none."""
     try:
         return parts_of(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error):.200}"
-        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {reason}") from error
     except OSError as error:
-        raise DataError(f"{path} could not be read: {error.strerror}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"{path} is no tokenizer.json of a byte-level BPE: {reason}") from error
 
 
-def parts_of(document: dict) -> tuple[dict[bytes, int], dict[str, int], str]:
-    """(ids of the tokens' bytes, ids of the special tokens, split pattern) of a tokenizer.json."""
-    if document["model"]["type"] != "BPE":
-        raise DataError(f"found a {document['model']['type']} model, expected BPE")
+def parts_of(document: dict) -> Parts:
+    """The parts of a tokenizer.json; ValueError or the like for what has no place in them."""
+    model = document["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"found a {model['type']} model, expected BPE")
     if document.get("normalizer"):
-        kind = document["normalizer"]["type"]
-        raise DataError(f"found a normalizer ({kind}), which nanochat's tokenizer has no place for")
+        raise ValueError(f"found a normalizer ({document['normalizer']['type']}), expected none")
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-
-    def as_bytes(name: str) -> bytes:
-        return bytes(byte_of[character] for character in name)
-
-    vocab = document["model"]["vocab"]
-    pairs = [p.split(" ") if isinstance(p, str) else p for p in document["model"]["merges"]]
-    ranks = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
-    # subtle: a converted tiktoken vocabulary lists every way to join two tokens to a third, not
-    # only the merge that was learned.
-    ranks |= {as_bytes(left + right): vocab[left + right] for left, right in pairs}
+    vocab = model["vocab"]
+    names = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    merges = [tuple(bytes(byte_of[c] for c in name) for name in pair) for pair in names]
+    ids = {bytes([byte]): vocab[name] for name, byte in byte_of.items()}
+    ids |= {a + b: vocab[x + y] for (a, b), (x, y) in zip(merges, names, strict=True)}
     special_ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    for token, number in [*ranks.items(), *special_ids.items()]:
+    for name, number in [*vocab.items(), *special_ids.items()]:
         if type(number) is not int:
-            raise DataError(f"the id of {token!r:.40} is {number!r:.40}, expected a whole number")
-    return ranks, special_ids, split_pattern(document["pre_tokenizer"])
+            raise ValueError(f"the id of {name!r:.40} is {number!r:.40}, expected a whole number")
+    largest = max(*vocab.values(), *special_ids.values())
+    vocab_size = -(-(largest + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return Parts(split_pattern(document["pre_tokenizer"]), merges, ids, special_ids, vocab_size)
 
 
 def split_pattern(step: dict) -> str:
-    """The regular expression that a pre-tokenizer splits by; DataError unless it is one."""
+    """The regular expression that a pre-tokenizer splits by; ValueError unless it is one."""
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     kinds = [step["type"] for step in steps]
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         if steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-            raise DataError(f"text is split {steps[0]['behavior']}, expected Isolated")
+            raise ValueError(f"text is split {steps[0]['behavior']}, expected Isolated")
         return steps[0]["pattern"]["Regex"]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return GPT2_PATTERN
-    raise DataError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel or ByteLevel")
+    raise ValueError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel or ByteLevel")

@@ -112,10 +112,9 @@ class AccessMiddleware:
             # subtle: frames and type only, because a message may quote what somebody wrote
             frames = "".join(traceback.format_tb(error.__traceback__))
             self.log(f"{frames}{type(error).__name__} (message left out)")
-            if status is not None:
-                raise
-            failure = APIError(500, "the server failed; its log says where")
-            await error_response(failure)(scope, receive, send_safely)
+            if status is None:
+                failure = APIError(500, "the server failed; its log says where")
+                await error_response(failure)(scope, receive, send_safely)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "(another path)"
             client = (scope.get("client") or ("?",))[0]

@@ -14,26 +14,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from statistics import median
 
-from nanochat.common import NanochatError
+from nanochat.chat.access import APIError
 from nanochat.engine import Engine, Request, TokenOutput
 
 STATS_EVERY = 0.25  # seconds
-
-
-class QueueFull(NanochatError):
-    """Too many answers run and wait; try again after `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: int):
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class EngineStopped(NanochatError):
-    """The engine was stopped, or failed, before the answer was complete."""
-
-
-class Cancelled(Exception):
-    """The stream was closed while somebody read it."""
 
 
 class EventStream:
@@ -47,7 +31,7 @@ class EventStream:
         self.submitted = time.monotonic()
         self.unfinished = set(range(num_requests))
         self.unstarted = set(range(num_requests))
-        self.items: asyncio.Queue[tuple[int, TokenOutput] | Exception] = asyncio.Queue()
+        self.items: asyncio.Queue[tuple[int, TokenOutput] | APIError] = asyncio.Queue()
         self._engine = engine
         self._deadline = asyncio.get_running_loop().time() + seconds
 
@@ -55,23 +39,22 @@ class EventStream:
         while self.unfinished or not self.items.empty():
             async with asyncio.timeout_at(self._deadline):
                 item = await self.items.get()
-            if isinstance(item, Exception):
+            if isinstance(item, APIError):
                 raise item
             yield item
 
-    def close(self, error: Exception | None = None) -> None:
-        """Cancels what is unfinished; a reader that waits gets `error`, by default that it is
-        cancelled."""
+    def close(self, error: APIError | None = None) -> None:
+        """Cancels what is unfinished, for which a reader gets `error`."""
         if self.unfinished:
             self.unfinished.clear()
             self._engine.cancel(self)
-            self.items.put_nowait(error or Cancelled())
+            self.items.put_nowait(error or APIError(499, "the client left"))
 
 
 class AsyncEngine:
     """Runs `engine` for an event loop, to which its public methods belong.
 
-    Attributes: stats, the newest Engine.stats(); failure, the error that ended the thread.
+    Attributes: stats, the newest Engine.stats(); failure, why the thread ended.
 
     Example: engine.start(); async for sample, event in engine.submit([request], seconds=60): ...
     """
@@ -79,7 +62,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine, max_in_flight: int):
         self.engine, self.max_in_flight = engine, max_in_flight
         self.stats: dict = engine.stats()
-        self.failure: Exception | None = None
+        self.failure: str | None = None
         self._first_tokens: deque[float] = deque(maxlen=100)  # seconds, of the last answers
         self._durations: deque[float] = deque(maxlen=100)
         self._streams: set[EventStream] = set()  # those with unfinished requests
@@ -99,19 +82,18 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     def submit(self, requests: Sequence[Request], seconds: float) -> EventStream:
-        """Starts the requests; raises QueueFull, EngineStopped, or ConfigError for an impossible
-        one."""
+        """Starts the requests; raises APIError if they cannot run now, ConfigError if never."""
         if self.failure is not None:
-            raise EngineStopped("the engine has stopped; restart the server")
+            raise APIError(503, "the engine has stopped; restart the server", "engine_stopped")
         config = self.engine.model.config
         for request in requests:
             request.check(config.sequence_len, config.vocab_size)
         if self.in_flight + len(requests) > self.max_in_flight:
-            raise QueueFull(
+            message = (
                 f"{self.in_flight} answers are running or waiting, and {len(requests)} more would "
-                f"exceed the server's {self.max_in_flight}. Try again in {self.retry_after} s",
-                self.retry_after,
+                f"exceed the server's {self.max_in_flight}. Try again in {self.retry_after} s"
             )
+            raise APIError(429, message, "queue_full", {"retry-after": str(self.retry_after)})
         stream = EventStream(self, len(requests), seconds)
         self._streams.add(stream)
         self._commands.put(partial(self._add, stream, requests))
@@ -151,15 +133,15 @@ class AsyncEngine:
                 if not stream.unfinished:
                     self._streams.discard(stream)
 
-    def _fail(self, failure: Exception, error: EngineStopped) -> None:
+    def _fail(self, failure: str) -> None:
         self.failure = failure
         for stream in list(self._streams):
-            stream.close(error)
+            stream.close(APIError(503, failure, "engine_stopped"))
 
     # ------------------------------------------------------------ the engine's thread
 
     def _run(self) -> None:
-        failure = error = EngineStopped("the server was shut down before the answer was complete")
+        failure = "the server was shut down before the answer was complete"
         stats_time = 0.0
         try:
             while not self._loop.is_closed():
@@ -181,9 +163,9 @@ class AsyncEngine:
         except Exception as problem:  # whatever it was, nobody may wait forever
             # subtle: frames and type only, because a message may quote what somebody wrote
             print("".join(traceback.format_tb(problem.__traceback__)), type(problem), flush=True)
-            failure, error = problem, EngineStopped(f"the engine failed ({type(problem).__name__})")
+            failure = f"the engine failed ({type(problem).__name__})"
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._fail, failure, error)
+            self._loop.call_soon_threadsafe(self._fail, failure)
 
     def _add(self, stream: EventStream, requests: Sequence[Request]) -> None:
         for sample, request in enumerate(requests):

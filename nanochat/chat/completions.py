@@ -14,7 +14,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from nanochat.chat.access import APIError, error_body
-from nanochat.chat.async_engine import AsyncEngine, Cancelled
+from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.choices import Choice
 from nanochat.chat.schema import Limits, Sampling
 from nanochat.common import print0
@@ -34,7 +34,7 @@ class AppState:
 
 
 class Completion:
-    """One call; raises QueueFull, EngineStopped or ConfigError. `await completion.response()`."""
+    """One call: `await Completion(...).response()`. Raises what AsyncEngine.submit raises."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Completion:
         chat: bool = False,
         forgotten_turns: int = 0,
     ):
-        self.state, self.body, self.requests, self.chat = state, body, requests, chat
+        self.state, self.body, self.chat = state, body, chat
         self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
         self.stream = state.engine.submit(requests, state.limits.seconds)
         self.choices = [Choice(state.engine.engine.tokenizer, chat) for _ in requests]
@@ -69,11 +69,8 @@ class Completion:
         if self.body.stream:
             headers = {"x-accel-buffering": "no"}
             return StreamingResponse(self._lines(), headers=headers, media_type="text/event-stream")
-        try:
-            async for _ in self._read():
-                pass
-        except Cancelled:
-            return Response(status_code=499)  # nobody sees it, but the log
+        async for _ in self._read():
+            pass
         choices = []
         for index, choice in enumerate(self.choices):
             said = {"message": self._message(choice)} if self.chat else {"text": choice.text}
@@ -200,10 +197,7 @@ class Completion:
             if with_usage:
                 yield line([], self._usage())
             yield "data: [DONE]\n\n"
-        except Cancelled:
-            return
-        except Exception as error:  # the status was 200 long ago, so the error is an event
-            error = error if isinstance(error, APIError) else APIError(503, str(error))
+        except APIError as error:  # an event, because the status was 200 long ago
             yield f"data: {json.dumps(error_body(error))}\n\n"
         finally:
             await events.aclose()

@@ -1,39 +1,28 @@
-"""The API's description as a page of plain HTML.
+"""The API's description as plain text.
 
 FastAPI's viewers load scripts from another site, which could read the conversations that the chat
-page keeps in the browser; this page has no script.
+page keeps in the browser.
 """
 
-from html import escape
-
 UNBOUNDED = 2**31  # a limit of that size is not worth mentioning
+SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
-def docs_page(openapi: dict) -> str:
-    """HTML of an OpenAPI document: addresses, the fields they take, the statuses they return."""
-    schemas = openapi["components"]["schemas"]
-    lines = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>nanochat API</title>',
-        '<meta name="viewport" content="width=device-width">',
-        '<link rel="stylesheet" href="docs.css">',
-        '<h1>nanochat API</h1><p>As data: <a href="/openapi.json">/openapi.json</a></p>',
-    ]
+def describe(openapi: dict) -> str:
+    """An OpenAPI document's addresses, the fields they take, and the statuses they return."""
+    lines = ["nanochat API; as data: /openapi.json"]
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
-            lines.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
-            lines.append(f"<p>{escape(operation['description'])}</p>")
+            lines += ["", "", f"{method.upper()} {path}", operation["description"], ""]
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                schema = schemas[type_name(content["schema"])]
-                lines.append("<table><tr><th>field<th>type<th>")
+                schema = openapi["components"]["schemas"][type_name(content["schema"])]
                 for name, field in schema["properties"].items():
                     required = " (required)" if name in schema.get("required", ()) else ""
-                    text = f"{escape(type_name(field))}{required}"
-                    description = escape(field.get("description", ""))
-                    lines.append(f"<tr><td><code>{name}</code><td>{text}<td>{description}")
-                lines.append("</table>")
+                    text = f"{type_name(field)}{required}. {field.get('description', '')}"
+                    lines.append(f"    {name:22} {text}")
             for status, response in operation["responses"].items():
-                lines.append(f"<p><b>{status}</b> {escape(response['description'])}</p>")
-    return "\n".join(lines)
+                lines.append(f"  {status} {response['description']}")
+    return "\n".join(lines) + "\n"
 
 
 def type_name(schema: dict) -> str:
@@ -50,10 +39,6 @@ def type_name(schema: dict) -> str:
         return " | ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":
         return f"list of {type_name(schema['items'])}"
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [
-        f" {sign} {schema[name]:g}"
-        for name, sign in signs.items()
-        if abs(schema.get(name, UNBOUNDED)) < UNBOUNDED
-    ]
-    return schema.get("type", "any") + "".join(limits)
+    limits = {sign: schema.get(name, UNBOUNDED) for name, sign in SIGNS.items()}
+    bounds = [f" {sign} {limit:g}" for sign, limit in limits.items() if abs(limit) < UNBOUNDED]
+    return schema.get("type", "any") + "".join(bounds)

@@ -35,12 +35,6 @@ class Limits:
     top_k: int | None = 50
     """Sample from this many likeliest tokens, where the request does not say."""
 
-    @property
-    def defaults(self) -> dict:
-        """What a request that does not say gets, as it would say it."""
-        names = {"temperature": self.temperature, "top_k": self.top_k or 0}
-        return {**names, "max_tokens": self.max_tokens}
-
 
 class Part(BaseModel):
     """A part of a message's content; in an assistant's message also a tool call (`python`) and its

@@ -15,16 +15,15 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from nanochat.chat.access import AccessMiddleware, APIError, error_response
-from nanochat.chat.async_engine import EngineStopped, QueueFull
 from nanochat.chat.completions import AppState, Completion
-from nanochat.chat.docs import docs_page
+from nanochat.chat.docs import describe
 from nanochat.chat.prompts import chat_requests, completion_requests
 from nanochat.chat.schema import ChatRequest, CompletionRequest, ErrorBody
-from nanochat.common import ConfigError, DataError, NanochatError
+from nanochat.common import ConfigError, DataError
 
 PAGE = Path(__file__).with_name("page")
 ERRORS = {
@@ -61,13 +60,8 @@ def create_app(
         address = "/" if path.name == "index.html" else f"/{path.name}"
         app.add_route(address, lambda _, path=path: FileResponse(path), include_in_schema=False)
     app.add_exception_handler(HTTPException, lambda _, error: error_response(error))
-    app.add_exception_handler(
-        RequestValidationError,
-        lambda _, error: error_response(
-            APIError(400, validation_message(error.errors()), "invalid_request")
-        ),
-    )
-    app.add_exception_handler(NanochatError, nanochat_error)
+    for kind in (RequestValidationError, ConfigError, DataError):
+        app.add_exception_handler(kind, bad_request)
     app.add_middleware(
         AccessMiddleware, body_bytes=state.limits.body_bytes, api_key=api_key, origins=origins,
         hosts=hosts, paths={route.path for route in app.routes}, log=state.log,
@@ -81,7 +75,7 @@ def create_app(
 
 
 def add_api(app: FastAPI, state: AppState) -> None:
-    start, engine = time.time(), state.engine
+    start, engine, limits = time.time(), state.engine, state.limits
     tokenizer, context = engine.engine.tokenizer, engine.engine.model.config.sequence_len
     errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
     model = {
@@ -90,7 +84,11 @@ def add_api(app: FastAPI, state: AppState) -> None:
         "created": int(start),
         "owned_by": "nanochat",
         "max_model_len": context,
-        "defaults": state.limits.defaults,
+        "defaults": {
+            "temperature": limits.temperature,
+            "top_k": limits.top_k or 0,
+            "max_tokens": limits.max_tokens,
+        },
     }
 
     def check_model(name: str | None) -> None:
@@ -102,14 +100,14 @@ def add_api(app: FastAPI, state: AppState) -> None:
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
         check_model(body.model)
-        requests, forgotten = chat_requests(body, tokenizer, context, state.limits)
+        requests, forgotten = chat_requests(body, tokenizer, context, limits)
         return await Completion(state, body, requests, http, True, forgotten).response()
 
     @app.post("/v1/completions", responses=errors, response_model=None)
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
         """What follows a text, whole or as server-sent events; no chat markup, no tools."""
         check_model(body.model)
-        requests = completion_requests(body, tokenizer, context, state.limits)
+        requests = completion_requests(body, tokenizer, context, limits)
         return await Completion(state, body, requests, http).response()
 
     @app.get("/v1/models")
@@ -140,25 +138,21 @@ def add_api(app: FastAPI, state: AppState) -> None:
         return JSONResponse(body, 200 if engine.failure is None else 503)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
+    async def docs() -> PlainTextResponse:
+        return PlainTextResponse(describe(app.openapi()))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return Response(status_code=204)
 
 
-def nanochat_error(_: HttpRequest, error: NanochatError) -> JSONResponse:
-    if isinstance(error, QueueFull):
-        retry = {"retry-after": str(error.retry_after)}
-        return error_response(APIError(429, str(error), "queue_full", retry))
-    if isinstance(error, EngineStopped):
-        return error_response(APIError(503, str(error), "engine_stopped"))
-    if not isinstance(error, ConfigError | DataError):
-        raise error
-    too_long = "context of" in str(error)
-    code = "context_length_exceeded" if too_long else "invalid_request"
-    return error_response(APIError(400, str(error), code))
+def bad_request(
+    _: HttpRequest, error: RequestValidationError | ConfigError | DataError
+) -> JSONResponse:
+    validation = isinstance(error, RequestValidationError)
+    message = validation_message(error.errors()) if validation else str(error)
+    code = "context_length_exceeded" if "context of" in message else "invalid_request"
+    return error_response(APIError(400, message, code))
 
 
 def validation_message(errors: Sequence[dict]) -> str:

@@ -39,7 +39,6 @@ def copy_to_hub(path: Path, repo_id: str) -> None:
     """Uploads the checkpoint in one commit, to a private repository if it is new; CheckpointError
     if a file did not arrive as it is here."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils.sha import git_hash
 
     api = HfApi()
     api.create_repo(repo_id, private=True, exist_ok=True)
@@ -54,16 +53,18 @@ def copy_to_hub(path: Path, repo_id: str) -> None:
     )
     arrived = {f.path: f for f in api.get_paths_info(repo_id, [f"{place}/{n}" for n in names])}
     for name in names:
-        file = arrived.get(f"{place}/{name}")
-        # The hub knows large files by SHA-256 and small ones by git's object id.
-        found = file and (file.lfs.sha256 if file.lfs else file.blob_id)
-        large = file and file.lfs
-        here = manifest.sha256_of(path / name) if large else git_hash((path / name).read_bytes())
-        if found != here:
-            raise CheckpointError(
-                f"{repo_id}: {place}/{name} arrived as {found}, expected {here}; give the command "
-                f"again"
-            )
+        check_arrived(path / name, arrived.get(f"{place}/{name}"), f"{repo_id}: {place}/{name}")
+
+
+def check_arrived(path: Path, file, what: str) -> None:
+    """CheckpointError unless `file`, what the hub says of `what`, is the file at `path`."""
+    from huggingface_hub.utils.sha import git_hash
+
+    # The hub knows large files by SHA-256 and small ones by git's object id.
+    found = file and (file.lfs.sha256 if file.lfs else file.blob_id)
+    here = manifest.sha256_of(path) if file and file.lfs else git_hash(path.read_bytes())
+    if found != here:
+        raise CheckpointError(f"{what} arrived as {found}, expected {here}; give the command again")
 
 
 def copier(spec: str) -> Callable[[Path], None]:

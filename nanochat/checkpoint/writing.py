@@ -54,8 +54,8 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
     """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
     metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
     save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
-    # subtle: safetensors writes the metadata in the order of a hash map, which changes from one
-    # process to the next. The same header with its keys in order has the same length.
+    # subtle: safetensors writes the metadata in an order that changes from process to process. The
+    # same header with its keys in order has the same length.
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -85,8 +85,8 @@ def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Writer:
-    """Runs what rank 0 writes beside the next training steps, one task at a time; what fails is
-    raised on all ranks at the next `run` or `wait`. All ranks call every method."""
+    """Runs rank 0's writing beside the next training steps, one task at a time; an error is raised
+    on all ranks at the next `run` or `wait`. All ranks call every method."""
 
     def __init__(self):
         self.pool = ThreadPoolExecutor(1)

@@ -8,11 +8,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nanochat.common import DataError, print0
-from nanochat.files import base_dir, write_atomic
 
 ATTEMPTS = 8  # for a file of a hub that answers
 SECONDS_TO_CONNECT = 10.0  # after this a hub where nobody answers is given up
@@ -20,11 +16,11 @@ GONE = (401, 403, 404)  # answers that another try does not change
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises when the network, or the hub, does not do what it was asked."""
+    """What huggingface_hub raises when the network or the hub fails."""
     from huggingface_hub import errors
 
-    # OSError: the library's own checks too; RuntimeError: hf_xet's. subtle: the library has
-    # imported the HTTP client that it uses, which differs by version.
+    # RuntimeError: hf_xet's. subtle: the library has imported its HTTP client, which differs by
+    # version.
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     return (OSError, RuntimeError, errors.HfHubHTTPError, *(c.HTTPError for c in clients))
 
@@ -65,11 +61,11 @@ def with_retries(what: str, function: Callable[[], object], ways_out: str | None
     ) from last
 
 
-def hub_file(repo_id: str, filename: str, repo_type: str = "dataset") -> Path:
-    """A file of the hub on this disk: downloaded and checked if it is not there yet.
+def hub_file(repo_id: str, filename: str) -> Path:
+    """A file of a hub data set on this disk: downloaded if it is not there yet, and checked.
 
-    Honours HF_ENDPOINT and HF_HOME. A file that fails its check is downloaded again. Raises
-    DataError that says what was tried, and the offline way.
+    Honours HF_ENDPOINT and HF_HOME. A file whose SHA-256 is not the hub's is downloaded again.
+    Raises DataError that says what was tried, and the offline way.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -80,46 +76,22 @@ def hub_file(repo_id: str, filename: str, repo_type: str = "dataset") -> Path:
 
     def fetch() -> Path:
         nonlocal again
-        start = time.monotonic()
-        path = Path(hf_hub_download(repo_id, filename, repo_type=repo_type, force_download=again))
-        again = True
-        if check_file(path):
-            size, seconds = path.stat().st_size, time.monotonic() - start
-            print0(f"{repo_id}/{filename}: {size / 1e6:,.1f} MB, checked, in {seconds:.1f} s")
+        again, force = True, again
+        path = Path(hf_hub_download(repo_id, filename, repo_type="dataset", force_download=force))
+        blob = path.resolve()
+        if len(blob.name) == 64:  # the cache names large files by their SHA-256
+            with blob.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != blob.name:
+                raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
         return path
 
     return with_retries(f"{repo_id}/{filename}", fetch)
 
 
-def hub_files(repo_id: str, pattern: str = "*", repo_type: str = "dataset") -> list[str]:
-    """Names of the files of a hub repository that match a glob, sorted."""
+def hub_files(repo_id: str, pattern: str = "*") -> list[str]:
+    """Names of the files of a hub data set that match a glob, sorted."""
     from huggingface_hub import HfApi
 
-    names = with_retries(repo_id, lambda: HfApi().list_repo_files(repo_id, repo_type=repo_type))
+    names = with_retries(repo_id, lambda: HfApi().list_repo_files(repo_id, repo_type="dataset"))
     return sorted(name for name in names if fnmatch(name, pattern))
-
-
-def check_file(path: Path) -> bool:
-    """Checks a download, once: its SHA-256 where the hub gave one, all rows of a Parquet file.
-
-    Returns whether it was checked just now. Raises DataError if it is damaged.
-    """
-    blob = path.resolve()  # the cache names large files by their SHA-256
-    mark = f"{blob}, {blob.stat().st_size} bytes, changed {blob.stat().st_mtime_ns}"
-    note = base_dir() / "checked_downloads" / hashlib.sha256(mark.encode()).hexdigest()
-    if note.exists():
-        return False
-    if len(blob.name) == 64:
-        with blob.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != blob.name:
-            raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
-    if path.suffix == ".parquet":
-        try:
-            with pq.ParquetFile(path) as file:
-                for _ in file.iter_batches(1024):
-                    pass
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is no whole Parquet file: {error}") from error
-    write_atomic(note, mark + "\n")
-    return True

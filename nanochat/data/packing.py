@@ -1,8 +1,7 @@
 """Which pieces of which documents stand together in a row: from lengths alone.
 
 A packed row has T + 1 ids and is filled with pieces, each <|bos|> and up to T tokens of one
-document. A longer document is split into pieces of T and a rest. Pieces are placed by best fit,
-longest first (best-fit decreasing).
+document; a longer document is split. Pieces are placed by best fit, longest first.
 """
 
 import numpy as np
@@ -11,9 +10,8 @@ import numpy as np
 def shuffled(n: int, *key: int) -> np.ndarray:
     """A permutation of 0..n-1, int64, that depends on `key` (integers >= 0) alone.
 
-    subtle: it sorts raw words of PCG64, a stream that numpy promises never to change; it does not
-    promise that of Generator.permutation, and a resumed run must see the same order after an
-    upgrade.
+    subtle: numpy promises never to change the raw words of PCG64; of Generator.permutation it does
+    not, and a resumed run must see the same order after an upgrade.
     """
     words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(words, kind="stable")
@@ -67,11 +65,9 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def plan_rows(offsets: np.ndarray, row_tokens: int) -> np.ndarray:
-    """The packing plan of one shard: int64 (pieces, 3) with columns start, length, row; rows 0.. in
-    order.
+    """The packing plan of one shard: int64 (pieces, 3), start, length and row, in order of rows.
 
-    Within a row the pieces are shuffled: longest first would keep short documents from ever
-    standing at the start.
+    Within a row the pieces are shuffled, or short documents would never stand at the start.
     """
     starts, lengths = split_documents(offsets, row_tokens)
     rows = best_fit_decreasing(lengths + 1, row_tokens + 1)
@@ -84,16 +80,6 @@ def row_bounds(plan: np.ndarray) -> np.ndarray:
     """Row i of a plan is made of plan[bounds[i]:bounds[i + 1]]."""
     num_rows = int(plan[-1, 2]) + 1 if len(plan) else 0
     return np.searchsorted(plan[:, 2], np.arange(num_rows + 1))
-
-
-def padding_share(num_tokens: int, num_pieces: int, num_rows: int, row_tokens: int) -> float:
-    """The share of the rows' places that hold neither a token nor a <|bos|>."""
-    return 1 - (num_tokens + num_pieces) / (num_rows * (row_tokens + 1))
-
-
-def cut_tokens(offsets: np.ndarray, row_tokens: int) -> int:
-    """How many tokens stand in a piece that does not hold their document's beginning."""
-    return int(np.maximum(np.diff(offsets) - row_tokens, 0).sum())
 
 
 def cut_at_turns(

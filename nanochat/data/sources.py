@@ -49,7 +49,7 @@ def open_text(path: Path) -> io.TextIOBase:
 
 
 def read_rows(path: Path | str, columns: list[str] | None = None) -> Iterator[dict]:
-    """The rows of a .parquet or .jsonl[.gz|.zst] file, in bounded memory.
+    """The rows of a .parquet or .jsonl[.gz|.zst] file, in bounded memory; columns: of Parquet.
 
     Raises DataError that names the file, and the line of a malformed row.
     """
@@ -79,32 +79,25 @@ def read_rows(path: Path | str, columns: list[str] | None = None) -> Iterator[di
 def read_parquet(path: Path, columns: list[str] | None) -> Iterator[dict]:
     """Rows of a Parquet file; columns that it does not have are left out."""
     with pq.ParquetFile(path) as file:
-        there = file.schema_arrow.names
-        columns = [name for name in columns if name in there] if columns else there
         for batch in file.iter_batches(1024, columns=columns):
             try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                rows = with_replacements(batch).to_pylist()
-            yield from rows
+                yield from batch.to_pylist()
+            except UnicodeDecodeError:  # raised before the first row
+                values = {
+                    name: [x and x.decode(errors="replace") for x in column.cast("binary").tolist()]
+                    if pa.types.is_string(column.type)
+                    else column.to_pylist()
+                    for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                yield from pa.RecordBatch.from_pydict(values).to_pylist()
 
 
-def with_replacements(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with invalid UTF-8 in its text columns replaced by U+FFFD."""
-    arrays = [
-        pa.array([x and x.decode(errors="replace") for x in array.cast(pa.binary()).to_pylist()])
-        if pa.types.is_string(array.type)
-        else array
-        for array in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
-
-
-def file_texts(path: Path, column: str) -> Iterator[str | None]:
-    """A file's documents; None for a row without the column. A .txt or .md file is one document."""
+def file_texts(path: Path) -> Iterator[str | None]:
+    """A file's documents: a table's column `text`, None for a row without it; a .txt or .md file
+    whole, but cut where it is long."""
     if not path.name.endswith(PLAIN):
-        for row in read_rows(path, [column]):
-            yield row.get(column)
+        for row in read_rows(path, ["text"]):
+            yield row.get("text")
         return
     try:
         with open_text(path) as file:
@@ -137,35 +130,29 @@ def hold_out(rows: Iterable, held_out: bool) -> Iterator:
 class Shard:
     """A piece of a source.
 
-    fetch() makes it local, and returns the file if it is one; read() yields its texts, None for a
-    row without text. counts holds what the last texts() came across.
+    fetch() downloads it, if need be; read() yields its texts, None for a row without text; counts
+    holds what the last texts() came across.
     """
 
     name: str
     read: Callable[[], Iterator[str | None]]
     fetch: Callable[[], Path | None] = lambda: None
-    max_chars: int | None = None
     counts: Counter = field(default_factory=Counter)
 
     def texts(self) -> Iterator[str]:
         """The documents. Raises DataError if there are rows, but none of them has text."""
         self.counts.clear()
-        chars = 0
         for text in self.read():
-            if self.max_chars is not None and chars >= self.max_chars:
-                return
             if not isinstance(text, str) or not text.strip():
                 self.counts["rows without text, left out"] += 1
                 continue
-            chars += len(text)
             self.counts["documents"] += 1
             if "\ufffd" in text:
                 self.counts["documents with U+FFFD, which replaces invalid UTF-8"] += 1
             yield text
         if self.counts and not self.counts["documents"]:
             raise DataError(
-                f"{self.name}: none of its {self.counts.total():,} rows has text. Expected a "
-                f"column `text` that holds strings"
+                f"{self.name}: none of its {self.counts.total():,} rows has text in a column `text`"
             )
 
 
@@ -188,61 +175,44 @@ class Source:
         return sum((shard.counts for shard in [*self.train, *self.val]), Counter())
 
 
-def open_source(
-    name: str, *, num_shards: int | None = None, max_chars: int | None = None, column: str = "text"
-) -> Source:
+def open_source(name: str, num_shards: int | None = None) -> Source:
     """The source called `name`: "packaged", a folder or file, a hub id, "fineweb-edu", "climbmix".
 
-    num_shards: how many train shards are used, at most. max_chars: of training text, at most, the
-    same share from each shard. Raises DataError for a source that is not there or has no text.
+    num_shards: how many train shards are used, at most. Raises DataError for a source that is not
+    there or has no text.
     Example: open_source("packaged").shards("val")[0].texts()
     """
-    for what, number in (("num_shards", num_shards), ("max_chars", max_chars)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{what} is {number}; choose at least 1, or leave it away for all")
+    if num_shards is not None and num_shards < 1:
+        raise ConfigError(f"num_shards is {num_shards}; choose at least 1, or leave it away")
     path = Path(name).expanduser()
     if name == "packaged":
         source = packaged_source()
     elif path.exists():
-        source = local_source(path, column)
+        source = local_source(path)
     elif name in ALIASES:
-        source = hub_source(ALIASES[name], column)
+        source = hub_source(ALIASES[name])
         num_shards = num_shards or ALIAS_SHARDS
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        source = hub_source(name, column)
+        source = hub_source(name)
     else:
         raise DataError(
             f"data {name!r} is no folder or file here, and no hub id (owner/name); also possible: "
             f"packaged, {', '.join(ALIASES)}"
         )
-    return limited(source, num_shards, max_chars)
-
-
-def limited(source: Source, num_shards: int | None, max_chars: int | None) -> Source:
-    """The source with fewer train shards, or less text in each."""
     train = source.train[:num_shards]
     if num_shards and num_shards != len(source.train):
         print0(f"{source.name}: {len(train)} of {len(source.train)} train shards are used")
-    mark = source.fingerprint
-    if max_chars is not None:
-        train = [replace(shard, max_chars=-(-max_chars // len(train))) for shard in train]
-        mark = digest(mark, max_chars, len(train))
-    return replace(source, train=train, fingerprint=mark)
+    return replace(source, train=train)
 
 
 def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def split_shards(name: str, read: Callable[[], Iterator]) -> list[list[Shard]]:
-    """A train and a val shard of texts that hold no file for validation."""
-    return [[Shard(name, lambda side=side: hold_out(read(), side))] for side in (False, True)]
-
-
-def hub_source(repo_id: str, column: str) -> Source:
+def hub_source(repo_id: str) -> Source:
     """The Parquet shards of a hub data set, the last for validation; fetched when they are read.
 
-    The list of them is kept, so that a run whose shards are on this disk needs no network.
+    Their list is kept: a run whose shards are on this disk needs no network.
     """
     listing = base_dir() / "hub_listings" / (repo_id.replace("/", "--") + ".json")
     if not listing.exists():
@@ -255,13 +225,13 @@ def hub_source(repo_id: str, column: str) -> Source:
 
     def shard(name: str) -> Shard:
         fetch = lambda: hub_file(repo_id, name)  # noqa: E731
-        return Shard(name, lambda: file_texts(fetch(), column), fetch)
+        return Shard(name, lambda: file_texts(fetch()), fetch)
 
     shards = [shard(name) for name in names]
     return Source(repo_id, digest(repo_id, names), shards[:-1], shards[-1:])
 
 
-def local_source(path: Path, column: str) -> Source:
+def local_source(path: Path) -> Source:
     """A file, or all files of text under a folder; all .txt and .md files are one shard.
 
     Validation is the last of two or more tables, or else some documents.
@@ -277,7 +247,7 @@ def local_source(path: Path, column: str) -> Source:
     plain = [p for p in paths if p.name.endswith(PLAIN)]
 
     def read(group: list[Path]) -> Callable[[], Iterator[str | None]]:
-        return lambda: (text for p in group for text in file_texts(p, column))
+        return lambda: (text for p in group for text in file_texts(p))
 
     if len(tables) > 1:
         print0(f"{path}: validation is the last file, {tables[-1].name}")
@@ -287,7 +257,11 @@ def local_source(path: Path, column: str) -> Source:
         val = [Shard(str(tables[-1].relative_to(path)), read(tables[-1:]))]
     else:
         print0(f"{path}: validation is one document in {HELD_OUT}")
-        train, val = split_shards("documents", read(tables + plain))
+        texts = read(tables + plain)
+        train, val = (
+            [Shard("documents", lambda side=side: hold_out(texts(), side))]
+            for side in (False, True)
+        )
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return Source(path.resolve().name, digest(stats), train, val)
 
@@ -296,8 +270,8 @@ def packaged_source() -> Source:
     """The text of installed packages; their own digests say which documents are validation."""
     counts = Counter()
     found = documents(counts)
-    told = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
-    print0(f"packaged text: {len(found):,} documents; {told}")
+    listed = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    print0(f"packaged text: {len(found):,} documents; {listed}")
     sides = [[], []]
     for mark, text in found:
         sides[mark[-1] % PACKAGED_HELD_OUT == 0].append(text)

@@ -1,15 +1,13 @@
 """Text, tokenized once: flat ids with document offsets, in mapped files or in memory.
 
 A folder under $NANOCHAT_BASE_DIR/tokens is named after the source, the tokenizer's fingerprint and
-the data's. A shard there is NAME.uint16 (or .uint32: the ids), NAME.offsets.npy (written last: what
-has one is complete) and one plan for each row length, NAME.plan512.npy. Documents are stored
-without <|bos|>.
+the data's. A shard is NAME.uint16 or .uint32 (the ids, without <|bos|>), NAME.offsets.npy (written
+last: what has one is complete) and a plan for each row length, NAME.plan512.npy.
 """
 
 import contextlib
 import errno
 import fcntl
-import functools
 import io
 import os
 import re
@@ -23,8 +21,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from nanochat.bpe.native import ahead, portions
-from nanochat.common import DataError, barrier, rank_and_world
+from nanochat.bpe.native import ahead, in_lists
+from nanochat.common import DataError, barrier, on_rank0, rank_and_world
 from nanochat.conversation import render_batch, validate
 from nanochat.data.packing import plan_rows
 from nanochat.data.sources import Shard, Source
@@ -74,10 +72,6 @@ class TokenShards:
     turn_end: int | None = None
 
     @property
-    def num_documents(self) -> int:
-        return sum(len(shard.offsets) - 1 for shard in self.shards)
-
-    @property
     def num_tokens(self) -> int:
         """Tokens of all documents, <|bos|> not counted."""
         return sum(int(shard.offsets[-1]) for shard in self.shards)
@@ -87,59 +81,52 @@ class TokenShards:
 
 
 def tokenize_conversations(
-    conversations: Iterable[dict],
-    tokenizer: Tokenizer,
-    *,
-    name: str,
-    num_threads: int | None = None,
+    conversations: Iterable[dict], tokenizer: Tokenizer, *, name: str
 ) -> TokenShards:
     """Renders conversations into one shard in memory, with the loss mask of fine-tuning.
 
-    Raises DataError, naming `name` and the conversation's number, for one that is malformed.
+    Under torchrun rank 0 does the work, and sends the others the result. Raises DataError, naming
+    `name` and the conversation's number, for one that is malformed.
     """
-    ids, masks, lengths, seen = [], [], [], 0
-    remaining = iter(conversations)
-    while chunk := list(islice(remaining, CHUNK_CONVERSATIONS)):
-        for i, conversation in enumerate(chunk, start=seen + 1):
-            validate(conversation, f"{name}, conversation {i}")
-        seen += len(chunk)
-        chunk_ids, offsets, mask = render_batch(chunk, tokenizer, num_threads)
-        keep = np.ones(len(chunk_ids), dtype=bool)
-        keep[offsets[:-1]] = False  # <|bos|>: rows put it back
-        ids.append(chunk_ids[keep])
-        masks.append(mask[keep])
-        lengths.append(np.diff(offsets) - 1)
-    if not seen:
-        raise DataError(f"{name}: found no conversation, expected at least one")
-    shard = TokenShard(name, np.concatenate(ids), _offsets(lengths), np.concatenate(masks))
-    return TokenShards(name, [shard], tokenizer.bos, tokenizer.special("<|assistant_end|>"))
+
+    def render_all() -> TokenShard:
+        ids, masks, lengths, seen = [], [], [], 0
+        remaining = iter(conversations)
+        while chunk := list(islice(remaining, CHUNK_CONVERSATIONS)):
+            for i, conversation in enumerate(chunk, start=seen + 1):
+                validate(conversation, f"{name}, conversation {i}")
+            seen += len(chunk)
+            chunk_ids, offsets, mask = render_batch(chunk, tokenizer)
+            keep = np.ones(len(chunk_ids), dtype=bool)
+            keep[offsets[:-1]] = False  # <|bos|>: rows put it back
+            ids.append(chunk_ids[keep])
+            masks.append(mask[keep])
+            lengths.append(np.diff(offsets) - 1)
+        if not seen:
+            raise DataError(f"{name}: found no conversation, expected at least one")
+        return TokenShard(name, np.concatenate(ids), _offsets(lengths), np.concatenate(masks))
+
+    turn_end = tokenizer.special("<|assistant_end|>")
+    return TokenShards(name, [on_rank0(render_all)], tokenizer.bos, turn_end)
 
 
 # ---------------------------------------------------------------- text, on disk
 
 
-def tokenize_source(
-    source: Source,
-    tokenizer: Tokenizer,
-    split: str,
-    *,
-    folder: Path | None = None,
-    num_threads: int | None = None,
-) -> TokenShards:
+def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenShards:
     """Tokenizes the shards of a source that are not yet on disk, one by one, and opens them all.
 
-    Needs little memory whatever the source's size; a killed run continues at the first shard that
-    is missing. Under torchrun rank 0 does the work and the others wait (on several machines without
-    a common disk: one on each).
+    A killed run continues at the first shard that is missing. Under torchrun rank 0 does the work
+    and the others wait (on several machines without a common disk: one on each).
     """
     shards = source.shards(split)
     if not shards:
         raise DataError(
             f"{source.name}: found no {split} shard, expected at least one file of text"
         )
-    folder = Path(folder or base_dir() / "tokens")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")
-    folder = folder / f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    folder = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    folder = base_dir() / "tokens" / folder
     paths = [folder / f"{split}-{quote(shard.name, safe='')}" for shard in shards]
     rank, _ = rank_and_world()
     # subtle: no rank waits for tokenizing at a barrier, which would time out; they wait for the
@@ -149,14 +136,10 @@ def tokenize_source(
     with _locked(folder):
         if rank == 0:
             barrier()
-        missing = [
-            (shard, path)
-            for shard, path in zip(shards, paths, strict=True)
-            if not _offsets_file(path).exists()
-        ]
-        if missing:
+        pairs = zip(shards, paths, strict=True)
+        if missing := [(s, path) for s, path in pairs if not _offsets_file(path).exists()]:
             label = f"tokenizing {source.name} ({split})"
-            _tokenize_shards(missing, len(shards), tokenizer, num_threads, label)
+            _tokenize_shards(missing, len(shards), tokenizer, label)
             for what in sorted(source.counts.keys() - {"documents"}):
                 print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
     barrier()  # subtle: else rank 0 could take the next call's lock before the others had this one
@@ -165,54 +148,43 @@ def tokenize_source(
 
 
 def _tokenize_shards(
-    missing: list[tuple[Shard, Path]],
-    num_shards: int,
-    tokenizer: Tokenizer,
-    num_threads: int | None,
-    label: str,
+    missing: list[tuple[Shard, Path]], num_shards: int, tokenizer: Tokenizer, label: str
 ) -> None:
     """Tokenizes shards while the next are downloaded; prints how far and how fast."""
     done, documents, empty, tokens = num_shards - len(missing), 0, 0, 0
     start = last = time.monotonic()
+
+    def report() -> str:
+        speed = tokens / max(time.monotonic() - start, 1e-9)
+        counts = f"{documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
+        return f"{label}: {done} of {num_shards} shards, {counts}"
+
     pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
     try:
         arrivals = [pool.submit(shard.fetch) for shard, _ in missing]
         for (shard, path), arrival in zip(missing, arrivals, strict=True):
             arrival.result()
-            for offsets in _tokenize_shard(shard, path, tokenizer, num_threads):
+            for offsets in _tokenize_shard(shard, path, tokenizer):
                 documents += len(offsets) - 1
                 empty += int((np.diff(offsets) == 0).sum())
                 tokens += int(offsets[-1])
                 if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                     last = time.monotonic()
-                    speed = tokens / (last - start)
-                    print(
-                        f"{label}: {done / num_shards:.0%} of {num_shards} shards, "
-                        f"{documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s",
-                        flush=True,
-                    )
+                    print(report(), flush=True)
             done += 1
     finally:
         pool.shutdown(cancel_futures=True)
-    speed = tokens / max(time.monotonic() - start, 1e-9)
-    print(
-        f"{label}: {documents:,} documents in {len(missing)} of {num_shards} shards, "
-        f"{tokens:,} tokens, {speed:,.0f} tokens/s; {empty:,} documents were empty",
-        flush=True,
-    )
+    print(f"{report()}; {empty:,} documents were empty", flush=True)
 
 
-def _tokenize_shard(
-    shard: Shard, path: Path, tokenizer: Tokenizer, num_threads: int | None
-) -> Iterator[np.ndarray]:
+def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Writes one shard; yields the offsets of each chunk (from 0) when the chunk is written."""
     partial = path.with_name(f".{path.name}.partial")
     lengths = []
     try:
         with open(partial, "wb") as file:
-            chunks = portions(shard.texts(), CHUNK_CHARS)
-            encode = functools.partial(tokenizer.encode_ordinary_batch, num_threads=num_threads)
-            for ids, offsets in ahead(encode, chunks, num_threads):
+            chunks = in_lists(shard.texts(), CHUNK_CHARS)
+            for ids, offsets in ahead(tokenizer.encode_ordinary_batch, chunks):
                 file.write(ids.tobytes())
                 lengths.append(np.diff(offsets))
                 yield offsets
@@ -224,9 +196,8 @@ def _tokenize_shard(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free "
-            f"some (a token takes {_dtype(tokenizer).itemsize} bytes), or point NANOCHAT_BASE_DIR "
-            f"at another disk; finished shards are kept"
+            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free some, "
+            f"or point NANOCHAT_BASE_DIR at another disk; finished shards are kept"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -268,14 +239,12 @@ def _read_array(path: Path) -> np.ndarray:
 def _open(path: Path, dtype: np.dtype) -> TokenShard:
     """Maps a shard into memory; raises DataError when its two files do not belong together."""
     file, offsets = _tokens_file(path, dtype), _read_array(_offsets_file(path))
-    found, expected = (
-        file.stat().st_size if file.exists() else None,
-        int(offsets[-1]) * dtype.itemsize,
-    )
-    if found != expected:
+    found = file.stat().st_size if file.exists() else 0
+    expected = int(offsets[-1]) * dtype.itemsize
+    if found != expected or not file.exists():
         raise DataError(
-            f"{file}: found {'no file' if found is None else f'{found:,} bytes'}, expected "
-            f"{expected:,} bytes; delete {_offsets_file(path)}, and the shard is made again"
+            f"{file}: found {found:,} bytes, expected {expected:,}; delete {_offsets_file(path)}, "
+            f"and the shard is made again"
         )
     # An empty file cannot be mapped. subtle: slicing a np.memmap is slower than a plain array.
     tokens = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)

@@ -1,8 +1,7 @@
 """The data of the CORE metric: the public evaluation bundle, downloaded, checked and read.
 
 The bundle is a zip, or the folder it unpacks to: core.yaml names the tasks, eval_meta_data.csv has
-the accuracy that chance reaches in each (in percent), eval_data/ has a JSON line an example. See
-core.py for what is made of them.
+the accuracy of chance in each (in percent), eval_data/ has a JSON line an example.
 """
 
 import csv
@@ -37,32 +36,32 @@ FIELDS = {
 }
 OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
 
-# The first 16 digits of the SHA-256, and the name without its suffix, of each file as MosaicML and
+# The first 12 digits of the SHA-256, and the name without its suffix, of each file as MosaicML and
 # DCLM have it.
 KNOWN_FILES = """
-32a5c33c84522556 core
-3d8191d45cc64a80 eval_meta_data
-2771f63f8127c072 commonsense_qa
-595dca44dec54c84 copa
-adb2e5c7f8db810d openbook_qa
-d2870e73aec5154d piqa
-80c98d8e7ab82135 bigbench_language_identification
-52a31d32b14dff77 hellaswag
-411bfbe5b9054346 lambada_openai
-746336c27cd2e39a winograd_wsc
-ea1592526f3bfdd0 winogrande
-454ff101e614370b boolq
-0c2b8029776a138f coqa
-41fe6c43e725c0dc squad
-9ffd73480b51746c agi_eval_lsat_ar
-8485683a8c7e7e6c bigbench_cs_algorithms
-106ba9ac7507c7ab bigbench_dyck_languages
-41e2964ad619c49e bigbench_operators
-8febd2c0080a1568 bigbench_repeat_copy_logic
-1ae3aeedf1951d88 arc_challenge
-d2d12e59543acf9a arc_easy
-bb0d22727cb25bef bigbench_qa_wikidata
-187e7f270a440c63 jeopardy_all
+32a5c33c8452 core
+3d8191d45cc6 eval_meta_data
+2771f63f8127 commonsense_qa
+595dca44dec5 copa
+adb2e5c7f8db openbook_qa
+d2870e73aec5 piqa
+80c98d8e7ab8 bigbench_language_identification
+52a31d32b14d hellaswag
+411bfbe5b905 lambada_openai
+746336c27cd2 winograd_wsc
+ea1592526f3b winogrande
+454ff101e614 boolq
+0c2b8029776a coqa
+41fe6c43e725 squad
+9ffd73480b51 agi_eval_lsat_ar
+8485683a8c7e bigbench_cs_algorithms
+106ba9ac7507 bigbench_dyck_languages
+41e2964ad619 bigbench_operators
+8febd2c0080a bigbench_repeat_copy_logic
+1ae3aeedf195 arc_challenge
+d2d12e59543a arc_easy
+bb0d22727cb2 bigbench_qa_wikidata
+187e7f270a44 jeopardy_all
 """
 
 
@@ -91,7 +90,7 @@ class Bundle:
             self.prefix = ""  # the folder eval_bundle itself
 
     def read(self, name: str) -> bytes:
-        """The content of a file such as "core.yaml"; a zip checks its CRC on the way."""
+        """The content of a file such as "core.yaml"."""
         try:
             if self.path.is_dir():
                 return (self.path / f"{self.prefix}{name}").read_bytes()
@@ -99,12 +98,13 @@ class Bundle:
                 return archive.read(f"{self.prefix}{name}")
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self.path}: {name} cannot be read: {error}. Expected the evaluation bundle of "
-                f"CORE, a zip or folder with eval_bundle/core.yaml in it. {WAYS_OUT}"
+                f"{self.path}: {name} cannot be read: {error}. Expected a zip or folder with "
+                f"eval_bundle/core.yaml in it. {WAYS_OUT}"
             ) from error
 
     def tasks(self) -> list[CoreTask]:
-        """The tasks in the bundle's order; raises DataError for a task that lacks something."""
+        """The tasks in the bundle's order; raises DataError for one of unknown kind or without a
+        baseline."""
         lines = csv.DictReader(io.StringIO(self.read("eval_meta_data.csv").decode()))
         percent = {line["Eval Task"]: float(line["Random baseline"]) for line in lines}
         tasks = []
@@ -116,8 +116,8 @@ class Bundle:
                     f"{'a' if label in percent else 'no'} baseline; expected one of "
                     f"{', '.join(FIELDS)}, and a line in eval_meta_data.csv"
                 )
-            shots, delimiter = entry["num_fewshot"][0], entry.get("continuation_delimiter", " ")
-            baseline = percent[label] / 100
+            delimiter = entry.get("continuation_delimiter", " ")
+            shots, baseline = entry["num_fewshot"][0], percent[label] / 100
             tasks.append(CoreTask(label, kind, entry["dataset_uri"], shots, delimiter, baseline))
         return tasks
 
@@ -135,15 +135,15 @@ class Bundle:
         return rows
 
     def changed_files(self) -> list[str]:
-        """Names of the known files whose content is not the known one."""
+        """Names of the files whose content is not the known one."""
         files = ["core.yaml", "eval_meta_data.csv", *(f"eval_data/{t.file}" for t in self.tasks())]
         known = {name: digest for digest, name in map(str.split, KNOWN_FILES.split("\n")[1:-1])}
-        digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:16] for name in files}
+        digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:12] for name in files}
         return sorted(name for name in digests if digests[name] != known.get(Path(name).stem))
 
 
 def wrong_with(row: object, kind: str) -> str | None:
-    """What an example lacks; None for a good one."""
+    """What is wrong with an example, None if nothing is."""
     for field, form in FIELDS[kind].items():
         if not isinstance(row, dict) or not isinstance(row.get(field), form):
             return f"found no {field} ({form.__name__}) in {str(row)[:80]!r}"
@@ -155,8 +155,7 @@ def wrong_with(row: object, kind: str) -> str | None:
 
 
 def find_bundle(where: str | None = None) -> Bundle:
-    """The bundle at `where`, a zip or folder; by default the public one, downloaded once into
-    base_dir()/eval_bundle. Called by all ranks.
+    """The bundle at `where`; by default the public one, downloaded once. Called by all ranks.
 
     Prints which files differ from the known ones. Raises DataError if the bundle is missing,
     damaged or cannot be downloaded.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from nanochat.evaluation.core_prompts import Example, Row, common_prefix
 from nanochat.evaluation.hf_baseline import TransformersModel
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import as_bias, round_up
 
 WORTH_SHARING = 8  # tokens; a shorter common beginning is read with each row
@@ -26,22 +26,20 @@ LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 
 
 class Score(NamedTuple):
-    """Of one row: the mean loss of its scored tokens in nats, and whether each of them is the one
-    that the model finds likeliest."""
+    """Of a row's scored tokens: their mean loss in nats, and whether each is the likeliest one."""
 
     loss: float
     is_greedy: bool
 
 
 class PaddedRows:
-    """B rows of T tokens as one pass of the fused model; AttentionBatch is its twin in generation.
+    """B rows of T tokens as one pass of the fused model (generation has AttentionBatch).
 
     positions (B, T). With `before`, each row continues the same row of that pass, which must `keep`
-    its keys and values (B, Hkv, P, K); mask (B, 1, T, P + T) then says what a token sees. Without,
-    attention is causal.
+    its keys and values, and mask (B, 1, T, P + T) says what a token sees; else attention is causal.
     """
 
-    singles = 0  # AttentionBatch: sequences of which a single token is read
+    kernel_rows = 0  # AttentionBatch: rows of which the C++ kernel does the attention
 
     def __init__(self, positions: torch.Tensor, before=None, mask=None, keep: bool = False):
         self.shape, self.tokens = positions.shape, positions.numel()
@@ -75,16 +73,16 @@ class Job(NamedTuple):
 
 @torch.inference_mode()
 def score(
-    model: InferenceModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
+    model: FusedModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
 ) -> list[list[Score]]:
-    """The Score of every row of every example. At most about `tokens_at_once` tokens are read at a
-    time (on a CPU fewer), but at least one example. A TransformersModel reads each row whole.
+    """The Score of every row of every example. About `tokens_at_once` tokens are read at a time, on
+    a CPU fewer. A TransformersModel reads each row whole.
 
     Example: score(model, [Example((Row(np.array([1, 2, 3]), 2),))], 4096)[0][0].loss
     """
     if model.device.type == "cpu":
         tokens_at_once = min(tokens_at_once, TOKENS_AT_ONCE_ON_CPU)
-    can_share = isinstance(model, InferenceModel)
+    can_share = isinstance(model, FusedModel)
     jobs = [job for e, ex in enumerate(examples) for job in jobs_of(e, ex.rows, can_share)]
     scores = [[None] * len(example.rows) for example in examples]
     for batch in batches(jobs, tokens_at_once):
@@ -136,7 +134,7 @@ def padded(parts: Sequence[np.ndarray], width: int, value: int, device) -> torch
     return torch.from_numpy(table).to(device)
 
 
-def read(model: InferenceModel | TransformersModel, jobs: Sequence[Job]) -> torch.Tensor:
+def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Tensor:
     """(N, D): the features that predict the scored tokens of the jobs' rows, row after row."""
     B, device, context = len(jobs), model.device, model.config.sequence_len
     P, Q = (round_up(max(n), LENGTH_MULTIPLE) for n in zip(*(job[2:] for job in jobs), strict=True))

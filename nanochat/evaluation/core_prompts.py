@@ -1,8 +1,7 @@
 """Examples of CORE as rows of token ids: solved examples before the question, and where in each row
 the scored tokens begin.
 
-The formats are those of DCLM (Li et al. 2024, arXiv:2406.11794), rendered and cut as upstream
-nanochat does, so that figures compare.
+The formats are DCLM's (arXiv:2406.11794), rendered and cut as upstream nanochat does.
 """
 
 import random
@@ -26,17 +25,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """What the model reads for one example: a row for each option, one for language modelling."""
+    """A row for each option, or one for language modelling."""
 
     rows: tuple[Row, ...]
     gold: int = 0
-    cut: bool = False  # a row lost its oldest tokens because the context is short
+    cut: bool = False  # a row lost its oldest tokens to a short context
     merged: bool = False  # a token reaches from the context into the continuation
 
 
 def subsample(rows: Sequence[dict], max_per_task: int | None = None) -> list[dict]:
-    """The rows in shuffled order, all or the first so many; figures of the first 100 then
-    estimate those of all."""
+    """The rows in shuffled order, at most max_per_task."""
     rows = list(rows)
     random.Random(SHUFFLE_SEED).shuffle(rows)
     return rows[:max_per_task]
@@ -49,35 +47,27 @@ def draw_shots(rows: Sequence[dict], index: int, shots: int) -> list[dict]:
     return [rows[i] for i in chosen]
 
 
-def solved(task: CoreTask, row: dict) -> str:
-    """An example with its answer, as it stands before the question."""
-    return render(task, row)[row.get("gold", 0)][-1]
+def render(task: CoreTask, row: dict) -> list[str]:
+    """The text of each option; for language modelling, of context and continuation.
 
-
-def render(task: CoreTask, row: dict) -> list[tuple[str, ...]]:
-    """The texts of each option; for language modelling, of the context and of context and
-    continuation.
-
-    Example: {"query": "1+1=", "choices": ["2", "3"], "gold": 0} -> [("1+1= 2",), ("1+1= 3",)]
+    Example: {"query": "1+1=", "choices": ["2", "3"], "gold": 0} -> ["1+1= 2", "1+1= 3"]
     """
     if task.kind == "multiple_choice":
-        return [(f"{row['query']}{task.delimiter}{choice}",) for choice in row["choices"]]
-    if task.kind == "schema":
-        end = f"{task.delimiter}{row['continuation']}"
-        return [(f"{context}{end}",) for context in row["context_options"]]
-    context = f"{row['context'].strip()}{task.delimiter}"
-    return [(context, f"{context}{row['continuation']}")]
+        return [f"{row['query']}{task.delimiter}{choice}" for choice in row["choices"]]
+    contexts = row["context_options"] if task.kind == "schema" else [row["context"].strip()]
+    return [f"{context}{task.delimiter}{row['continuation']}" for context in contexts]
 
 
 def prompts(task: CoreTask, row: dict, shots: Sequence[dict]) -> list[str]:
     """The texts to encode: one an option; for language modelling without and with the
     continuation."""
-    before = "".join(f"{solved(task, shot)}\n\n" for shot in shots)
-    texts = [f"{before}{text}" for option in render(task, row) for text in option]
+    before = "".join(f"{render(task, shot)[shot.get('gold', 0)]}\n\n" for shot in shots)
+    texts = [f"{before}{text}" for text in render(task, row)]
     if task.kind == "language_modeling":
         # subtle: a blank at the end would be a token of its own, while before the continuation it
         # belongs to that one's first word
-        texts[0] = texts[0].strip()
+        without = f"{before}{row['context'].strip()}{task.delimiter}".strip()
+        return [without, *texts]
     return texts
 
 
@@ -99,7 +89,7 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
 
 
 def scored_rows(kind: str, encoded: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-    """(rows, where the scored tokens of each begin), of what `prompts` gave.
+    """(rows, where the scored tokens of each begin), of the encoded `prompts`.
 
     Multiple choice: what follows the beginning that all choices share. Schema: the end that all
     options share. Language modelling: what the continuation adds. Never <|bos|>, at least a token.
@@ -116,8 +106,7 @@ def scored_rows(kind: str, encoded: Sequence[np.ndarray]) -> tuple[list[np.ndarr
 
 
 def make_example(task: CoreTask, row: dict, encoded: Sequence[np.ndarray], context: int) -> Example:
-    """An Example of rows of at most `context` ids: longer ones lose their oldest, and what is
-    scored moves along."""
+    """An Example of rows of at most `context` ids; longer ones lose their oldest."""
     merged = task.kind == "language_modeling" and common_prefix(encoded) < len(encoded[0])
     rows = []
     for ids, start in zip(*scored_rows(task.kind, encoded), strict=True):
@@ -130,7 +119,7 @@ def make_example(task: CoreTask, row: dict, encoded: Sequence[np.ndarray], conte
 def make_examples(
     task: CoreTask, rows: Sequence[dict], indices: Sequence[int], tokenizer, context: int
 ) -> list[Example]:
-    """The examples rows[i] for i of `indices`, tokenized together on all processor threads."""
+    """The examples rows[i] for i of `indices`, tokenized together."""
     texts = [prompts(task, rows[i], draw_shots(rows, i, task.shots)) for i in indices]
     encoded = iter(encode(tokenizer, [text for some in texts for text in some]))
     mine = ([next(encoded) for _ in some] for some in texts)

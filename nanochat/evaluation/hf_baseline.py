@@ -1,26 +1,31 @@
-"""Any causal language model in a Hugging Face folder, with the faces of our GPT, Tokenizer and
-Engine, so that baselines and exports are measured by the code that measures our own models.
+"""Any causal language model in a Hugging Face folder, with the interfaces of GPT, Tokenizer and
+Engine, so that the code that measures our models measures it too.
 
-`transformers` computes everything; no code that a folder brings is run.
+`transformers` computes everything; code that a folder brings is never run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from nanochat.checkpoint_manager import load_model
 from nanochat.common import (
     CheckpointError,
-    ConfigError,
     DataError,
     choose_dtype,
     print0,
     require_package,
 )
 from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.engine import Engine
+from nanochat.files import base_dir
 from nanochat.gpt import soft_cap
+from nanochat.inference.calculator import evaluate
+from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams, sample, uniform
 
 # Names under which configurations keep the length of the context.
@@ -28,34 +33,26 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len
 CLOSE_ENOUGH = 0.02  # of the largest logit; compute dtype rounds
 
 
-@dataclass(frozen=True)
-class TransformersConfig:
-    """What callers ask of a model's configuration."""
-
-    sequence_len: int
-    vocab_size: int
-
-
 class TransformersModel:
-    """A model of `transformers` with the face of GPT: features, logits, config, device.
+    """A model of `transformers` with GPT's features, logits, config and device.
 
-    Features are what the head is applied to, where head (and soft-cap) of them are the model's own
-    logits; that is tried once. Else they are the logits themselves, which costs memory.
+    Features are the last hidden states where head and soft-cap alone make the model's logits of
+    them, which is tried once; else they are the logits, which takes more memory.
     """
 
     def __init__(self, model, sequence_len: int):
         self.model = model.eval().requires_grad_(False)
-        self.device, self.compute_dtype = model.device, model.dtype
+        self.device = model.device
         self.head = model.get_output_embeddings()
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
-        self.config = TransformersConfig(sequence_len, model.config.get_text_config().vocab_size)
-        self.features_are_logits = False  # as long as the head is tried
+        vocab_size = model.config.get_text_config().vocab_size
+        self.config = SimpleNamespace(sequence_len=sequence_len, vocab_size=vocab_size)
+        self.features_are_logits = False  # for the trial
         self.features_are_logits = not self._head_is_all()
         if self.features_are_logits:
             print0(
                 "this model does more to its logits than a head and a soft-cap: they are made for "
-                "every token, which is slower and takes more memory (a smaller --device-batch-size "
-                "takes less)"
+                "every token, which takes more time and memory; lower --device-batch-size if needed"
             )
 
     @torch.inference_mode()
@@ -63,20 +60,16 @@ class TransformersModel:
         if self.head is None or self.model.base_model is self.model:
             return False
         ids = torch.arange(min(8, self.config.vocab_size), device=self.device)[None]
-        theirs = self.model(ids, use_cache=False).logits.float()
-        ours = self.logits(self._hidden(ids))
+        theirs, ours = self.model(ids, use_cache=False).logits.float(), self(ids)
         close = CLOSE_ENOUGH * theirs.abs().max()
         return ours.shape == theirs.shape and bool(((ours - theirs).abs() <= close).all())
-
-    def _hidden(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.model.base_model(inputs, use_cache=False)[0]
 
     @torch.inference_mode()
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D), or (B, T, V) where features_are_logits."""
         if self.features_are_logits:
             return self.model(inputs, use_cache=False).logits
-        return self._hidden(inputs)
+        return self.model.base_model(inputs, use_cache=False)[0]
 
     @torch.inference_mode()
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -90,68 +83,53 @@ class TransformersModel:
 
 
 class TransformersTokenizer:
-    """A tokenizer of `transformers` with the face of Tokenizer, and the ids that end an answer.
-
-    Example: TransformersTokenizer(AutoTokenizer.from_pretrained(folder), {50256}, 50257).bos
-    """
+    """A tokenizer of `transformers` with Tokenizer's methods, and the ids that end an answer."""
 
     def __init__(self, tokenizer, stop_ids: Iterable[int], vocab_size: int):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.stop_ids = tuple(sorted(set(stop_ids)))
         first = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
-        first = [i for i in first if i is not None]
-        if not first:
+        self.bos = next((i for i in first if i is not None), None)
+        if self.bos is None:
             raise DataError(
-                f"the tokenizer of {tokenizer.name_or_path} names no token that a text begins with "
-                f"(bos_token, eos_token); expected one in tokenizer_config.json"
+                f"{tokenizer.name_or_path}: the tokenizer names no token that a text begins with; "
+                f"set bos_token or eos_token in tokenizer_config.json"
             )
-        self.bos = first[0]
 
-    def _encode(self, texts: list[str], ordinary: bool) -> list[list[int]]:
-        options = {"add_special_tokens": False, "split_special_tokens": ordinary, "verbose": False}
-        return self.tokenizer(texts, **options)["input_ids"] if texts else []
-
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str | list[str], ordinary: bool = False) -> list:
         """Ids of what the programmer wrote: names of special tokens are honoured."""
-        return self._encode([text], ordinary=False)[0]
+        options = {"add_special_tokens": False, "split_special_tokens": ordinary, "verbose": False}
+        return self.tokenizer(text, **options)["input_ids"]
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of what a user or a data set wrote: nothing in it becomes a special token."""
-        return self._encode([text], ordinary=True)[0]
+        return self.encode(text, ordinary=True)
 
-    def encode_ordinary_batch(
-        self, texts: Iterable[str], num_threads: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(flat ids, offsets), int64; the package itself chooses its number of threads."""
-        encoded = self._encode(list(texts), ordinary=True)
+    def encode_ordinary_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(flat ids, offsets), both int64."""
+        encoded = self.encode(list(texts), ordinary=True) if texts else []  # on all threads
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        flat = (token for ids in encoded for token in ids)
-        return np.fromiter(flat, dtype=np.int64, count=offsets[-1]), offsets
+        return np.array([token for ids in encoded for token in ids], dtype=np.int64), offsets
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for, special tokens named."""
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.decode(list(ids), **options)
 
     def render_for_completion(self, conversation: dict) -> list[int]:
-        """The ids to complete, by the folder's chat template; a last assistant message is left out.
-
-        Without a template, the messages' texts with blank lines between them, <|bos|> first.
-        """
+        """The ids to complete, by the folder's chat template (without one: the texts with blank
+        lines between them, bos first); a last assistant message is left out."""
         messages = conversation["messages"]
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         template = self.tokenizer.chat_template
         if template != CHAT_TEMPLATE:  # only our own knows messages that are made of parts
-            messages = [{"role": m["role"], "content": text_of(m["content"])} for m in messages]
+            messages = [m | {"content": text_of(m["content"])} for m in messages]
         if template is None:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"
             return [self.bos, *self.encode_ordinary(text)]
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        return self.encode(text)
+        options = {"add_generation_prompt": True, "tokenize": False}
+        return self.encode(self.tokenizer.apply_chat_template(messages, **options))
 
 
 def text_of(content: str | list[dict]) -> str:
@@ -160,15 +138,16 @@ def text_of(content: str | list[dict]) -> str:
 
 
 class TransformersEngine:
-    """Generates by `transformers`, with our sampling: what Engine does for GPT, without tools.
+    """Generates with `transformers` and our sampling, as Engine does for GPT; it has no tools.
 
     Example: TransformersEngine(*load_transformers(folder, "cpu")).complete([[1, 2]], max_tokens=8)
     """
 
     def __init__(self, model: TransformersModel, tokenizer: TransformersTokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.fast = model  # what CORE reads of an Engine
+        self.fused = model  # what CORE reads of an Engine
 
+    @torch.inference_mode()
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
@@ -182,69 +161,76 @@ class TransformersEngine:
         max_batch: int = 64,
         on_end: Callable[[], object] = lambda: None,
     ) -> list[list[str]]:
-        """The completions of every prompt as text, each up to a stop id. Noise and errors are those
-        of Engine.generate; `max_batch` rows run together until the longest of them has ended."""
+        """The completions of every prompt as text, up to a stop id; options as in Engine.generate.
+        `max_batch` rows run together until the longest of them has ended."""
+        from transformers import GenerationConfig, LogitsProcessorList
+
         params = SamplingParams(temperature, top_k, top_p, seed)
-        context = self.model.config.sequence_len
+        context, device = self.model.config.sequence_len, self.model.device
         for i, prompt in enumerate(prompts):
-            if not 0 < len(prompt) < context:
-                raise ConfigError(
-                    f"prompt {i} has {len(prompt):,} tokens; a context of {context:,} takes 1 to "
-                    f"{context - 1:,}, to leave room for an answer. Cut its oldest part"
-                )
+            request = Request(prompt, max_tokens, params)
+            request.check(context, self.model.config.vocab_size, f"prompt {i}")
+        stops, bos = list(self.tokenizer.stop_ids), self.tokenizer.bos
         jobs = [(i, s) for i in range(len(prompts)) for s in range(num_samples)]
         jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
         completions = [[""] * num_samples for _ in prompts]
         for first in range(0, len(jobs), max_batch):
             batch = jobs[first : first + max_batch]
-            answers = self._generate(
-                [prompts[i] for i, _ in batch], [s for _, s in batch], max_tokens, params
-            )
-            for (i, s), ids in zip(batch, answers, strict=True):
-                completions[i][s] = self.tokenizer.decode(ids)
+            samples = [s for _, s in batch]
+            rows = [list(prompts[i]) for i, _ in batch]
+            T = len(rows[0])  # the longest
+            ids = torch.tensor([[bos] * (T - len(row)) + row for row in rows], device=device)
+            mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+
+            def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
+                n, position = len(samples), so_far.shape[1] - T
+                noise = uniform([seed] * n, samples, [position] * n)
+                tokens = sample(logits.float(), [params] * n, noise)
+                tokens = torch.tensor(tokens, device=device)
+                return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+            answers = self.model.model.generate(
+                ids,
+                attention_mask=mask.to(device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=min(max_tokens, context - T),
+                    eos_token_id=stops or None,
+                    pad_token_id=stops[0] if stops else bos,
+                    do_sample=False,  # `draw` leaves one token to choose
+                ),
+                logits_processor=LogitsProcessorList([draw]),
+            )[:, T:].tolist()
+            for (i, s), answer in zip(batch, answers, strict=True):
+                end = next((n for n, token in enumerate(answer) if token in stops), len(answer))
+                completions[i][s] = self.tokenizer.decode(answer[:end])
                 on_end()
         return completions
 
     @torch.inference_mode()
-    def _generate(self, prompts, samples, max_tokens, params) -> list[list[int]]:
-        """The ids that follow each prompt, the longest prompt first; its room is that of all."""
-        from transformers import GenerationConfig, LogitsProcessorList
-
-        T, stops = len(prompts[0]), list(self.tokenizer.stop_ids)
-        ids = torch.tensor([[self.tokenizer.bos] * (T - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
-
-        def draw(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            n, position = len(samples), so_far.shape[1] - T
-            noise = uniform([params.seed] * n, samples, [position] * n)
-            tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=logits.device)
-            return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
-
-        room = min(max_tokens, self.model.config.sequence_len - T)
-        pad = stops[0] if stops else self.tokenizer.bos
-        wanted = GenerationConfig(
-            max_new_tokens=room, eos_token_id=stops or None, pad_token_id=pad, do_sample=False
-        )
-        answers = self.model.model.generate(
-            ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=wanted,
-            logits_processor=LogitsProcessorList([draw]),
-        )[:, T:].tolist()
-        ends = [next((n for n, t in enumerate(a) if t in stops), len(a)) for a in answers]
-        return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
-
-    @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(B, V) float32: the logits after the last token of each prompt; prompts of any lengths in
-        one pass."""
-        lengths = [len(prompt) for prompt in prompts]
-        padded = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-        for row, prompt in zip(padded, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
-        features = self.model.features(padded.to(self.model.device))
-        last = torch.tensor(lengths, device=features.device) - 1
-        return self.model.logits(features[torch.arange(len(prompts), device=features.device), last])
+        """(B, V) float32: the logits after the last token of each prompt."""
+        rows = [torch.tensor(prompt) for prompt in prompts]
+        features = self.model.features(pad_sequence(rows, batch_first=True).to(self.model.device))
+        last = [features[i, len(row) - 1] for i, row in enumerate(rows)]
+        return self.model.logits(torch.stack(last))
+
+
+def open_engine(
+    config, device: torch.device, tool: Callable[[str], str] = evaluate
+) -> tuple[Engine | TransformersEngine, Path, dict, dict | None]:
+    """(engine, folder for its figures, {"stage", "step"}, its run's config) of the Hugging Face
+    folder config.hf_path, which has no run, or else of the checkpoint that load_model finds by
+    config.source, model_tag and step."""
+    if config.hf_path is not None:
+        engine = TransformersEngine(*load_transformers(config.hf_path, device))
+        folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
+        print0(f"{config.hf_path}: figures go to {folder}")
+        return engine, folder, {"stage": "hf", "step": 0}, None
+    run = (config.source, device, "eval", config.model_tag, config.step)
+    model, tokenizer, meta = load_model(*run)
+    print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
+    place = {"stage": meta["stage"], "step": meta["step"]}
+    return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place, meta["config"]
 
 
 def load_transformers(
@@ -252,10 +238,8 @@ def load_transformers(
 ) -> tuple[TransformersModel, TransformersTokenizer]:
     """(model, tokenizer) of a folder that AutoModelForCausalLM reads, in compute dtype.
 
-    Raises CheckpointError for a folder that is not there or not whole, ConfigError without the
-    package `transformers`.
-
-    Example: model, tokenizer = load_transformers("./gpt2", "cpu")
+    Raises CheckpointError if the folder is missing or incomplete, ConfigError without the package
+    `transformers`.
     """
     require_package("transformers")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -263,7 +247,7 @@ def load_transformers(
     if not Path(path).is_dir():
         raise CheckpointError(
             f"{path} is no folder; expected a Hugging Face model's, with config.json, weights and "
-            f"tokenizer. Download one first: hf download openai-community/gpt2 --local-dir gpt2"
+            f"tokenizer. Download one: hf download openai-community/gpt2 --local-dir gpt2"
         )
     device = torch.device(device)
     options = {"trust_remote_code": False, "local_files_only": True}
@@ -284,13 +268,12 @@ def load_transformers(
     return wrapped, TransformersTokenizer(tokenizer, stops, wrapped.config.vocab_size)
 
 
-def context_of(model, tokenizer, most: int = 1 << 20) -> int:
+def context_of(model, tokenizer) -> int:
     """Tokens of the model's context, by its configuration or its tokenizer's."""
     config = model.config.get_text_config()
     lengths = [getattr(config, name, None) for name in CONTEXT_NAMES]
-    lengths += [tokenizer.model_max_length]
-    for length in lengths:
-        if isinstance(length, int) and 0 < length <= most:
+    for length in [*lengths, tokenizer.model_max_length]:
+        if isinstance(length, int) and 0 < length <= 1 << 20:  # tokenizers say 10^30 for "unknown"
             return length
     raise CheckpointError(
         f"{tokenizer.name_or_path}: config.json names no context length; expected one of "

@@ -14,7 +14,7 @@ from nanochat.engine import Engine
 from nanochat.files import write_atomic
 
 CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval")
-PASS_AT = (1, 10, 100)  # as in Chen et al. 2021; and the number of samples itself
+PASS_AT = (1, 10, 100)  # as in Chen et al. 2021
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Result:
     temperature: float = 0.0
     baseline: float | None = None  # the accuracy of chance, where a published figure says so
     cut: int = 0  # prompts that lost their oldest tokens to a short context
+    merged: int = 0  # CORE: a token reaches from the context into the continuation
 
     @property
     def total(self) -> int:
@@ -49,6 +50,10 @@ class Result:
         if self.baseline is None:
             return None
         return (self.accuracy - self.baseline) / (1 - self.baseline)
+
+    @property
+    def centred_stderr(self) -> float:
+        return self.stderr / (1 - self.baseline)
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """(pass@k, its standard error) over the examples x: mean(x), and
@@ -80,13 +85,22 @@ class Result:
         return figures
 
     def __str__(self) -> str:
-        """Example: "arithmetic: 96.0% ± 1.4% (n = 200)"."""
-        text = f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%} (n = {self.total:,}"
+        """Example: "mmlu: 61.0% ± 4.9%, centred 0.4800 (n = 100)"."""
+        text = f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%}"
+        text += "" if self.centred is None else f", centred {self.centred:.4f}"
+        text += f" (n = {self.total:,}"
         text += f" x {self.num_samples})" if self.num_samples > 1 else ")"
         for k in self.ks()[1:]:
-            value, error = self.pass_at(k)
-            text += f", pass@{k} {value:.1%} ± {error:.1%}"
-        return text + (f", {self.cut:,} prompts cut to the context" if self.cut else "")
+            text += ", pass@{} {:.1%} ± {:.1%}".format(k, *self.pass_at(k))
+        text += f", {self.cut:,} prompts cut to the context" if self.cut else ""
+        return text + (f", {self.merged:,} with a token across the boundary" if self.merged else "")
+
+
+def mean_centred(results: Sequence[Result]) -> tuple[float, float]:
+    """(mean of the centred accuracies, its standard error): variances add, as if the tasks were
+    independent (CORE has HellaSwag twice, so its true error is a little larger)."""
+    error = math.hypot(*(result.centred_stderr for result in results)) / len(results)
+    return math.fsum(result.centred for result in results) / len(results), error
 
 
 def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
@@ -96,15 +110,13 @@ def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
 
 
 def chatcore(results: Sequence[Result]) -> tuple[float, float]:
-    """(ChatCORE, its standard error): the mean of the five tasks' centred scores; their variances
-    add up: sqrt(sum (stderr / (1 - baseline))^2) / 5.
+    """(ChatCORE, its standard error): the mean of the five tasks' centred accuracies.
 
-    Example: accuracies of 0.3561, 0.2875, 0.3111, 0.025, 0.0671, in that order, give 0.0730.
+    Example: accuracies of 0.3561, 0.2875, 0.3111, 0.025, 0.0671, in CHATCORE's order, give 0.0730.
     """
     five = [result for result in results if result.name in CHATCORE]
     assert sorted(result.name for result in five) == sorted(CHATCORE)
-    errors = [result.stderr / (1 - result.baseline) for result in five]
-    return math.fsum(r.centred for r in five) / len(five), math.hypot(*errors) / len(five)
+    return mean_centred(five)
 
 
 def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str, float]:
@@ -157,10 +169,10 @@ def evaluate_task(
 ) -> Result:
     """How many of a task's examples the model gets right. All ranks take part and get the result.
 
-    kind "choice": the letter with the highest logit after the prompt. kind "generate":
-    `num_samples` answers of at most `max_tokens`, tools included, at `temperature` (None: 0, or 0.8
-    of several samples). `limit` examples are drawn by `seed`. answers_path: a file for one JSON
-    line an answer, with index, sample, prompt, completion and what Task.evaluate_all says of it.
+    A choice is the letter with the highest logit after the prompt; else `num_samples` answers of
+    at most `max_tokens`, tools included, are drawn at `temperature` (None: 0, or 0.8 of several).
+    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer, with
+    index, sample, prompt, completion and what Task.evaluate_all says of it.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
@@ -181,14 +193,7 @@ def evaluate_task(
     conversations = [task[i] for i in mine]
     if choice := task.kind == "choice":
         num_samples, temperature, max_tokens = 1, 0.0, 1
-    # A model from elsewhere brings its own chat template, in its tokenizer.
-    own = getattr(engine.tokenizer, "render_for_completion", None)
-    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
-    context = engine.model.config.sequence_len
-    longest = context - max(min(max_tokens, context // 2), 1)  # half at least is the prompt's
-    whole = [render(conversation) for conversation in conversations]
-    prompts = [prompt[-longest:] for prompt in whole]
-    cut = sum(len(prompt) > longest for prompt in whole)
+    prompts, cut = fit_prompts(conversations, engine, max_tokens)
     with progress(name, len(mine) * num_samples, "answers") as advance:
         if choice:
             letters = [task.choices(i) for i in mine]
@@ -225,11 +230,21 @@ def evaluate_task(
     return Result(name, task.kind, right, num_samples, temperature, task.baseline, cut)
 
 
-def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
-    """For each prompt, as its completion, the most likely of its letters, and all their logits.
+def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:
+    """The prompts as ids, and how many lost their oldest tokens: an answer gets `max_tokens` of the
+    context, but at most half."""
+    # A model from elsewhere brings its own chat template, in its tokenizer.
+    own = getattr(engine.tokenizer, "render_for_completion", None)
+    render = own or partial(render_for_completion, tokenizer=engine.tokenizer)
+    context = engine.model.config.sequence_len
+    longest = context - max(min(max_tokens, context // 2), 1)
+    prompts = [render(conversation) for conversation in conversations]
+    return [p[-longest:] for p in prompts], sum(len(p) > longest for p in prompts)
 
-    Raises DataError for a letter that is not a single token.
-    """
+
+def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -> list[list[dict]]:
+    """For each prompt the likeliest of its letters, and their logits; DataError for a letter that
+    is not a single token."""
 
     def token(letter: str) -> int:
         ids = engine.tokenizer.encode_ordinary(letter)
@@ -254,8 +269,8 @@ def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that one of k samples is right, estimated without bias from n samples of which
-    `correct` are (Chen et al. 2021, equation 1): 1 - C(n - c, k) / C(n, k).
+    """The unbiased estimate, from n samples, of the chance that one of k is right:
+    1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, equation 1).
 
     Example: pass_at_k(4, 1, 2) == 0.5
     """

@@ -1,9 +1,9 @@
 """A decode step's work on the CPU in bfloat16: cpu_kernels.cpp, or PyTorch.
 
-A decode step reads every weight for a few rows. There, on one core of a Zen 4, PyTorch's own
-products reach a third (matrix times vector) to a half (linear) of the memory bandwidth, these about
-85%; its attention of single queries took half of a step of 32 sequences. The source is compiled at
-first use, and kept under $NANOCHAT_BASE_DIR/cpu_kernels.
+A decode step reads every weight for a few rows. There, on one core of a Zen 4, PyTorch's products
+reach a third to a half of the memory bandwidth, these about 85%; its attention of single queries
+took half of a step of 32 sequences. The source is compiled at first use, and kept under
+$NANOCHAT_BASE_DIR/cpu_kernels.
 """
 
 import ctypes
@@ -38,20 +38,26 @@ MOST_ROWS = 64  # beyond it PyTorch's linear layer is as fast
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (N, I) times weight (O, I): (N, O), on any device; the fast way where there is one.
+    """x (N, I) times weight (O, I): (N, O), on any device.
 
     Example: product(torch.ones(1, 32), torch.ones(4, 32)) is 32 everywhere, (1, 4).
     """
     (N, I), (O, _) = x.shape, weight.shape  # noqa: E741
-    few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and N <= MOST_ROWS
-    if few and I % 32 == 0 and O % 4 == 0 and (kernels := library()) is not None:
-        x = x.contiguous()
-        out = torch.empty(N, O, dtype=x.dtype)
-        threads = torch.get_num_threads()
-        addresses = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-        kernels.few_row_product(*addresses, N, I, O, threads)
-        return out
-    return F.linear(x, weight)
+    if I % 32 or O % 4 or (kernels := library_for(x)) is None:
+        return F.linear(x, weight)
+    x, out = x.contiguous(), torch.empty(N, O, dtype=x.dtype)
+    addresses = x.data_ptr(), weight.data_ptr(), out.data_ptr()
+    kernels.few_row_product(*addresses, N, I, O, torch.get_num_threads())
+    return out
+
+
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """gpt.norm of x (N, D), on any device."""
+    if x.shape[1] % 16 or not x.is_contiguous() or (kernels := library_for(x)) is None:
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    out = torch.empty_like(x)
+    kernels.rms_norm(x.data_ptr(), out.data_ptr(), *x.shape, eps)
+    return out
 
 
 def can_attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -88,9 +94,9 @@ def rotate_and_keep(
     values: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """Rotates and normalises the queries and keys of qkv (N, H + 2 Hkv, K), as the inference model
-    does; keeps keys and values in their slots (R, Hkv, S, K) and returns the queries (N, H, K).
-    tables: cos and sin, each (..., K) for a position. Only where `can_attend`."""
+    """Rotates and normalises the queries and keys of qkv (N, H + 2 Hkv, K), keeps keys and values
+    in their slots (R, Hkv, S, K) and returns the queries (N, H, K). tables: cos and sin, each
+    (..., K) for a position. Only where `can_attend`."""
     (N, heads, K), (_, Hkv, room, _) = qkv.shape, keys.shape
     H = heads - 2 * Hkv
     assert qkv.is_contiguous() and keys.is_contiguous() and values.is_contiguous()
@@ -100,26 +106,18 @@ def rotate_and_keep(
     return q
 
 
-def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """gpt.norm of x (N, D), on any device."""
+def library_for(x: torch.Tensor) -> ctypes.CDLL | None:
+    """The compiled functions if they serve x (N, D), else None."""
     few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) <= MOST_ROWS
-    if few and x.shape[1] % 16 == 0 and x.is_contiguous() and library() is not None:
-        out = torch.empty_like(x)
-        library().rms_norm(x.data_ptr(), out.data_ptr(), *x.shape, eps)
-        return out
-    return F.rms_norm(x, x.shape[-1:], eps=eps)
+    return library() if few else None
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where PyTorch has to do: then one line has said why.
-
-    NANOCHAT_CPU_KERNELS=torch forces that. Raises ConfigError for another value of the variable.
-    """
+    NANOCHAT_CPU_KERNELS=torch forces that."""
     wanted = os.environ.get("NANOCHAT_CPU_KERNELS", "")
     if wanted not in ("", "torch"):
-        raise ConfigError(
-            f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or leave it unset"
-        )
+        raise ConfigError(f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or unset it")
     return _library(wanted)
 
 

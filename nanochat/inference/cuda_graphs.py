@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache
 from nanochat.inference.sampling import SamplingParams, draw, settings_table
 from nanochat.inference.scheduler import Chunk
@@ -24,12 +24,11 @@ def power_of_two(n: int) -> int:
 class DecodeGraphs:
     """Runs a step in which every sequence computes one token; captures its graph the first time.
 
-    The cache's tensors must stay where they are: `clear` after they moved. With capture=False the
-    same work is done kernel by kernel, on any device: the slow twin.
+    The cache's tensors must stay where they are: `clear` after they moved.
     """
 
-    def __init__(self, model: InferenceModel, cache: KVCache, capture: bool = True):
-        self.model, self.cache, self.capture = model, cache, capture
+    def __init__(self, model: FusedModel, cache: KVCache):
+        self.model, self.cache = model, cache
         self.clear()
 
     def clear(self) -> None:
@@ -52,33 +51,28 @@ class DecodeGraphs:
         longest = max(chunk.start for chunk in chunks) + 1
         read = min(max(power_of_two(longest), SMALLEST_READ), self.cache.room)
         slots = torch.tensor([chunk.slot for chunk in chunks])
-        self._put(self.ids, rows, slots, torch.tensor([chunk.tokens[0] for chunk in chunks]))
-        starts = torch.tensor([chunk.start for chunk in chunks])
-        self._put(self.positions, rows, slots, starts, idle=self.idle_position)
-        self._put(self.noise, rows, slots, noise)
-        self._put(self.settings, rows, slots, settings_table(params))
+        for buffer, values, idle in (
+            (self.ids, torch.tensor([chunk.tokens[0] for chunk in chunks]), 0),
+            (self.positions, torch.tensor([chunk.start for chunk in chunks]), self.idle_position),
+            (self.noise, noise, 0),
+            (self.settings, settings_table(params), 1),
+        ):
+            host = torch.full((rows, *buffer.shape[1:]), idle, dtype=buffer.dtype)
+            host[slots] = values
+            buffer[:rows].copy_(host)
         if (rows, read) not in self._steps:
-            self._steps[rows, read] = self._prepare(rows, read)
-        logits, chosen = self._steps[rows, read]()
-        chosen = chosen.tolist()  # the step's only wait for the device
-        return [chosen[chunk.slot] for chunk in chunks], logits[slots.to(logits.device)]
-
-    def _put(self, buffer, rows: int, slots, values: torch.Tensor, idle: float = 0) -> None:
-        """Fills the first rows of a device buffer: values at `slots`, `idle` elsewhere."""
-        host = torch.full((rows, *buffer.shape[1:]), idle, dtype=buffer.dtype)
-        host[slots] = values
-        buffer[:rows].copy_(host)
+            self._steps[rows, read] = self._capture(rows, read)
+        logits, tokens = self._steps[rows, read]()
+        tokens = tokens.tolist()  # the step's only wait for the device
+        return [tokens[chunk.slot] for chunk in chunks], logits[slots.to(logits.device)]
 
     def _compute(self, rows: int, read: int) -> tuple[torch.Tensor, torch.Tensor]:
-        step = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
-        logits = self.model.logits(self.model.features(self.ids[:rows], step))
+        batch = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
+        logits = self.model.logits(self.model.features(self.ids[:rows], batch))
         return logits, draw(logits, self.settings[:rows], self.noise[:rows])
 
-    def _prepare(self, rows: int, read: int) -> Callable[[], tuple]:
-        """The step as a function: a captured graph's replay, which returns the same tensors each
-        time."""
-        if not self.capture:
-            return lambda: self._compute(rows, read)
+    def _capture(self, rows: int, read: int) -> Callable[[], tuple]:
+        """The step as a captured graph's replay, which returns the same tensors each time."""
         stream = torch.cuda.Stream(self.cache.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate what they need before the capture

@@ -1,8 +1,7 @@
 """The model's weights once more, in compute dtype and laid out for generation; gpt.py is its twin.
 
-Query, key and value projections are one matrix. Tokens of several sequences form one flat row
-(N,), so that no matrix product is padded; attention alone knows whose token is whose
-(kv_cache.AttentionBatch).
+Query, key and value projections are one matrix. Tokens of several sequences form one flat row (N,),
+so that no product is padded; attention alone knows whose token is whose (kv_cache.AttentionBatch).
 """
 
 from typing import NamedTuple
@@ -24,58 +23,48 @@ class Layer(NamedTuple):
     fc2: torch.Tensor
 
 
-class InferenceModel:
-    """A GPT's function, for generation only.
+class FusedModel:
+    """A GPT's function, for generation only. Where the compute dtype is float32, all matrices but
+    qkv are the GPT's own.
 
-    Where the compute dtype is float32, all matrices but qkv are the GPT's own; `refresh` brings the
-    copies up to date, in place.
-
-    Example: fast = InferenceModel(model); batch = AttentionBatch([TokenSpan(0, 0, 5)],
-    model.config, "cpu"); fast.logits(fast.features(ids, batch)) is (5, V), as model(ids[None])[0].
+    Example: fused = FusedModel(model); batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)],
+    model.config, "cpu"); fused.logits(fused.features(ids, batch)) is (5, V), model(ids[None])[0].
     """
 
     def __init__(self, model: GPT):
         self.master, self.config = model, model.config
         self.dtype, self.device = model.compute_dtype, model.device
-        trunk = model.model
-        self.embedding = self._like(trunk.embed_tokens.weight)
-        self.head = self._like(model.lm_head.weight)
-        self.layers = [
-            Layer(
-                torch.cat([self._like(p.weight) for p in self._projections(block)]),
-                self._like(block.self_attn.o_proj.weight),
-                self._like(block.mlp.fc1.weight),
-                self._like(block.mlp.fc2.weight),
-            )
-            for block in trunk.layers
-        ]
+        own = []
+        for weights in self._masters():
+            cast = [weight.detach().to(self.dtype) for weight in weights]
+            own.append(torch.cat(cast) if len(cast) > 1 else cast[0])
+        self.embedding, self.head, *matrices = own
+        self.layers = [Layer(*matrices[i : i + 4]) for i in range(0, len(matrices), 4)]
         places = torch.arange(self.config.sequence_len + 1, device=self.device)
         cos, sin = rotary_tables(places, self.config.head_dim, self.config.rope_theta)
         # (S, 1, K): y = x cos + (x2, x1) sin with both halves of y in one go
         self.cos = torch.cat([cos, cos], dim=-1)[:, None]
         self.sin = torch.cat([sin, -sin], dim=-1)[:, None]
 
-    @staticmethod
-    def _projections(block):
-        return block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
-
-    def _like(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.detach().to(self.dtype)
+    def _masters(self) -> list[list[torch.Tensor]]:
+        """The GPT's weights, by the matrix here that holds them."""
+        trunk = self.master.model
+        masters = [[trunk.embed_tokens.weight], [self.master.lm_head.weight]]
+        for block in trunk.layers:
+            attention, mlp = block.self_attn, block.mlp
+            qkv = attention.q_proj, attention.k_proj, attention.v_proj
+            masters += [[projection.weight for projection in qkv], [attention.o_proj.weight]]
+            masters += [[mlp.fc1.weight], [mlp.fc2.weight]]
+        return masters
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the GPT's present weights into the fused and the cast ones, in place."""
-        trunk = self.master.model
-        pairs = [(self.embedding, trunk.embed_tokens), (self.head, self.master.lm_head)]
-        for layer, block in zip(self.layers, trunk.layers, strict=True):
-            projections = self._projections(block)
-            parts = layer.qkv.split([p.weight.shape[0] for p in projections])
-            pairs += zip(parts, projections, strict=True)
-            pairs += [(layer.o, block.self_attn.o_proj)]
-            pairs += [(layer.fc1, block.mlp.fc1), (layer.fc2, block.mlp.fc2)]
-        for mine, theirs in pairs:
-            if mine.data_ptr() != theirs.weight.data_ptr():
-                mine.copy_(theirs.weight)
+        """Copies the GPT's present weights into those here, in place."""
+        own = [self.embedding, self.head, *(matrix for layer in self.layers for matrix in layer)]
+        for matrix, weights in zip(own, self._masters(), strict=True):
+            for part, weight in zip(matrix.split([len(w) for w in weights]), weights, strict=True):
+                if part.data_ptr() != weight.data_ptr():
+                    part.copy_(weight)
 
     def bytes_per_token(self) -> int:
         """Bytes of weights that a token's computation reads: all but the embedding table."""
@@ -83,19 +72,19 @@ class InferenceModel:
 
     # ------------------------------------------------------------ the function
 
-    def features(self, ids: torch.Tensor, tokens: AttentionBatch) -> torch.Tensor:
-        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is tokens.size."""
+    def features(self, ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is batch.size."""
         c = self.config
         turned = c.n_head + c.n_kv_head  # heads that rotate
-        cos, sin = self.cos[tokens.positions], self.sin[tokens.positions]  # (N, 1, K)
+        cos, sin = self.cos[batch.positions], self.sin[batch.positions]  # (N, 1, K)
         x = self._norm(F.embedding(ids, self.embedding))
         for i, layer in enumerate(self.layers):
             qkv = product(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
-            if tokens.singles == tokens.tokens:
-                y = tokens.attend_at_once(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
+            if batch.kernel_rows == batch.tokens:
+                y = batch.rotate_and_attend(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
             else:
                 qk = self._rotate(qkv[:, :turned], cos, sin)
-                y = tokens.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
+                y = batch.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
             x = x + product(y, layer.o)
             hidden = product(self._norm(x), layer.fc1).relu_()
             if self.dtype == torch.float16:  # subtle: as in gpt.MLP, for float16 ends at 255.9^2

@@ -1,5 +1,4 @@
-"""Keys and values of the tokens that a model has already read, so that each new token costs one
-token's work.
+"""Keys and values of the tokens that a model has already read, and attention to them.
 
 A sequence has a slot of the cache, and attention reads it there: nothing is gathered. Dimensions: N
 tokens of one pass, of several sequences, one after another; R slots, each with room for S tokens; H
@@ -7,7 +6,8 @@ heads, Hkv key/value heads, K head_dim.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 import torch
@@ -24,12 +24,52 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def padded_size(n: int) -> int:
-    """Rows of a pass of n tokens: every size costs memory, for libraries keep a compiled product
-    for each, so that few sizes are used.
+    """Rows of a pass of n tokens. Few sizes are used, because libraries keep a compiled product for
+    each.
 
     Example: [padded_size(n) for n in (3, 9, 70)] == [3, 16, 128]
     """
     return n if n <= 8 else round_up(n, 8 if n <= 64 else 64)
+
+
+class KVCache:
+    """Per layer, keys and values (R, Hkv, S, K). It grows when `reserve` asks for more."""
+
+    def __init__(self, config: GPTConfig, device, dtype: torch.dtype):
+        self.config, self.device, self.dtype = config, torch.device(device), dtype
+        self.slots = self.room = 0  # R, S
+        shape = (0, config.n_kv_head, 0, config.head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+            for _ in range(2)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+    def reserve(self, slots: int, tokens: int) -> bool:
+        """Makes room for `tokens` tokens in each of `slots` slots, keeping what is there; whether
+        anything moved. At least doubles what is short, so that growing costs little in all."""
+        if slots <= self.slots and tokens <= self.room:
+            return False
+        if slots > self.slots:
+            self.slots = max(slots, min(2 * self.slots, self.slots + 8))
+        if tokens > self.room:
+            most = round_up(self.config.sequence_len + 1, GROW_BY)
+            self.room = max(round_up(tokens, GROW_BY), min(2 * self.room, most))
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                R, Hkv, S, K = old.shape
+                # zeros, because a masked NaN would still reach the output as 0 * NaN
+                tensors[layer] = old.new_zeros(self.slots, Hkv, self.room, K)
+                tensors[layer][:R, :, :S] = old
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot `target` gets the first `length` tokens of slot `source`."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
 
 
 class TokenSpan(NamedTuple):
@@ -40,211 +80,149 @@ class TokenSpan(NamedTuple):
     length: int
 
 
-class KVCache:
-    """Per layer, keys and values (R, Hkv, S, K). It grows when `reserve` asks for more.
+class Chunk(NamedTuple):
+    """The rows of one span, which one attention call computes; mask (T, start + T), None for a
+    sequence's beginning, which is causal."""
 
-    Example: cache = KVCache(config, "cpu", torch.float32); cache.reserve(2, 100);
-    batch = AttentionBatch([TokenSpan(0, 0, 7), TokenSpan(1, 0, 5)], config, "cpu", cache);
-    model.features(ids, batch)
-    """
-
-    def __init__(self, config: GPTConfig, device, dtype: torch.dtype):
-        self.config, self.device, self.dtype = config, torch.device(device), dtype
-        self.slots = self.room = 0  # R, S
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values))
-
-    def reserve(self, slots: int, tokens: int) -> bool:
-        """Makes room for `tokens` tokens in each of `slots` slots, keeping what is there; whether
-        anything moved. Twice what there was at least, so that growing costs little in all."""
-        if slots <= self.slots and tokens <= self.room:
-            return False
-        c, old_slots, old_room = self.config, self.slots, self.room
-        if slots > old_slots:
-            self.slots = max(slots, min(2 * old_slots, old_slots + 8))
-        if tokens > old_room:
-            most = round_up(c.sequence_len + 1, GROW_BY)
-            self.room = max(round_up(tokens, GROW_BY), min(2 * old_room, most))
-        shape = (self.slots, c.n_kv_head, self.room, c.head_dim)
-        for tensors in (self.keys, self.values):
-            for layer in range(c.n_layer):
-                # zeros, because a masked NaN would still reach the output as 0 * NaN
-                grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
-                if layer < len(tensors):
-                    grown[:old_slots, :, :old_room] = tensors[layer]
-                    tensors[layer] = grown
-                else:
-                    tensors.append(grown)
-        return True
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Slot `target` gets the first `length` tokens of slot `source`."""
-        if source != target:
-            for tensor in (*self.keys, *self.values):
-                tensor[target, :, :length] = tensor[source, :, :length]
+    rows: slice
+    span: TokenSpan
+    mask: torch.Tensor | None
 
 
 class Run(NamedTuple):
-    """Single tokens, rows [row, row + count) of a pass, of neighbouring slots from `slot` on: one
-    attention call reads `read` places of each; mask (count, 1, 1, read), none where all are
-    visible."""
+    """Rows of single tokens in neighbouring slots: one attention call reads `read` places of each;
+    mask (rows, 1, 1, read), None where all are visible."""
 
-    row: int
-    count: int
-    slot: int
+    rows: slice
+    slots: slice
     read: int
     mask: torch.Tensor | None
 
 
+@dataclass
 class AttentionBatch:
-    """What attention needs to know about one pass: `positions` (N,), and `attend` in each layer.
+    """What attention needs to know about one pass; made by `of_spans` or `of_slots`.
 
-    `size` is the number of rows that the pass is padded to. Without a cache every span is a whole
-    sequence, and nothing is kept.
+    positions: (size,), of every row; the rows after the first `tokens` are padding. The rows come
+    in this order: those that cpu_kernels attends for, runs, chunks, padding.
     """
 
-    def __init__(
-        self, spans: Sequence[TokenSpan], config: GPTConfig, device, cache: KVCache | None = None
-    ):
-        assert cache is not None or all(span.start == 0 for span in spans)
-        self.config, self.cache = config, cache
-        self.device = torch.device(device)
-        self.spans = spans
-        self.tokens = sum(span.length for span in spans)
-        self.size = padded_size(self.tokens)
-        places = [p.start + i for p in spans for i in range(p.length)]
-        self.positions = torch.tensor(
-            places + [0] * (self.size - self.tokens), dtype=torch.int64, device=device
-        )
-        self.runs: list[Run] = []
-        self.chunks: list[tuple[int, TokenSpan, torch.Tensor | None]] = []
-        self.singles = 0  # rows, the first ones, that the CPU's own kernel takes care of
-        if cache is not None and can_attend(self.device, cache.dtype, config.head_dim):
-            lengths = [span.length for span in spans]
-            self.singles = next((i for i, n in enumerate(lengths) if n > 1), len(lengths))
-            self.single_slots = torch.tensor([p.slot for p in spans[: self.singles]])
-            self.single_lengths = self.positions[: self.singles] + 1
-        self._split()
+    config: GPTConfig
+    cache: KVCache | None
+    positions: torch.Tensor
+    tokens: int
+    index: torch.Tensor | None = None  # (tokens Hkv,): where their keys and values are kept
+    kernel_slots: torch.Tensor | None = None  # of the rows that cpu_kernels attends for
+    kernel_rows: int = 0
+    runs: list[Run] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    last_rows: list[int] = field(default_factory=list)  # of each span
+
+    @classmethod
+    def of_spans(
+        cls, spans: Sequence[TokenSpan], config: GPTConfig, device, cache: KVCache | None = None
+    ) -> "AttentionBatch":
+        """A pass over these spans, single tokens first, by slot. Without a cache every span is a
+        whole sequence, and nothing is kept."""
+        places = [span.start + i for span in spans for i in range(span.length)]
+        tokens = len(places)
+        positions = torch.tensor(places + [0] * (padded_size(tokens) - tokens), device=device)
+        batch = cls(config, cache, positions, tokens)
+        singles = 0
         if cache is not None:
-            assert all(p.slot < cache.slots and p.start + p.length <= cache.room for p in spans)
-            slots = torch.tensor([p.slot for p in spans for _ in range(p.length)], device=device)
-            self.index = flat_index(slots, self.positions[: self.tokens], cache)
+            slots = torch.tensor([s.slot for s in spans for _ in range(s.length)], device=device)
+            batch.index = flat_index(slots, positions[:tokens], cache)
+            singles = len(list(takewhile(lambda span: span.length == 1, spans)))
+            if can_attend(cache.device, cache.dtype, config.head_dim):
+                batch.kernel_rows, batch.kernel_slots = singles, slots[:singles]
+            else:
+                for _, group in groupby(range(singles), key=lambda i: spans[i].slot - i):
+                    some = list(group)
+                    rows, slot = slice(some[0], some[-1] + 1), spans[some[0]].slot
+                    read = max(spans[i].start for i in some) + 1
+                    mask = None
+                    if any(spans[i].start + 1 < read for i in some):
+                        mask = single_masks(positions[rows], read, cache.dtype)
+                    batch.runs.append(Run(rows, slice(slot, slot + len(some)), read, mask))
+        row = 0
+        for i, span in enumerate(spans):
+            if i >= singles:
+                shape, mask = (span.length, span.start + span.length), None
+                if span.start:
+                    visible = torch.ones(shape, dtype=torch.bool, device=device).tril(span.start)
+                    mask = as_bias(visible, cache.dtype)
+                batch.chunks.append(Chunk(slice(row, row + span.length), span, mask))
+            row += span.length
+            batch.last_rows.append(row - 1)
+        return batch
 
     @classmethod
     def of_slots(cls, positions: torch.Tensor, read: int, cache: KVCache) -> "AttentionBatch":
         """One token, at positions[i], for each of the first slots; nothing is read on the host, so
         that a CUDA graph can hold it. `read` places are looked at, visible or not."""
-        new = cls.__new__(cls)
-        new.config, new.cache, new.device = cache.config, cache, cache.device
-        new.size = new.tokens = len(positions)
-        new.positions, new.chunks, new.singles = positions, [], 0
-        visible = positions[:, None] >= torch.arange(read, device=cache.device)
-        mask = as_bias(visible, cache.dtype)[:, None, None]
-        new.runs = [Run(0, new.size, 0, read, mask)]
-        new.index = flat_index(torch.arange(new.size, device=cache.device), positions, cache)
-        return new
+        n = len(positions)
+        run = Run(slice(n), slice(n), read, single_masks(positions, read, cache.dtype))
+        index = flat_index(torch.arange(n, device=cache.device), positions, cache)
+        return cls(cache.config, cache, positions, n, index, runs=[run])
 
-    def last_rows(self) -> list[int]:
-        """The row of every span's last token."""
-        ends, row = [], -1
-        for span in self.spans:
-            row += span.length
-            ends.append(row)
-        return ends
+    @property
+    def size(self) -> int:
+        return len(self.positions)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Keeps k, v (N, Hkv, K); q (N, H, K) attends to all that its sequence read: (N, H K)."""
-        N, H, K = q.shape
+        (N, H, K), parts = q.shape, []
         if self.cache is not None:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             keys.view(-1, K).index_copy_(0, self.index, k[: self.tokens].reshape(-1, K))
             values.view(-1, K).index_copy_(0, self.index, v[: self.tokens].reshape(-1, K))
-        if len(self.runs) == 1 and self.runs[0].count == N:
-            return self._attend_run(self.runs[0], q, keys, values)
-        out = q.new_zeros(N, H * K)
-        if self.singles:
-            places = self.single_slots, self.single_lengths
-            mine = attend_singles(q[: self.singles], keys, values, *places)
-            if self.singles == N:
-                return mine
-            out[: self.singles] = mine
-        for run in self.runs:
-            rows = slice(run.row, run.row + run.count)
-            out[rows] = self._attend_run(run, q[rows], keys, values)
-        for row, span, mask in self.chunks:
-            rows = slice(row, row + span.length)
-            if span.start == 0:
-                mine = k[rows].transpose(0, 1), v[rows].transpose(0, 1)  # (Hkv, T, K)
-            else:
-                end = span.start + span.length
+        if self.kernel_rows:
+            parts.append(self._attend_by_kernel(q[: self.kernel_rows], keys, values))
+        for rows, slots, read, mask in self.runs:
+            mine = keys[slots, :, :read], values[slots, :, :read]  # (rows, Hkv, read, K)
+            parts.append(self._sdpa(q[rows, :, None], *mine, mask, causal=False).flatten(1))
+        for rows, span, mask in self.chunks:
+            end = span.start + span.length
+            mine = k[rows].transpose(0, 1), v[rows].transpose(0, 1)  # (Hkv, T, K)
+            if span.start:
                 mine = keys[span.slot, :, :end], values[span.slot, :, :end]
-            y = self._sdpa(q[rows].transpose(0, 1)[None], *(t[None] for t in mine), mask)
-            out[rows] = y[0].transpose(0, 1).flatten(1)
-        return out
+            one = q[rows].transpose(0, 1)[None], *(t[None] for t in mine)
+            y = self._sdpa(*one, mask, causal=mask is None)  # (1, H, T, K)
+            parts.append(y[0].transpose(0, 1).flatten(1))
+        if self.tokens < N:
+            parts.append(q.new_zeros(N - self.tokens, H * K))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def attend_at_once(self, layer: int, qkv: torch.Tensor, tables, eps: float) -> torch.Tensor:
-        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, where `singles` is all there
-        is: tables are cos and sin of every position."""
-        n, keys, values = self.singles, self.cache.keys[layer], self.cache.values[layer]
-        places = self.single_slots, self.positions
+    def rotate_and_attend(self, layer: int, qkv: torch.Tensor, tables, eps: float) -> torch.Tensor:
+        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, where cpu_kernels attends for
+        all rows: tables are cos and sin of every position."""
+        n, keys, values = self.kernel_rows, self.cache.keys[layer], self.cache.values[layer]
+        places = self.kernel_slots, self.positions
         q = rotate_and_keep(qkv[:n], tables, *places, keys, values, eps)
-        y = attend_singles(q, keys, values, self.single_slots, self.single_lengths)
+        y = self._attend_by_kernel(q, keys, values)
         return y if n == self.size else F.pad(y, (0, 0, 0, self.size - n))
 
-    def _attend_run(self, run: Run, q, keys, values) -> torch.Tensor:
-        slots = slice(run.slot, run.slot + run.count)
-        mine = keys[slots, :, : run.read], values[slots, :, : run.read]  # (count, Hkv, read, K)
-        return self._sdpa(q[:, :, None], *mine, run.mask, causal=False).flatten(1)
+    def _attend_by_kernel(self, q, keys, values) -> torch.Tensor:
+        lengths = self.positions[: self.kernel_rows] + 1
+        return attend_singles(q, keys, values, self.kernel_slots, lengths)
 
-    def _sdpa(self, q, k, v, mask: torch.Tensor | None, causal: bool = True) -> torch.Tensor:
+    def _sdpa(self, q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
         grouped = self.config.n_kv_head != self.config.n_head
-        causal = causal and mask is None
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
-
-    def _split(self) -> None:
-        """Sorts the spans into runs of single tokens and longer chunks."""
-        row, run = self.singles, []
-        for span, following in pairwise([*self.spans[self.singles :], None]):
-            single = self.cache is not None and span.length == 1
-            if single:
-                run.append(span)
-                joins = following is not None and following.length == 1
-                if not (joins and following.slot == span.slot + 1):
-                    self.runs.append(self._make_run(row + 1 - len(run), run))
-                    run = []
-            else:
-                self.chunks.append((row, span, self._chunk_mask(span)))
-            row += span.length
-
-    def _make_run(self, row: int, run: list[TokenSpan]) -> Run:
-        read = max(span.start for span in run) + 1
-        mask = None
-        if any(span.start + 1 < read for span in run):
-            visible = self.positions[row : row + len(run), None] >= torch.arange(
-                read, device=self.device
-            )
-            mask = as_bias(visible, self.cache.dtype)[:, None, None]
-        return Run(row, len(run), run[0].slot, read, mask)
-
-    def _chunk_mask(self, span: TokenSpan) -> torch.Tensor | None:
-        """(T, start + T): each token sees what came before it; None for a sequence's beginning."""
-        if span.start == 0:
-            return None
-        shape = (span.length, span.start + span.length)
-        visible = torch.ones(shape, dtype=torch.bool, device=self.device).tril(span.start)
-        return as_bias(visible, self.cache.dtype)
 
 
 def as_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where a key is visible, -inf where not: made once a pass, not in each layer."""
     bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return bias.masked_fill_(~visible, float("-inf"))
+
+
+def single_masks(positions: torch.Tensor, read: int, dtype: torch.dtype) -> torch.Tensor:
+    """(N, 1, 1, read): what single tokens at positions (N,) see."""
+    visible = positions[:, None] >= torch.arange(read, device=positions.device)
+    return as_bias(visible, dtype)[:, None, None]
 
 
 def flat_index(slots: torch.Tensor, positions: torch.Tensor, cache: KVCache) -> torch.Tensor:

@@ -1,22 +1,20 @@
-"""What the engine is asked and what it answers: a request, the events of its answer, and the answer
-in the making. Touches no tensor.
-"""
+"""What the engine is asked, and what it answers. Touches no tensor."""
 
 from dataclasses import dataclass, replace
 
 from nanochat.common import ConfigError
 from nanochat.conversation import stop_ids
+from nanochat.inference.answer_reader import AnswerReader
 from nanochat.inference.sampling import SamplingParams
 from nanochat.inference.scheduler import Sequence
-from nanochat.inference.tool_calls import AnswerReader, ToolCalls
 
 MOST_LOGPROBS = 100
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how. `stop`: ids that end the answer and are no part of it, by default
-    <|assistant_end|> and <|bos|>. `logprobs`: how many alternatives to name at each token."""
+    """What to continue, and how. stop: ids that end the answer and are no part of it (default:
+    <|assistant_end|> and <|bos|>). logprobs: how many alternatives to name at each token."""
 
     prompt: list[int]
     max_tokens: int
@@ -42,23 +40,20 @@ class Request:
             )
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; choose at least 1")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise ConfigError(
-                f"logprobs is {self.logprobs}; choose 0 to {MOST_LOGPROBS}, or None for none"
-            )
+        if not 0 <= (self.logprobs or 0) <= MOST_LOGPROBS:
+            raise ConfigError(f"logprobs is {self.logprobs}; choose 0 to {MOST_LOGPROBS}, or None")
         if "" in self.stop_strings:
             raise ConfigError("a stop string is empty, and every text begins so. Leave it out")
 
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One token of request `id`; the last event has `finish`, and its token may be None.
+    """One token of request `id`; the last one has `finish`, and its token may be None.
 
     forced: an id of a tool's result. text: what the token releases, whole characters only, which
-    belongs to a part of type `kind` ("text", "python", "python_output"); marks have no text of
-    their own. logprob: of the token in the model's own distribution, before temperature, penalty
-    and cuts; None unless asked for, and for forced ids. top_logprobs: (id, logprob), the likeliest
-    first.
+    belongs to a part of type `kind`; marks have no text. logprob: of the token in the model's own
+    distribution, before temperature, penalty and cuts; None unless asked for, and for forced ids.
+    top_logprobs: (id, logprob), the likeliest first.
     """
 
     id: int
@@ -67,46 +62,42 @@ class TokenOutput:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     text: str = ""
-    kind: str = "text"
+    kind: str = "text"  # or "python", "python_output"
     finish: str | None = None  # "stop", "length" or "cancelled"
     stop_token: int | None = None  # the id that ended the answer, and is no part of it
 
 
 class RequestState:
-    """One request in the making: turns tokens into events, and knows when to stop.
-
-    `room` is the most tokens that the answer may have, `position` how many came.
-    """
+    """An answer in the making: turns its tokens into outputs, and knows when to stop."""
 
     def __init__(self, id: int, request: Request, tokenizer, context: int):
         self.request, self.sequence = request, Sequence(id, list(request.prompt))
-        self.room = min(request.max_tokens, context - len(request.prompt))
-        self.position = 0
-        self.calls = ToolCalls(tokenizer) if request.tools else None
-        self._reader = AnswerReader(tokenizer, request.stop_strings)
+        self.reader = AnswerReader(tokenizer, request.stop_strings)
+        self.position = 0  # tokens that came
+        self._room = min(request.max_tokens, context - len(request.prompt))
         self._stops = frozenset(stop_ids(tokenizer) if request.stop is None else request.stop)
 
     def push(
         self,
         token: int,
-        forced: bool = False,
-        logprob: float | None = None,
-        top_logprobs: tuple[tuple[int, float], ...] = (),
+        forced: bool,
+        logprob: float | None,
+        top_logprobs: tuple[tuple[int, float], ...],
     ) -> TokenOutput:
-        """The event of the next token; it has `finish` if the answer ends here."""
+        """The output for the next token; it has `finish` if the answer ends here."""
         if token in self._stops and not forced:
             return replace(self.end("stop"), stop_token=token, logprob=logprob)
-        kind, text = self._reader.kind, self._reader.push(token)
+        kind, text = self.reader.kind, self.reader.push(token)
         self.position += 1
         finish = None
-        if self._reader.stopped:
+        if self.reader.stopped:
             finish = "stop"
-        elif self.position == self.room:
-            finish, text = "length", text + self._reader.flush()
+        elif self.position == self._room:
+            finish, text = "length", text + self.reader.flush()
         id = self.sequence.id
         return TokenOutput(id, token, forced, logprob, top_logprobs, text, kind, finish)
 
     def end(self, finish: str) -> TokenOutput:
-        """The last event of an answer that ends without a token: the text that was held back."""
-        kind, text = self._reader.kind, self._reader.flush()
+        """The last output of an answer that ends without a token: the text that was held back."""
+        kind, text = self.reader.kind, self.reader.flush()
         return TokenOutput(self.sequence.id, None, text=text, kind=kind, finish=finish)

@@ -24,10 +24,9 @@ SPARE = 64  # logits looked at beyond the k largest, for those equal to the k-th
 class SamplingParams:
     """How the next token is chosen; temperature 0 takes the likeliest, whatever the rest says.
 
-    top_k is applied first, top_p to what is left, then min_p, which leaves out tokens less likely
-    than min_p times the likeliest (Nguyen et al. 2024). repetition_penalty divides the positive
-    logits of tokens that prompt or answer hold already, and multiplies the negative ones (Keskar et
-    al. 2019).
+    top_k is applied first, top_p to what is left, then min_p, which drops tokens less likely than
+    min_p times the likeliest (Nguyen et al. 2024). repetition_penalty divides the positive logits
+    of tokens that prompt or answer hold, and multiplies the negative ones (Keskar et al. 2019).
     """
 
     temperature: float = 1.0

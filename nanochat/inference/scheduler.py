@@ -1,14 +1,14 @@
-"""Who computes what in the next step: sequences, slots, reused prefixes, chunks. Touches no tensor.
+"""Says what the next step computes: sequences, slots, reused prefixes, chunks. Touches no tensor.
 
-A sequence is one request's tokens, prompt first; a slot is its place in the key/value cache.
-Sequences join when a slot is free and leave at any time. What a sequence leaves in its slot stays
-there until the slot is taken, and serves later sequences that begin with the same tokens: in place
-where the slot is free (a conversation's next turn), as a copy where it is not (a system prompt that
-two share).
+A sequence is one request's tokens, prompt first; a slot is its place in the key/value cache. What a
+sequence leaves in its slot stays there until the slot is taken, and serves later sequences that
+begin with the same tokens: in place (a conversation's next turn), or as a copy (a system prompt
+that two share).
 """
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 
@@ -21,8 +21,8 @@ class Copy(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tokens of a sequence to compute now, the first at position `start`; `last`: then no known
-    token is left, so that the next one must be chosen."""
+    """Tokens of a sequence to compute now, the first at position `start`; `last`: no known token is
+    left then, so that the next one is sampled."""
 
     sequence: "Sequence"
     slot: int
@@ -36,8 +36,7 @@ class Chunk(NamedTuple):
 
 
 class ScheduledStep(NamedTuple):
-    """One step: first the copies, in order, then all chunks in one pass, single tokens first, by
-    slot."""
+    """First the copies, in order; then all chunks in one pass, single tokens first, by slot."""
 
     copies: list[Copy]
     chunks: list[Chunk]
@@ -45,17 +44,17 @@ class ScheduledStep(NamedTuple):
 
 @dataclass(eq=False)
 class Sequence:
-    """One request's tokens, of which the first `computed` are in slot `slot` of the cache."""
+    """One request's tokens, of which the first `computed` are in slot `slot` of the cache. New ones
+    are appended to `tokens`."""
 
     id: int
     tokens: list[int]
     slot: int | None = None
     computed: int = 0
-    paused: bool = False  # it waits for something outside, say a tool's result
+    paused: bool = False  # waits for a tool's result
     parent: "Sequence | None" = None  # an earlier one, whose prefix this sequence will copy
     shared: int = 0  # length of that prefix
     serial: int = 0  # when it got its slot
-    prompt_length: int = 0
 
     def __post_init__(self):
         self.prompt_length = len(self.tokens)
@@ -99,7 +98,7 @@ class Scheduler:
     before the oldest is taken again. share: the shortest prefix that is worth reusing.
 
     Example: s = Scheduler(slots=2); s.add(Sequence(7, [1, 2, 3])); s.schedule().chunks[0].tokens ==
-    [1, 2, 3]; then s.extend(7, [4]), and the next step computes [4].
+    [1, 2, 3]; then s.sequences[7].tokens.append(4), and the next step computes [4].
     """
 
     def __init__(self, slots: int, chunk: int = 256, idle: int = 8, share: int = 16):
@@ -110,7 +109,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order in which they got their slots
         self.read_tokens = self.reused_tokens = 0  # of prompts, in all
-        self._clock = 0
+        self._clock = count(1)
 
     def grow(self, slots: int) -> None:
         """Makes sure that at least so many sequences can run at once."""
@@ -122,10 +121,6 @@ class Scheduler:
         self.sequences[sequence.id] = sequence
         self.waiting.append(sequence)
 
-    def extend(self, id: int, tokens: list[int]) -> None:
-        """Tokens that were chosen, or are forced: the next steps compute them."""
-        self.sequences[id].tokens += tokens
-
     def remove(self, id: int) -> None:
         """A sequence leaves: its slot is free at once, and keeps what was computed."""
         sequence = self.sequences.pop(id)
@@ -134,9 +129,8 @@ class Scheduler:
             return
         self.running.remove(sequence)
         slot = self.slots[sequence.slot]
-        self._clock += 1
         slot.owner, slot.held = None, sequence.tokens[: sequence.computed]
-        slot.released = self._clock
+        slot.released = next(self._clock)
 
     def forget(self) -> None:
         """The cache's contents are void (new weights, a step that broke off): running sequences
@@ -154,19 +148,24 @@ class Scheduler:
             self._admit(self.waiting.popleft(), copies)
         # subtle: copies come before the pass, so this step's own tokens cannot be copied yet
         for sequence in self.running:
-            if sequence.parent is not None:
-                self._inherit(sequence, copies)
+            parent = sequence.parent
+            if parent is None:
+                continue
+            if parent.id not in self.sequences:  # it left: another may have the prefix
+                sequence.parent = None
+                self._reuse(sequence, *self._best_source(sequence), copies)
+            elif parent.computed >= sequence.shared:
+                sequence.parent = None
+                self._copy(sequence, parent.slot, sequence.shared, copies)
         ready = [s for s in self.running if not s.paused and s.parent is None and s.missing]
-        reading = [s for s in ready if s.missing > 1]
-        takes = {s.id: 1 for s in ready if s.missing == 1} | self._deal(reading)
+        takes = {s.id: 1 for s in ready if s.missing == 1}
+        takes |= self._deal([s for s in ready if s.missing > 1])
         chunks = []
         for sequence in ready:
-            if take := takes.get(sequence.id, 0):
+            if take := takes[sequence.id]:
                 start, end = sequence.computed, sequence.computed + take
-                last = end == len(sequence.tokens)
-                chunks.append(
-                    Chunk(sequence, sequence.slot, start, sequence.tokens[start:end], last)
-                )
+                tokens, last = sequence.tokens[start:end], end == len(sequence.tokens)
+                chunks.append(Chunk(sequence, sequence.slot, start, tokens, last))
                 sequence.computed = end
                 self.read_tokens += max(0, min(end, sequence.prompt_length) - start)
         chunks.sort(key=lambda chunk: (not chunk.single, chunk.slot))
@@ -176,9 +175,9 @@ class Scheduler:
         """Deals the budget to sequences with several tokens to read: half to the one that came
         first, so that each gets through; the rest to the shortest, so that they are soon done."""
         takes, budget = dict.fromkeys((s.id for s in reading), 0), self.chunk
-        ways = [(s, (budget + 1) // 2) for s in reading[:1]]
-        ways += [(s, budget) for s in sorted(reading, key=lambda s: s.missing)]
-        for sequence, most in ways:
+        shares = [(s, (budget + 1) // 2) for s in reading[:1]]
+        shares += [(s, budget) for s in sorted(reading, key=lambda s: s.missing)]
+        for sequence, most in shares:
             take = min(most, budget, sequence.missing - takes[sequence.id])
             takes[sequence.id] += take
             budget -= take
@@ -187,15 +186,22 @@ class Scheduler:
     # ------------------------------------------------------------ slots and prefixes
 
     def _admit(self, sequence: Sequence, copies: list[Copy]) -> None:
-        """Gives the sequence a free slot, and the longest prefix that any slot has for it."""
+        """Gives the sequence a free slot, and the longest prefix that any slot has for it.
+
+        The slot is the prefix's own if less is lost by that than gained, else an empty one, else
+        the one that was left longest ago.
+        """
         source, length = self._best_source(sequence)
-        slot = self._take_slot(source, length)
-        self._clock += 1
-        sequence.serial, sequence.slot = self._clock, slot.number
-        if slot is source:
-            self._reuse(sequence, length)
-        elif source is not None:
-            self._follow(sequence, source, length, copies)
+        free = [slot for slot in self.slots if slot.owner is None]
+        kept = [slot for slot in free if slot.held]
+        if source in free and 2 * length >= len(source.held):
+            slot = source
+        elif len(kept) < len(free) and (len(kept) < self.idle or not kept):
+            slot = next(slot for slot in free if not slot.held)
+        else:
+            slot = min(kept, key=lambda slot: slot.released)  # may be the source: then no copy
+        sequence.serial, sequence.slot = next(self._clock), slot.number
+        self._reuse(sequence, source, length, copies)
         slot.owner, slot.held = sequence, []
         self.running.append(sequence)
 
@@ -203,51 +209,26 @@ class Scheduler:
         """The slot whose tokens, or tokens to be, begin most like the sequence, and how many they
         share; without the last token, whose logits are needed. Of equal ones, a free slot."""
         wanted = sequence.tokens[:-1]
-        best, longest = None, self.share - 1
-        for slot in self.slots:
-            owner = slot.owner
+        lengths = [
+            (slot, common_prefix(slot.held if slot.owner is None else slot.owner.tokens, wanted))
+            for slot in self.slots
             # subtle: only earlier owners, else two sequences could wait for each other
-            if owner is not None and sequence.serial and owner.serial >= sequence.serial:
-                continue
-            length = common_prefix(slot.held if owner is None else owner.tokens, wanted)
-            free_instead = best is not None and best.owner is not None and owner is None
-            if length > longest or (length == longest and free_instead):
-                best, longest = slot, length
-        return best, longest
+            if slot.owner is None or not sequence.serial or slot.owner.serial < sequence.serial
+        ]
+        best = max(lengths, key=lambda pair: (pair[1], pair[0].owner is None), default=(None, 0))
+        return best if best[1] >= self.share else (None, 0)
 
-    def _take_slot(self, source: Slot | None, length: int) -> Slot:
-        """A free slot: the source itself if less is lost by that than gained, else an empty one,
-        else the one that was left longest ago."""
-        if source is not None and source.owner is None and 2 * length >= len(source.held):
-            return source
-        free = [slot for slot in self.slots if slot.owner is None]
-        kept = [slot for slot in free if slot.held]
-        if len(kept) < len(free) and (len(kept) < self.idle or not kept):
-            return next(slot for slot in free if not slot.held)
-        return min(kept, key=lambda slot: slot.released)  # may be the source: then no copy
-
-    def _follow(self, sequence: Sequence, source: Slot, length: int, copies: list[Copy]) -> None:
-        """Copies a prefix from a free slot, or lets the sequence wait for a busy one's owner."""
-        if source.owner is not None:
+    def _reuse(
+        self, sequence: Sequence, source: Slot | None, length: int, copies: list[Copy]
+    ) -> None:
+        """Takes a prefix from a free slot, or lets the sequence wait for a busy one's owner."""
+        if source is not None and source.owner is not None:
             sequence.parent, sequence.shared = source.owner, length
-        else:
-            copies.append(Copy(source.number, sequence.slot, length))
-            self._reuse(sequence, length)
+        elif source is not None:
+            self._copy(sequence, source.number, length, copies)
 
-    def _inherit(self, sequence: Sequence, copies: list[Copy]) -> None:
-        """Copies the prefix that the parent was to compute, if it is there; seeks another source if
-        the parent left."""
-        parent = sequence.parent
-        if self.sequences.get(parent.id) is not parent:
-            sequence.parent = None
-            source, length = self._best_source(sequence)
-            if source is not None:
-                self._follow(sequence, source, length, copies)
-        elif parent.computed >= sequence.shared:
-            copies.append(Copy(parent.slot, sequence.slot, sequence.shared))
-            self._reuse(sequence, sequence.shared)
-            sequence.parent = None
-
-    def _reuse(self, sequence: Sequence, length: int) -> None:
+    def _copy(self, sequence: Sequence, source: int, length: int, copies: list[Copy]) -> None:
+        if source != sequence.slot:
+            copies.append(Copy(source, sequence.slot, length))
         sequence.computed = length
         self.reused_tokens += length

@@ -1,11 +1,10 @@
 """A checkpoint as one GGUF file, which llama.cpp, Ollama and LM Studio run.
 
-llama.cpp knows no nanochat architecture, but its `apertus` computes the same function once the
-weights are folded: its xIELU activation with alpha_p = ln(e - 1), alpha_n = -60 and beta = 0 is
-relu(x)^2; the embedding's rows are normalised beforehand, as nothing there does it; the two halves
-of each head of the query and key matrices change places, which turns the sign of the rotation; its
-norms before or after a rotation are the same, and their weights are 1. It has no logit soft-cap, so
-a model with one is refused.
+llama.cpp has no nanochat architecture, but its `apertus` computes the same function once the
+weights are folded: xIELU with alpha_p = ln(e - 1), alpha_n = -60 and beta = 0 is relu(x)^2; the
+rows of the embedding are normalised in advance; the two halves of each head of the query and key
+matrices are swapped, which reverses the rotation; norms before and after a rotation are the same.
+It has no logit soft-cap, so a model with one is refused.
 """
 
 import json
@@ -45,23 +44,22 @@ NAMES = {  # in a layer: transformers' name -> GGUF's
 
 
 def check_gguf_can_hold(config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16") -> None:
-    """Raises CheckpointError for a model that llama.cpp would compute or tokenize differently, or
-    whose matrices cannot be stored as `kind`."""
+    """CheckpointError for a model that llama.cpp would compute or tokenize differently, or whose
+    matrices cannot be stored as `kind`."""
     if config.logit_softcap is not None:
         raise CheckpointError(
-            f"the model caps its logits at {config.logit_softcap:g}, and llama.cpp's "
-            f"{ARCHITECTURE} has no cap: its probabilities would be others. Train with "
-            f"--logit-softcap=None for GGUF, or pass --drop-softcap to write the uncapped model"
+            f"the model caps its logits at {config.logit_softcap:g}, which llama.cpp cannot. Train "
+            f"with --logit-softcap=None for GGUF, or write the uncapped model with --drop-softcap"
         )
     if tokenizer.split_pattern != SPLIT_PATTERN:
         raise CheckpointError(
-            f"the tokenizer splits text by {tokenizer.split_pattern!r}; llama.cpp knows patterns "
-            f"by name, and only Llama-3's, nanochat's default, is one of them"
+            f"the tokenizer splits text by {tokenizer.split_pattern!r}; llama.cpp knows only "
+            f"Llama-3's pattern, nanochat's default"
         )
     rows = (config.n_embd, config.n_head * config.head_dim)
     if kind == "q8_0" and any(row % Q8_BLOCK for row in rows):
         raise CheckpointError(
-            f"q8_0 stores rows in blocks of {Q8_BLOCK} numbers, and this model's are of "
+            f"q8_0 stores rows in blocks of {Q8_BLOCK} numbers, and this model's rows have "
             f"{max(rows, key=lambda row: row % Q8_BLOCK)}; write f16 or bf16 (--type)"
         )
 
@@ -73,16 +71,23 @@ def swap_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return halves.flip(1).reshape(rows, D)
 
 
-def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The weights, float32, under GGUF's names, as llama.cpp's apertus needs them."""
-    embedding = weights["model.embed_tokens.weight"].float()
+def normalised(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The weights in float32, the embedding's rows normalised: a model that computes the same."""
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    embedding = weights["model.embed_tokens.weight"]
     scale = torch.rsqrt(embedding.square().mean(-1, keepdim=True) + config.rms_norm_eps)
+    return {**weights, "model.embed_tokens.weight": embedding * scale}
+
+
+def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The weights in float32 under GGUF's names, as llama.cpp's apertus needs them."""
+    weights = normalised(weights, config)
     ones = torch.ones(config.n_embd)
-    folded = {"token_embd.weight": embedding * scale, "output_norm.weight": ones}
-    folded["output.weight"] = weights["lm_head.weight"].float()
+    folded = {"token_embd.weight": weights["model.embed_tokens.weight"], "output_norm.weight": ones}
+    folded["output.weight"] = weights["lm_head.weight"]
     for layer in range(config.n_layer):
         for theirs, name in NAMES.items():
-            weight = weights[f"model.layers.{layer}.{theirs}.weight"].float()
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"]
             if name in ("attn_q", "attn_k"):
                 weight = swap_halves(weight, config.head_dim)
             folded[f"blk.{layer}.{name}.weight"] = weight
@@ -93,33 +98,20 @@ def fold(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch
     return folded
 
 
-def unfold(folded: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The inverse of fold, but that embeddings stay normalised: the model computes the same."""
-    weights = {"model.embed_tokens.weight": folded["token_embd.weight"]}
-    weights["lm_head.weight"] = folded["output.weight"]
-    for layer in range(config.n_layer):
-        for theirs, name in NAMES.items():
-            weight = folded[f"blk.{layer}.{name}.weight"]
-            if name in ("attn_q", "attn_k"):
-                weight = swap_halves(weight, config.head_dim)
-            weights[f"model.layers.{layer}.{theirs}.weight"] = weight
-    return weights
-
-
 def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """(the file's data, its type): vectors are float32, matrices `kind`. CheckpointError when a
-    number is not finite, or not in the type's range."""
+    """(data of the file, its type): float32 for a vector, `kind` for a matrix. CheckpointError if
+    that leaves a number that is not finite."""
     data = np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
     quantization = TYPES[kind][0] if tensor.ndim == 2 else GGMLQuantizationType.F32
-    with np.errstate(all="ignore"):  # what overflows is found below
+    with np.errstate(all="ignore"):  # an overflow is found below
         stored = quantize(data, quantization)
         whole = np.isfinite(data).all() and np.isfinite(dequantize(stored, quantization)).all()
     if not whole:
         largest = np.abs(data[np.isfinite(data)]).max(initial=0)
         raise CheckpointError(
-            f"{name} has numbers that are not finite in {kind}; the largest finite one here is "
-            f"{largest:.3g}. Write bf16 or q8_0 (--type) for large ones, or an earlier checkpoint "
-            f"if this one diverged"
+            f"{name} has numbers that are not finite in {kind}; the largest finite one is "
+            f"{largest:.3g}. Write bf16 or q8_0 (--type), or an earlier checkpoint if this one "
+            f"diverged"
         )
     return stored, quantization
 
@@ -127,12 +119,14 @@ def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGM
 def rounded_weights(
     weights: dict[str, torch.Tensor], config: GPTConfig, kind: str
 ) -> dict[str, torch.Tensor]:
-    """Native weights as the file holds them: what the gate compares llama.cpp with."""
-    folded = {
+    """Native weights with the numbers that the file holds, to compare llama.cpp with.
+
+    Folding moves whole rows, and each row is rounded by itself.
+    """
+    return {
         name: torch.from_numpy(dequantize(*rounded(name, tensor, kind)).copy())
-        for name, tensor in fold(weights, config).items()
+        for name, tensor in normalised(weights, config).items()
     }
-    return unfold(folded, config)
 
 
 def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> None:
@@ -158,7 +152,7 @@ def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> N
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, document: dict) -> None:
-    """The ids, names and merges of tokenizer.json, `document`, in GGUF's words."""
+    """The ids, names and merges of `document`, a tokenizer.json."""
     vocabulary = document["model"]["vocab"] | tokenizer.special_ids
     names = sorted(vocabulary, key=vocabulary.get)
     special = set(tokenizer.special_ids.values())
@@ -185,7 +179,7 @@ def write_gguf(
 ) -> None:
     """Writes the model of a checkpoint folder to `output`; kind: a key of TYPES.
 
-    drop_softcap: write a model with a soft-cap without it, which changes what it computes. Raises
+    drop_softcap: leave out a soft-cap, which changes what the model computes. Raises
     CheckpointError for a model that the file cannot hold.
     """
     weights, config, tokenizer, run = load_checkpoint(checkpoint)
@@ -205,7 +199,7 @@ def write_gguf(
     writer.close()
 
 
-# Ollama puts <|bos|> first by itself, as add_bos_token says.
+# Ollama adds <|bos|> itself, as add_bos_token says.
 MODELFILE = '''FROM ./{file}
 TEMPLATE """{{{{- $system := .System }}}}
 {{{{- range .Messages }}}}
@@ -221,5 +215,5 @@ PARAMETER num_ctx {context}
 
 
 def modelfile(file: str, config: GPTConfig) -> str:
-    """Ollama's Modelfile with the chat template in its language; it has not been run in Ollama."""
+    """Ollama's Modelfile with the chat template in its language; not tested in Ollama."""
     return MODELFILE.format(file=file, context=config.sequence_len)

@@ -1,7 +1,7 @@
-"""Read models that were published, and make native checkpoints of them: folders of transformers'
-nanochat class, ours or others', and upstream's own files (see karpathy_checkpoint.py)."""
+"""Native checkpoints of published models: Hugging Face folders of transformers' nanochat class,
+ours or others', and checkpoints of karpathy/nanochat (see karpathy_checkpoint.py)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,15 +22,21 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import CHAT_TEMPLATE
 from nanochat.gpt import GPTConfig
-from nanochat.publishing import karpathy_checkpoint
-from nanochat.publishing.export_files import CARD, INDEX, PARITY, TOKENIZER, changed_since_proof
+from nanochat.publishing.export_files import (
+    CARD,
+    INDEX,
+    PARITY,
+    TOKENIZER,
+    changed_files,
+    read_json,
+)
 from nanochat.publishing.import_tokenizer import read_tokenizer_json
-from nanochat.publishing.karpathy_checkpoint import read_json
+from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read_karpathy_checkpoint
 from nanochat.publishing.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# What transformers' class takes where config.json says nothing.
+# What transformers' class uses if config.json does not say.
 DEFAULTS = {
     "hidden_act": "relu2",
     "attention_bias": False,
@@ -40,251 +46,203 @@ DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "final_logit_softcapping": 15.0,
 }
-SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 OLD_NAMES = {"qkv_bias": "attention_bias", "logits_soft_cap": "final_logit_softcapping"}
 REFUSED = ("quantization_config", "auto_map", "sliding_window", "layer_types")
 IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
-WRITTEN_BY = {"transformers_version", "_from_model_config", "_name_or_path"}
-# Fields of every config of transformers that change nothing that is computed here.
-GENERAL = {
-    *("torch_dtype", "output_hidden_states", "output_attentions", "return_dict", "id2label"),
-    *("label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward"),
+# Fields of every transformers config that change nothing that is computed here.
+IGNORED = {
+    *("transformers_version", "_from_model_config", "_name_or_path", "torch_dtype", "id2label"),
+    *("output_hidden_states", "output_attentions", "return_dict", "label2id", "problem_type"),
+    *("is_encoder_decoder", "chunk_size_feed_forward", "rope_scaling", "partial_rotary_factor"),
 }
 
 
 @dataclass
 class ImportedModel:
-    """A model as it was read: float32 weights under our names, and where they are from."""
+    """A published model: float32 weights under our names, and where they came from."""
 
     weights: dict[str, torch.Tensor]
     config: GPTConfig
     tokenizer: Tokenizer
-    step: int
     run: dict  # for run.json
     dtype: str = "float32"  # what the weights were stored in
-    files: list[str] = field(default_factory=list)
 
 
 def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel:
-    """A Hugging Face folder, or upstream's files. Raises a NanochatError that says what cannot be
+    """A Hugging Face folder or a karpathy/nanochat checkpoint; a NanochatError says what cannot be
     read.
 
-    tokenizer: of upstream's files, where the pickled tokenizer lies.
+    tokenizer: the pickled tokenizer of a karpathy/nanochat checkpoint.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; name one with a published model")
-    if karpathy_checkpoint.is_upstream(folder):
-        weights, config, found, meta = karpathy_checkpoint.read_upstream(folder, tokenizer)
-        run = {"config": meta.get("user_config") or {}}
-        run["imported"] = {"from": "karpathy/nanochat .pt", "meta": meta}
+    if is_karpathy_checkpoint(folder):
+        weights, config, found, meta = read_karpathy_checkpoint(folder, tokenizer)
         check_finite(weights, folder)
-        return ImportedModel(weights, config, found, step_of(meta, folder), run)
+        run = {"config": meta.get("user_config") or {}, "step": step_of(meta, folder)}
+        run["imported"] = {"from": "karpathy/nanochat .pt", "meta": meta}
+        return ImportedModel(weights, config, found, run)
     if tokenizer:
         raise ConfigError(
-            f"--tokenizer is for upstream's files, and {folder} has its own {TOKENIZER}. To try "
-            f"another: python -m scripts.doctor {folder} --tokenizer {tokenizer}"
+            f"--tokenizer is for checkpoints of karpathy/nanochat; {folder} has a {TOKENIZER}. To "
+            f"try another: python -m scripts.doctor {folder} --tokenizer {tokenizer}"
         )
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder} has neither a {CONFIG} (a Hugging Face folder) nor a model_<step>.pt"
-        )
-    for sentence in changed_since_proof(folder):
-        print0(f"{folder}: {sentence}")
-    config, settings = read_config(folder)
-    weights, dtype, files = read_weights(folder, config, settings["tie_word_embeddings"])
+    for problem in changed_files(folder):
+        print0(f"{folder}: {problem}")
+    config, tied = read_config(folder)
+    weights, dtype = read_weights(folder, config, tied)
     check_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
     if not template.is_file() or template.read_bytes() != CHAT_TEMPLATE.encode():
-        print0(f"{folder}: its chat template is another or none; nanochat's takes its place")
-    generation = read_json(folder / GENERATION) or {}
-    warn_unknown_keys(folder / GENERATION, generation, IDS)
-    run = recorded(folder, dtype)
-    return ImportedModel(weights, config, found, run["step"], run, dtype, files)
+        print0(f"{folder}: nanochat's chat template takes the place of its own")
+    warn_unknown_keys(folder / GENERATION, read_json(folder / GENERATION) or {}, IDS)
+    return ImportedModel(weights, config, found, read_run(folder, dtype), dtype)
 
 
 def check_finite(weights: dict, folder: Path) -> None:
-    """CheckpointError naming a tensor with a NaN or an infinity: no model that can be used."""
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                f"{folder}: {name} has numbers that are not finite: the model was damaged, or "
-                f"diverged. Take an earlier release of it"
+                f"{folder}: {name} has numbers that are not finite: the file was damaged, or the "
+                f"training diverged"
             )
 
 
 def warn_unknown_keys(where: Path, record: dict, known: set) -> None:
-    """Prints a line that names the settings of a file which are not taken over."""
+    """Prints a line that names the settings of a file that are not used."""
     unknown = [
         f"{name} = {value!r:.40}"
         for name, value in record.items()
-        if name not in known | WRITTEN_BY and value is not None
+        if name not in known | IGNORED and value is not None
     ]
     if unknown:
         print0(f"{where}: not taken over: {', '.join(unknown)}")
 
 
 def step_of(record: dict, where: Path) -> int:
-    """The step that a run's record names, 0 where it names none; CheckpointError for a strange."""
+    """The step in a run's record, 0 if there is none; CheckpointError if it is not a step."""
     step = record.get("step", 0)
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{where}: step is {step!r:.60}, expected a whole number from 0 on")
     return step
 
 
-def recorded(folder: Path, dtype: str) -> dict:
-    """run.json of a checkpoint made of the folder: what that says of its run, and the place.
-
-    CheckpointError for records that are damaged.
-    """
-    records = {name: read_json(folder / name) for name in (RUN, PARITY)}
+def read_run(folder: Path, dtype: str) -> dict:
+    """run.json of a checkpoint made from the folder: the folder's own, and where it is from."""
+    run, report = (read_json(folder / name) for name in (RUN, PARITY))
     imported = {"from": "a Hugging Face folder", "dtype": dtype}
-    if records[PARITY]:  # an export of ours: what it needs to be exported again as it was
-        imported |= {"run": records[RUN], "parity": records[PARITY], "card": read_text(folder)}
-    run = records[RUN] or {}
-    return {**run, "step": step_of(run, folder / RUN), "imported": imported}
-
-
-def read_text(folder: Path) -> str | None:
-    """The model card; None where there is none."""
-    path = folder / CARD
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is no UTF-8: {str(error):.200}. Mend or remove it"
-        ) from error
+    if report:  # an export of ours: what it takes to export it again as it was
+        path = folder / CARD
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        imported |= {"run": run, "parity": report, "card": text}
+    return {**(run or {}), "step": step_of(run or {}, folder / RUN), "imported": imported}
 
 
 # ---------------------------------------------------------------- config and weights
 
 
-def read_config(folder: Path) -> tuple[GPTConfig, dict]:
-    """(GPTConfig, config.json with the class's defaults where it says nothing), a line for each.
+def read_config(folder: Path) -> tuple[GPTConfig, bool]:
+    """(config, whether embedding and head are tied); a printed line for each default and each
+    unknown setting.
 
-    Raises ConfigError for a setting that this model cannot compute, CheckpointError for a damaged
-    one.
+    Raises ConfigError for a setting that this model cannot compute, CheckpointError for a file that
+    is damaged.
     """
     where = folder / CONFIG
     settings = read_json(where)
     if settings is None:
-        raise CheckpointError(f"{where} is missing; expected the settings of a published model")
+        raise CheckpointError(
+            f"{where} is missing; expected a Hugging Face folder, or one with a model_<step>.pt"
+        )
     for name in REFUSED:
         if settings.get(name):
             raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
     classes = settings.get("architectures") or ["NanoChatForCausalLM"]
     if classes != ["NanoChatForCausalLM"]:
-        found = ", ".join(map(str, classes)) if isinstance(classes, list) else classes
-        raise ConfigError(
-            f"{where}: found the class {found!s:.80}, expected a list of transformers' own "
-            f"NanoChatForCausalLM"
-        )
-    if missing := [name for name in SHAPE if not isinstance(settings.get(name), int)]:
-        raise ConfigError(
-            f"{where} does not say {', '.join(missing)}, which the model's shape needs"
-        )
+        raise ConfigError(f"{where}: the class is {classes!s:.80}, expected NanoChatForCausalLM")
     for old, new in OLD_NAMES.items():
-        if old in settings and settings.setdefault(new, settings[old]) != settings[old]:
-            raise ConfigError(f"{where}: {old} and {new} contradict each other")
-    for name, value in DEFAULTS.items():
-        if name not in settings:
-            print0(f"{where} does not say {name}; transformers' class takes {value!r}")
-            settings[name] = value
+        if old in settings:
+            settings.setdefault(new, settings[old])
+            if settings[new] == settings[old]:
+                del settings[old]
+    for name in DEFAULTS.keys() - settings.keys():
+        print0(f"{where} does not say {name}; transformers' class uses {DEFAULTS[name]!r}")
+    settings = {**DEFAULTS, **settings}
     settings["rope_theta"] = rope_theta(settings, where)
-    heads = settings["num_attention_heads"]
-    for name, value in {
-        "num_key_value_heads": heads,
-        "head_dim": settings["hidden_size"] // max(1, heads),
-    }.items():
-        if settings.get(name) is None:
-            settings[name] = value
+    if settings.get("num_key_value_heads") is None:
+        settings["num_key_value_heads"] = settings.get("num_attention_heads")
+    if settings.get("head_dim") is None:
+        heads, width = settings.get("num_attention_heads"), settings.get("hidden_size")
+        if type(heads) is type(width) is int and heads > 0:
+            settings["head_dim"] = width // heads
     config = from_hf({**settings, "tie_word_embeddings": False})
-    known = to_hf(config).keys() | OLD_NAMES.keys() | {"rope_scaling", "partial_rotary_factor"}
-    warn_unknown_keys(where, settings, known | IDS | GENERAL)
-    return config, settings
+    warn_unknown_keys(where, settings, IDS | to_hf(config).keys())
+    return config, bool(settings["tie_word_embeddings"])
 
 
-def rope_theta(settings: dict, where):
-    """The base of the rotary embedding; ConfigError for one of another kind than the default."""
-    theta = settings.get("rope_theta", 10_000.0)
-    ropes = [{"partial_rotary_factor": settings.get("partial_rotary_factor", 1.0)}]
-    # subtle: where both speak, transformers 5 takes the second, whose default theta is outside.
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = settings.get(name) or {}
+def rope_theta(settings: dict, where: Path) -> float:
+    """The base of the rotary embedding; ConfigError if that is of another kind than the default."""
+    ropes = [settings.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    for rope in (settings, *ropes):
         if not isinstance(rope, dict):
-            raise CheckpointError(f"{where}: {name} is {rope!r:.60}, expected a dictionary")
-        if rope:
-            theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
-        ropes.append(rope)
-    for rope in ropes:
-        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise CheckpointError(f"{where}: rope_parameters is {rope!r:.60}, not a dictionary")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        share = rope.get("partial_rotary_factor") or 1.0
+        if kind != "default" or share != 1.0:
             raise ConfigError(
-                f"{where}: rotary embedding of type {kind!r}; this model has the default"
+                f"{where}: rotary embedding of type {kind!r} on {share} of each head; this model "
+                f"has the default one on all of it"
             )
-        if (share := rope.get("partial_rotary_factor", 1.0)) not in (1.0, None):
-            raise ConfigError(
-                f"{where}: only {share} of each head is rotated; here it is all of it"
-            )
-    return theta
+    # subtle: of the two, transformers 5 takes rope_scaling, if it is not empty.
+    rope = ropes[1] or ropes[0]
+    return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
-def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str, list[str]]:
-    """(float32 tensors by name, the dtype they were stored in, the files), one file or many.
+def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str]:
+    """(float32 tensors by name, the dtype that they were stored in) of one file or several.
 
     Raises CheckpointError for a tensor that is missing, left over or of another shape.
     """
-    files = weight_files(folder)
     weights, dtypes = {}, set()
-    for name in files:
+    for name in weight_files(folder):
         path = folder / name
-        if path.parent != folder or not path.is_file():
-            pickled = [p.name for p in folder.glob("*.bin")]
-            more = f"; {', '.join(pickled)} is a pickle, which is not opened" if pickled else ""
-            raise CheckpointError(f"{path} is missing{more}")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing (and pickled weights, .bin, are not read)")
         try:
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118
                     tensor = file.get_tensor(key)
-                    dtypes.add(kind := str(tensor.dtype).removeprefix("torch."))
+                    kind = str(tensor.dtype).removeprefix("torch.")
                     if kind not in DTYPES:
-                        known = ", ".join(DTYPES)
-                        raise CheckpointError(f"{path}: {key} is {kind}; read are {known}")
-                    if key in weights:
-                        raise CheckpointError(f"{path}: {key} was in another file already")
+                        raise CheckpointError(
+                            f"{path}: {key} is {kind}; expected one of {', '.join(DTYPES)}"
+                        )
+                    dtypes.add(kind)
                     weights[key] = tensor.float()
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-    if tied and EMBEDDING in weights:  # without: named below
-        if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
-            raise CheckpointError(
-                f"{folder}: {HEAD} and {EMBEDDING} are said to be tied but differ"
-            )
+    if tied and EMBEDDING in weights:
+        head = weights.setdefault(HEAD, weights[EMBEDDING].clone())
+        if not torch.equal(head, weights[EMBEDDING]):
+            raise CheckpointError(f"{folder}: {HEAD} and {EMBEDDING} should be tied but differ")
         print0(f"{folder}: {HEAD} is tied to {EMBEDDING}; the checkpoint gets two equal tensors")
-        weights[HEAD] = weights[EMBEDDING].clone()
-    if strange := [n for n in weights if any(part in n for part in karpathy_checkpoint.LATER)]:
-        raise CheckpointError(
-            f"{folder} has {karpathy_checkpoint.later(strange)}: not this architecture"
-        )
     check_names_and_shapes(weights, config, folder)
     if len(dtypes) > 1:
         print0(f"{folder}: weights are stored in {', '.join(sorted(dtypes))}")
-    return weights, dtypes.pop() if len(dtypes) == 1 else "float32", files
+    return weights, dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of the files of weights; CheckpointError for an index that names none."""
-    if (folder / WEIGHTS).is_file():
-        if (folder / INDEX).is_file():
-            print0(f"{folder} has {WEIGHTS} and {INDEX}; transformers reads the first; so is done")
-        return [WEIGHTS]
+    """The names of the files of weights: one, or those that the index lists."""
     index = read_json(folder / INDEX)
-    if index is None:
+    if index is None or (folder / WEIGHTS).is_file():
+        if index:
+            print0(f"{folder} has {WEIGHTS} and {INDEX}; the first is read, as by transformers")
         return [WEIGHTS]
-    places = index.get("weight_map")
-    names = list(places.values()) if isinstance(places, dict) else []
+    file_of = index.get("weight_map")
+    names = list(file_of.values()) if isinstance(file_of, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
-            f"{folder / INDEX}: weight_map is {places!r:.60}, expected the file of each tensor"
+            f"{folder / INDEX}: weight_map is {file_of!r:.60}, expected the file of each tensor"
         )
     return sorted(set(names))
 
@@ -292,32 +250,25 @@ def weight_files(folder: Path) -> list[str]:
 # ---------------------------------------------------------------- a native checkpoint of it
 
 
-def import_published(
-    folder: Path, tag: str, stage: str = "sft", tokenizer: Path | None = None
-) -> Path:
-    """Makes a native checkpoint of a published model and returns its folder.
+def make_checkpoint(model: ImportedModel, tag: str, stage: str) -> Path:
+    """Writes a native checkpoint of a published model and returns its folder; never replaces one.
 
-    Its weights are float32 masters of the precision that was published; there is no optimizer to
-    resume. CheckpointError where a checkpoint of that place exists.
+    Its master weights are float32 but no more precise than the published ones, and it has no
+    optimizer to resume.
 
-    Example: import_published(Path("hf_model"), "rescued", "sft")
+    Example: make_checkpoint(read_published(Path("hf_model")), "rescued", "sft")
     """
-    return make_checkpoint(read_published(Path(folder), tokenizer), tag, stage)
-
-
-def make_checkpoint(published: ImportedModel, tag: str, stage: str) -> Path:
-    """Writes the native checkpoint of a model that was read, and returns its folder."""
-    final = step_dir(stage, tag, published.step)
+    final = step_dir(stage, tag, model.run["step"])
     if final.exists():
-        raise CheckpointError(f"{final} exists; name another --tag, it is not replaced")
-    write_native(final, published, {"stage": stage, "tag": tag, "step": published.step})
+        raise CheckpointError(f"{final} exists and is not replaced; name another --tag")
+    write_native(final, model, stage, tag)
     return final
 
 
-def write_native(final: Path, published: ImportedModel, place: dict) -> None:
+def write_native(final: Path, model: ImportedModel, stage: str, tag: str) -> None:
     """Writes the checkpoint folder `final`, atomically."""
-    config, tokenizer = published.config, published.tokenizer
-    run = {**published.run, **place}
-    texts = folder_texts(config, tokenizer, run, {}, place, torch.device("cpu"))
-    tensors = {WEIGHTS: published.weights}
+    config, tokenizer = model.config, model.tokenizer
+    place = {"stage": stage, "tag": tag, "step": model.run["step"]}
+    texts = folder_texts(config, tokenizer, model.run, {}, place, torch.device("cpu"))
+    tensors = {WEIGHTS: model.weights}
     write_folder(final, texts, tensors, tokenizer, config.sequence_len, place, replace=False)

@@ -28,6 +28,7 @@ def markup_lookalikes() -> list[str]:
     return texts
 
 
+@cache
 def scripts() -> list[str]:
     """One text for each script that Unicode's names begin with: its first letters and digits."""
     letters: dict[str, list[str]] = {}

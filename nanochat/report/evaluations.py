@@ -4,35 +4,33 @@ import json
 import re
 from pathlib import Path
 
+from nanochat.files import read_json
 from nanochat.report.figures import format_number
 from nanochat.report.page import Sample, Section, Table
 from nanochat.report.plots import bars
-from nanochat.report.run import StageRecord, read_json
+from nanochat.report.run import StageRecord
 
 TOKENIZER_RECORD = "tok_eval.json"  # beside tokenizer.json, written by scripts/tok_eval.py
 ANSWERS_A_TASK, LONGEST_SAMPLE = 2, 700
 
-# GPT-2's published figures, to see ours beside them: CORE, and the accuracy in six of its 22 tasks.
-GPT2_SOURCE = "karpathy/nanochat, dev/estimate_gpt3_core.ipynb"
-GPT2_CORE = {"GPT-2 124M": 0.1139, "GPT-2 355M": 0.1849, "GPT-2 774M": 0.2146, "GPT-2 1.5B": 0.2565}
-GPT2_SHOWN = ("GPT-2 124M", "GPT-2 1.5B")
-GPT2_TASKS = {  # accuracy of guessing, and of those that are shown
-    "hellaswag_zeroshot": (0.25, 0.309, 0.502),
-    "lambada_openai": (0.0, 0.323, 0.523),
-    "hellaswag": (0.25, 0.308, 0.512),
-    "piqa": (0.5, 0.623, 0.725),
-    "arc_easy": (0.25, 0.412, 0.595),
-    "arc_challenge": (0.25, 0.222, 0.299),
-}
-
-
-def gpt2_centred(model: str) -> dict[str, float]:
-    """(accuracy - baseline) / (1 - baseline) of the six tasks.
-
-    Example: gpt2_centred("GPT-2 124M")["piqa"] is (0.623 - 0.5) / 0.5 = 0.246.
-    """
-    column = 1 + GPT2_SHOWN.index(model)
-    return {task: (row[column] - row[0]) / (1 - row[0]) for task, row in GPT2_TASKS.items()}
+# GPT-2's published figures, to see ours beside them; those of six tasks are centred as ours are.
+GPT2 = {
+    "GPT-2 124M": {
+        "CORE": 0.1139, "hellaswag_zeroshot": 0.079, "lambada_openai": 0.323, "hellaswag": 0.077,
+        "piqa": 0.246, "arc_easy": 0.216, "arc_challenge": -0.037,
+    },
+    "GPT-2 1.5B": {
+        "CORE": 0.2565, "hellaswag_zeroshot": 0.336, "lambada_openai": 0.523, "hellaswag": 0.349,
+        "piqa": 0.450, "arc_easy": 0.460, "arc_challenge": 0.065,
+    },
+}  # fmt: skip
+CORE_TEXT = (
+    "CORE is the mean over 22 tasks of the accuracy above chance, (accuracy - baseline) / "
+    "(1 - baseline): 0 is guessing, 1 is perfect (Li et al. 2024, arXiv:2406.11794). "
+    "Published for comparison: GPT-2 124M 0.1139, GPT-2 355M 0.1849, GPT-2 774M 0.2146, GPT-2 1.5B "
+    "0.2565, and of six of the tasks their accuracies (karpathy/nanochat, "
+    "dev/estimate_gpt3_core.ipynb)."
+)
 
 
 def names_after(prefix: str, figures: dict) -> list[str]:
@@ -40,108 +38,81 @@ def names_after(prefix: str, figures: dict) -> list[str]:
     return [key.removeprefix(prefix) for key in figures if key.startswith(prefix)]
 
 
-def core_section(stages: list[StageRecord]) -> Section:
-    """Bars and a table for each stage that CORE was measured of."""
-    totals = ", ".join(f"{model} {core}" for model, core in GPT2_CORE.items())
-    text = (
-        "CORE is the mean over 22 tasks of the accuracy above chance, (accuracy - baseline) / "
-        "(1 - baseline): 0 is guessing, 1 is perfect (Li et al. 2024, arXiv:2406.11794). "
-        f"Published for comparison: {totals}, and of six of the tasks their accuracies "
-        f"({GPT2_SOURCE})."
-    )
-    known = {model: gpt2_centred(model) for model in GPT2_SHOWN}
+def core_section(stages: list[StageRecord], figures: bool = False) -> Section:
+    """A table for each stage that CORE was measured of, and the same as bars."""
     blocks: list = []
     for stage in (stage for stage in stages if "core" in stage.evaluations):
-        found = stage.evaluations
-        core = found["core"], found.get("core_stderr")
-        drawn = [("CORE", *core)]
-        rows = [["CORE", "", format_number(core[0], ".4f", core[1]), ""]]
-        rows[0] += [f"{GPT2_CORE[model]:.4f}" for model in known]
-        tasks = names_after("core/", found)
-        tasks.sort(key=lambda task: found[f"core/{task}"], reverse=True)  # noqa: B023
-        for task in tasks:
-            centred, stderr = found[f"core/{task}"], found.get(f"core_stderr/{task}")
-            baseline, centred_stderr = found.get(f"core_baseline/{task}"), None
-            if stderr is not None and baseline is not None:
-                centred_stderr = stderr / (1 - baseline)
-            label = task.removeprefix("bigbench_").replace("_", " ")
-            drawn.append((label, centred, centred_stderr))
-            rows.append([
-                task,
-                format_number(found.get(f"core_accuracy/{task}"), ".1%", stderr),
-                format_number(centred, ".4f", centred_stderr),
-                format_number(found.get(f"core_examples/{task}"), ","),
-                *(format_number(figures.get(task), ".3f") for figures in known.values()),
-            ])  # fmt: skip
-        dots = {
-            model: {0: GPT2_CORE[model]}
-            | {row: figures[task] for row, task in enumerate(tasks, start=1) if task in figures}
-            for model, figures in known.items()
-        }
+        found, scores = stage.evaluations, {}  # task -> (centred accuracy, its standard error)
+        for task in names_after("core/", found):
+            stderr, baseline = (found.get(f"core_{name}/{task}") for name in ("stderr", "baseline"))
+            error = None if None in (stderr, baseline) else stderr / (1 - baseline)
+            scores[task] = found[f"core/{task}"], error
+        scores = dict(sorted(scores.items(), key=lambda item: item[1][0], reverse=True))
+        scores = {"CORE": (found["core"], found.get("core_stderr"))} | scores
+        name = f"{stage.tag} {stage.name}"
         title = f"CORE of the {stage.name} model by task, with standard errors"
-        figure = bars(title, "centred accuracy", f"{stage.tag} {stage.name}", drawn, dots)
-        headers = ["task", "accuracy", "centred", "examples", *known]
-        caption = f"{stage.tag} {stage.name}, step {stage.step:,}"
-        blocks += [[figure], Table(caption, headers, rows)]
-    return Section("CORE", [text, *blocks] if blocks else [])
+        rows = [
+            [
+                task,
+                format_number(found.get(f"core_accuracy/{task}"), ".1%",
+                              found.get(f"core_stderr/{task}")),
+                format_number(score, ".4f", error),
+                format_number(found.get(f"core_examples/{task}"), ","),
+                *(format_number(published.get(task), ".3f") for published in GPT2.values()),
+            ]
+            for task, (score, error) in scores.items()
+        ]  # fmt: skip
+        headers = ["task", "accuracy", "centred", "examples", *GPT2]
+        if figures:
+            blocks.append([bars(title, "centred accuracy", name, scores, GPT2)])
+        blocks.append(Table(f"{name}, step {stage.step:,}", headers, rows))
+    return Section("CORE", [CORE_TEXT, *blocks] if blocks else [])
 
 
 def chat_section(stages: list[StageRecord]) -> Section:
     """Each task in a row, each stage in a column; then what chance and leakage would give."""
     measured = {stage.name: stage.evaluations for stage in stages}
     every = {key: value for found in measured.values() for key, value in found.items()}
-    rows = []
+
+    def across(figure: str, spec: str, stderr: str = "") -> list[str]:
+        return [format_number(m.get(figure), spec, m.get(stderr)) for m in measured.values()]
+
+    rows, controls, note = [], [], "Accuracy ± its standard error."
     for task in names_after("accuracy/", every):
-        counts = [found.get(f"examples/{task}") for found in measured.values()]
-        usual = max((count for count in counts if count is not None), default=None)
-        cells = [
-            format_number(found.get(f"accuracy/{task}"), ".1%", found.get(f"stderr/{task}"))
-            + ("" if count in (None, usual) else f" (of {count:,})")
-            for found, count in zip(measured.values(), counts, strict=True)
-        ]
+        questions = " / ".join(filter(None, dict.fromkeys(across(f"examples/{task}", ","))))
         chance = format_number(every.get(f"baseline/{task}"), ".1%")
-        rows.append([task, *cells, format_number(usual, ","), chance])
+        cells = across(f"accuracy/{task}", ".1%", f"stderr/{task}")
+        rows.append([task, *cells, questions, chance])
     for key in every:
         name, _, task = key.partition("/")
         if name.startswith("pass@") and name != "pass@1":  # which is the accuracy
-            cells = [format_number(found.get(key), ".1%") for found in measured.values()]
-            rows.append([f"{task} {name}", *cells, "", ""])
-    note = "Accuracy ± its standard error."
+            rows.append([f"{task} {name}", *across(key, ".1%"), "", ""])
     if "chatcore" in every:
         note += " ChatCORE is the mean accuracy above chance of the model card's five tasks."
-        cells = [
-            format_number(found.get("chatcore"), ".4f", found.get("chatcore_stderr"))
-            for found in measured.values()
-        ]
-        rows.append(["ChatCORE", *cells, "", ""])
-    blocks = []
-    if rows:
-        headers = ["task", *measured, "questions", "chance"]
-        blocks.append(Table("Accuracy by stage", headers, rows, note))
-    if controls := control_rows(measured):
-        note = "The control asks the same questions with shuffled choices or wrong tool results."
-        blocks.append(Table("Controls", ["task", "true", "control", "difference"], controls, note))
-    return Section("Chat tasks", blocks)
-
-
-def control_rows(measured: dict[str, dict]) -> list[list[str]]:
-    """[task and stage, accuracy, that of the control, the difference in points]"""
-    rows = []
+        rows.append(["ChatCORE", *across("chatcore", ".4f", "chatcore_stderr"), "", ""])
     for stage, found in measured.items():
         for task in names_after("control/", found):
             accuracy, control = found[f"accuracy/{task}"], found[f"control/{task}"]
-            rows.append([
-                f"{task}, {stage}",
-                format_number(accuracy, ".1%", found.get(f"stderr/{task}")),
-                format_number(control, ".1%", found.get(f"control_stderr/{task}")),
-                f"{100 * (accuracy - control):+.1f} points",
-            ])  # fmt: skip
-    return rows
+            true = format_number(accuracy, ".1%", found.get(f"stderr/{task}"))
+            changed = format_number(control, ".1%", found.get(f"control_stderr/{task}"))
+            difference = f"{100 * (accuracy - control):+.1f} points"
+            controls.append([f"{task}, {stage}", true, changed, difference])
+    tables = [
+        Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note),
+        Table(
+            "Controls",
+            ["task", "true", "control", "difference"],
+            controls,
+            "The control asks the same questions with shuffled choices or wrong tool results.",
+        ),
+    ]
+    return Section("Chat tasks", [table for table in tables if table.rows])
 
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
     """Characters per token by kind of text, if they were measured with the run's own tokenizer."""
-    record = read_json(folder / TOKENIZER_RECORD)
+    path = folder / TOKENIZER_RECORD
+    record = read_json(path) if path.exists() else {}
     mine = record and record["fingerprint"] == fingerprint
     return Section("Tokenizer", [tokenizer_table(record)] if mine else [])
 
@@ -173,7 +144,7 @@ def samples_section(stages: list[StageRecord]) -> Section:
         path = stage.run_folder / f"samples-step{stage.step}.json"
         if path.exists():
             blocks.append(f"Continuations by {stage.tag} {stage.name}:")
-            for sample in json.loads(path.read_text(encoding="utf-8")):
+            for sample in read_json(path):
                 blocks.append(Sample(shortened(sample["prompt"]), shortened(sample["completion"])))
     for stage in reversed(stages):
         paths = sorted((stage.run_folder / "answers").glob(f"*-step{stage.step}.jsonl"))

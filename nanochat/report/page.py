@@ -26,12 +26,6 @@ class Table:
 class Figure:
     title: str
     svg: str
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Code:
-    text: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks: text, Table, Code, Sample, or a list of figures side by side."""
+    """Blocks: text, Table, Sample, or a list of figures side by side."""
 
     title: str
     blocks: list = field(default_factory=list)
@@ -61,7 +55,7 @@ class Page:
 
 
 def render_template(file: str, **values) -> str:
-    """A template of this folder; what goes into HTML is escaped."""
+    """A template of this folder, filled in; what goes into HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(),
@@ -80,7 +74,7 @@ def to_html(page: Page) -> str:
 def to_markdown(page: Page) -> str:
     """The page without its figures, which only the HTML form has."""
     facts = Table("", ["", "", " "], [list(fact) for fact in page.facts], numbers=False)
-    parts = [f"# {page.title}", page.subtitle, *([block_to_markdown(facts)] if page.facts else [])]
+    parts = [f"# {page.title}", page.subtitle, block_to_markdown(facts)]
     return "\n\n".join([*parts, sections_to_markdown(page.sections), page.footer]) + "\n"
 
 
@@ -96,27 +90,19 @@ def block_to_markdown(block) -> str:
     match block:
         case str():
             return block
-        case Code(text):
-            return fenced(text)
         case Sample(prompt, completion, verdict):
-            return fenced(f"{prompt}\n→ {completion}" + (f"\n[{verdict}]" if verdict else ""))
-        case Table():
-            caption = [f"**{markdown_cell(block.caption)}**", ""] if block.caption else []
-            align = ["---", *["---:" if block.numbers else "---"] * (len(block.headers) - 1)]
-            rows = [map(markdown_cell, row) for row in (block.headers, *block.rows)]
-            lines = ["| " + " | ".join(row) + " |" for row in rows]
+            text, fence = f"{prompt}\n→ {completion}" + (f"\n[{verdict}]" if verdict else ""), "```"
+            while fence in text:
+                fence += "`"
+            return f"{fence}text\n{text}\n{fence}"
+        case Table(caption, headers, rows, note, numbers):
+            align = ["---", *["---:" if numbers else "---"] * (len(headers) - 1)]
+            lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in [headers, *rows]]
             lines.insert(1, "|" + "|".join(align) + "|")
-            return "\n".join([*caption, *lines, *(["", block.note] if block.note else [])])
+            caption = f"**{markdown_cell(caption)}**" if caption else ""
+            return "\n\n".join(filter(None, (caption, "\n".join(lines), note)))
     return ""  # figures
 
 
 def markdown_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def fenced(text: str) -> str:
-    """A code block whose fence is longer than any run of backticks in it."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text}\n{fence}"

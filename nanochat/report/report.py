@@ -1,7 +1,4 @@
-"""The report of a run: its measured figures as report.html and report.md, and its model card.
-
-What was not measured is left out. Derived figures are run.py's.
-"""
+"""The report of a run as HTML and Markdown, and its model card: what was measured, nothing else."""
 
 import json
 import time
@@ -25,7 +22,6 @@ from nanochat.report.run import (
     lineage,
     newest_checkpoint,
     report_folder,
-    stored_assumptions,
 )
 from nanochat.report.training import (
     cost_section,
@@ -45,13 +41,12 @@ def write_report(tag: str | None = None, given: Assumptions | None = None) -> Pa
     their folder. What is assumed is kept there, for the next time."""
     newest = newest_checkpoint(tag)
     folder = report_folder(newest.parent.name)
-    assumed = stored_assumptions(newest.parent.name, given)
-    stages = lineage(newest)
-    page = make_page(stages, assumed)
-    write_atomic(folder / ASSUMPTIONS, json.dumps(asdict(assumed), indent=1) + "\n")
+    stages = lineage(newest, given)
+    page = make_page(stages)
+    write_atomic(folder / ASSUMPTIONS, json.dumps(asdict(stages[-1].assumed), indent=1) + "\n")
     write_atomic(folder / "report.html", to_html(page))
     write_atomic(folder / "report.md", to_markdown(page))
-    write_atomic(folder / CARD, model_card(stages, assumed))
+    write_atomic(folder / CARD, model_card(stages))
     return folder
 
 
@@ -80,24 +75,23 @@ def print_tables(tag: str) -> None:
         console.print(shown)
 
 
-def make_page(stages: list[StageRecord], assumed: Assumptions) -> Page:
+def make_page(stages: list[StageRecord]) -> Page:
     last = stages[-1]
     source = stages[0].run.get("data", {}).get("source")
-    done = [NAMES[stage.name] for stage in stages]
-    subtitle = " and ".join([", ".join(done[:-1]), done[-1]] if len(done) > 1 else done)
-    subtitle = subtitle.capitalize() + (f", from raw text: {Path(source).name}" if source else "")
-    subtitle += f". Trained on {last.device}." if last.device else "."
+    subtitle = ", then ".join(NAMES[stage.name] for stage in stages).capitalize()
+    subtitle += f", from raw text: {Path(source).name}." if source else "."
+    subtitle += f" Trained on {last.device}." if last.device else ""
     figures = [figure for stage in stages for figure in curves(stage)]
     sections = [
         Section("Training", stage_tables(stages)),
         Section("Curves", [figures] if figures else []),
-        core_section(stages),
+        core_section(stages, figures=True),
         chat_section(stages),
         tokenizer_section(base_dir() / "tokenizer", last.run.get("tokenizer_fingerprint")),
         samples_section(stages),
-        cost_section(stages, assumed),
+        cost_section(stages),
         provenance_section(stages),
     ]
     sections = [section for section in sections if section.blocks]
     footer = f"Made by nanochat on {time.strftime('%d %B %Y')} from the run's own records."
-    return Page(f"nanochat {last.tag}", subtitle, headline(stages, assumed), sections, footer)
+    return Page(f"nanochat {last.tag}", subtitle, headline(stages), sections, footer)

@@ -5,41 +5,30 @@ import shlex
 from nanochat.report.figures import (
     format_compact,
     format_dollars,
-    format_energy,
     format_hours,
-    format_mass,
     format_memory,
     format_number,
 )
-from nanochat.report.page import Code, Figure, Section, Table
+from nanochat.report.page import Figure, Section, Table
 from nanochat.report.plots import curve
-from nanochat.report.run import WORLD_GRAMS_PER_KWH, Assumptions, StageRecord, parameters, total
+from nanochat.report.run import WORLD_GRAMS_PER_KWH, StageRecord, parameters, total
 
 
-def headline(stages: list[StageRecord], assumed: Assumptions) -> list[tuple[str, str, str]]:
+def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
     """(label, value, note) of the figures on top: those that there are."""
-    base, config = stages[0], stages[-1].config
-    energies = [stage.energy(assumed) for stage in stages]
-    size = sum(parameters(config).values()) if config else None
-    shape = f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}"
-    hours, price = total(stage.hours for stage in stages), assumed.price_per_hour
-    cost = None if hours is None or price is None else hours * price
+    base, config, price = stages[0], stages[-1].config, stages[-1].assumed.price_per_hour
+    shape = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
+    tokens, flops = total(s.tokens for s in stages), total(s.flops for s in stages)
+    _, hours, cost, energy, _ = cost_rows(stages)[-1]
+    measured = all(stage.energy and stage.energy[1].startswith("measured") for stage in stages)
     facts = [
-        ("Parameters", format_compact(size), shape),
-        (
-            "Tokens",
-            format_compact(total(s.tokens for s in stages)),
-            "through the model, all stages",
-        ),
-        ("Training FLOPs", format_number(total(s.flops for s in stages), ".2e"), ""),
-        ("Time", format_hours(hours), "first step to last"),
-        ("Cost", format_dollars(cost), f"at ${price:g} an hour" if price else ""),
-        (
-            "Energy",
-            format_energy(total(used and used.kwh for used in energies)),
-            "measured" if all(used and used.measured for used in energies) else "estimated",
-        ),
-        ("MFU", format_number(base.mfu, ".1%"), f"median step of {base.name}"),
+        ("Parameters", format_compact(sum(parameters(config).values())), shape),
+        ("Tokens", format_compact(tokens), "through the model, all stages"),
+        ("Training FLOPs", format_number(flops, ".2e"), ""),
+        ("Time", hours, "first step to last"),
+        ("Cost", cost, f"at ${price or 0:g} an hour"),
+        ("Energy", energy, "measured" if measured else "estimated"),
+        ("MFU", format_number(base.median("mfu"), ".1%"), f"median step of {base.name}"),
     ]
     if base.name == "base":
         bits = base.evaluations.get("bpb/val", base.val_bpb)
@@ -59,11 +48,11 @@ def stage_tables(stages: list[StageRecord]) -> list[Table]:
         [
             stage.name,
             f"{stage.step:,}",
-            format_hours(stage.step_hours),
+            format_hours(sum(step["dt"] for step in stage.steps) / 3600 or None),
             format_compact(stage.tokens),
             format_number(stage.flops, ".2e"),
-            format_number(stage.tokens_per_second, ",.0f"),
-            format_number(stage.mfu, ".1%"),
+            format_number(stage.median("tokens_per_second"), ",.0f"),
+            format_number(stage.median("mfu"), ".1%"),
             format_memory(stage.run.get("peak_memory_bytes")),
             format_number(stage.steps[-1]["loss"] if stage.steps else None, ".4f"),
             format_number(stage.val_bpb, ".4f"),
@@ -93,85 +82,86 @@ def parameter_table(config: dict) -> Table:
 def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
     checked = [r for r in stage.records if "val_bpb" in r]
-    drawn = [
-        ("loss", stage.steps, "loss", "nats a token", {"noisy": True}),
-        ("bits per byte", checked, "val_bpb", "bits per byte", {}),
-        ("learning rate", stage.steps, "lr", "factor on the peak", {"from_zero": True}),
-        ("throughput", stage.steps, "tokens_per_second", "tokens/s",
-         {"noisy": True, "from_zero": True}),
-    ]  # fmt: skip
+    drawn = [  # name, records, key, unit, noisy, from_zero
+        ("loss", stage.steps, "loss", "nats a token", True, False),
+        ("bits per byte", checked, "val_bpb", "bits per byte", False, False),
+        ("learning rate", stage.steps, "lr", "factor on the peak", False, True),
+        ("throughput", stage.steps, "tokens_per_second", "tokens/s", True, True),
+    ]
     return [
-        curve(f"{stage.name}: {what}", [r["step"] for r in rs], [r[key] for r in rs], unit, **look)
-        for what, rs, key, unit, look in drawn
-        if len(rs) > 1
+        curve(f"{stage.name}: {name}", [(r["step"], r[key]) for r in records], *look)
+        for name, records, key, *look in drawn
+        if len(records) > 1
     ]
 
 
-def cost_section(stages: list[StageRecord], assumed: Assumptions) -> Section:
+def cost_rows(stages: list[StageRecord]) -> list[list[str]]:
+    """[stage, hours, cost, energy, CO2] of each stage, and of all."""
+    spent = {stage.name: stage.spent for stage in stages}
+    spent["all"] = tuple(total(column) for column in zip(*spent.values(), strict=True))
+    return [
+        [
+            name,
+            format_hours(hours),
+            format_dollars(dollars),
+            format_compact(kwh and 1000 * kwh, "Wh"),
+            format_compact(grams, "g"),
+        ]
+        for name, (hours, dollars, kwh, grams) in spent.items()
+    ]
+
+
+def cost_section(stages: list[StageRecord]) -> Section:
     """Hours, price, energy and CO2 by stage, with the formulas."""
-    price, grid = assumed.price_per_hour, assumed.grams_per_kwh
-    source = "given by whoever ran this"
-    if grid is None:
-        grid, source = WORLD_GRAMS_PER_KWH, "the world's average in 2023 by Ember"
-
-    def row(name: str, hours: float | None, kwh: float | None) -> list[str]:
-        cost = None if hours is None or price is None else hours * price
-        grams = None if kwh is None else kwh * grid
-        cells = format_hours(hours), format_dollars(cost), format_energy(kwh), format_mass(grams)
-        return [name, *cells]
-
-    used = {stage.name: stage.energy(assumed) for stage in stages}
-    kwh = {name: energy and energy.kwh for name, energy in used.items()}
-    rows = [row(stage.name, stage.hours, kwh[stage.name]) for stage in stages]
+    rows, assumed = cost_rows(stages), stages[-1].assumed
     if not any(any(cells) for _, *cells in rows):
         return Section("Time, cost and energy")
-    rows.append(row("all", total(stage.hours for stage in stages), total(kwh.values())))
-    notes = [
-        "Hours run from a stage's first step to its last, with what lies between: compilation, "
-        "evaluations, saves; preparing the data before is not in them."
-    ]
-    if price is not None:
-        notes.append(f"Cost = hours × ${price:g}, the machine's price an hour.")
-    if hows := [f"{name} {energy.how}" for name, energy in used.items() if energy]:
-        notes.append(f"Energy: {'; '.join(hows)}. CO2 = energy × {grid:g} g/kWh, {source}.")
+    note = "Hours run from a stage's first step to its last, with what lies between: compilation, "
+    note += "evaluations, saves; preparing the data before is not in them."
+    if assumed.price_per_hour:
+        note += f" Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour."
+    if hows := [f"{stage.name} {stage.energy[1]}" for stage in stages if stage.energy]:
+        grams = f"{assumed.grams_per_kwh or WORLD_GRAMS_PER_KWH:g} g/kWh"
+        grams += "" if assumed.grams_per_kwh else ", the world's average in 2023 by Ember"
+        note += f" Energy: {'; '.join(hows)}. CO2 = energy × {grams}."
     headers = ["stage", "hours", "cost", "energy", "CO2"]
-    table = Table("Hours, cost and energy by stage", headers, rows, " ".join(notes))
+    table = Table("Hours, cost and energy by stage", headers, rows, note)
     return Section("Time, cost and energy", [table])
 
 
 def provenance_section(stages: list[StageRecord]) -> Section:
-    """Hardware, versions, commit, data and command lines: what it takes to do it again."""
-    columns = [software(stage) for stage in stages]
-    headers = ["", *(stage.name for stage in stages)]
-    if all(column == columns[0] for column in columns):
-        columns, headers = columns[:1], ["", "all stages"]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    """Parameters, hardware, versions, commit, data and commands: what it takes to do it again."""
     data = []
     for stage in stages:
         facts = stage.run.get("data", {}).items()
         texts = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in facts]
         data.append([stage.name, ", ".join(texts), stage.run.get("data_fingerprint", "")[:16]])
-    config = stages[-1].config
-    blocks = [
-        *([parameter_table(config)] if config else []),
-        Table("Hardware and software", headers, rows, numbers=False),
-        Table("Data", ["stage", "what", "fingerprint"], data, numbers=False),
-    ]
     commands = dict.fromkeys(shlex.join(s["command"]) for st in stages for s in st.sessions)
-    if commands:
-        blocks += ["Command lines, in order:", Code("\n".join(commands))]
-    return Section("How it was made", blocks)
+    tables = [
+        parameter_table(stages[-1].config),
+        software_table(stages),
+        Table("Data", ["stage", "what", "fingerprint"], data, numbers=False),
+        Table("Command lines, in order", ["command"], [[c] for c in commands], numbers=False),
+    ]
+    return Section("How it was made", [table for table in tables if table.rows])
 
 
-def software(stage: StageRecord) -> dict[str, str]:
-    """What the stage's last session ran on and with."""
-    facts: dict = {"device": stage.device}
-    if stage.sessions:
-        last = stage.sessions[-1]
-        peak = f"{last['peak_flops'] / 1e12:.4g} TFLOP/s ({last['peak_source']})"
-        facts |= {"compute dtype": last["dtype"], "peak, all devices": peak}
-        facts |= {"nodes": last["nodes"], "CUDA": last["cuda"]}
-    facts |= stage.run.get("versions", {})
-    facts["commit"] = stage.run.get("git_commit", "")[:20]
-    return {name: str(value) for name, value in facts.items() if value}
+def software_table(stages: list[StageRecord]) -> Table:
+    """What each stage's last session ran on and with."""
+    columns = []
+    for stage in stages:
+        facts: dict = {"device": stage.device}
+        if stage.sessions:
+            last = stage.sessions[-1]
+            peak = f"{last['peak_flops'] / 1e12:.4g} TFLOP/s ({last['peak_source']})"
+            facts |= {"compute dtype": last["dtype"], "peak, all devices": peak}
+            facts |= {"nodes": last["nodes"], "CUDA": last["cuda"]}
+        facts |= stage.run.get("versions", {})
+        columns.append(facts | {"commit": (stage.run.get("git_commit") or "")[:20]})
+    headers = [stage.name for stage in stages]
+    if all(column == columns[0] for column in columns):
+        columns, headers = columns[:1], ["all stages"]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(str(column.get(name) or "") for column in columns)] for name in names]
+    rows = [row for row in rows if any(row[1:])]
+    return Table("Hardware and software", ["", *headers], rows, numbers=False)

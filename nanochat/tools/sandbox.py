@@ -5,12 +5,11 @@
 
 Promised, in both tiers: a program has no network, not even loopback or abstract Unix sockets. It
 reads no file but an allow-list (Python's library, the shared libraries' folders, time zones,
-/dev/null, zero and urandom), no environment of anyone, no /proc. It writes only into a temporary
-folder of its own, which is limited in size and gone afterwards. It is one process, which cannot
-start another, cannot exec, and cannot signal or trace any other; so nothing of it is left running,
-and its limits on CPU, wall time, memory, threads, open files and output are limits of all of it.
-Nothing passes from one program to the next. It has no capability, and cannot regain one. At most
-it can use memory_bytes, and disk_bytes more of it where the folder is in memory.
+/dev/null, zero and urandom), no environment, no /proc. It writes only into a temporary folder of
+its own, limited in size and gone afterwards. It is one process, which cannot start, exec, signal or
+trace another, so its limits on CPU, wall time, memory, threads, open files and output are limits of
+all of it, and nothing is left running. Nothing passes from one program to the next. It has no
+capability, and cannot regain one. Where its folder is in memory, that counts beside memory_bytes.
 
 Tiers, found by trying, the first that works: *namespaces* (user, mount, pid, network, IPC and host
 name namespaces; then Landlock where there is one, seccomp, rlimits) and *restricted* (Landlock,
@@ -18,27 +17,29 @@ seccomp, rlimits) where user namespaces are denied, as in many containers. Befor
 program tries what is forbidden. `RESTRICTED_LOSES` lists what the second does not promise. With
 neither (macOS; Linux before 5.13), `Sandbox` raises, unless told `unsafe`.
 
-A result "passed" needs the end marker: a random nonce, which the program's process takes out of a
-pipe when the program has ended, and sends back on a descriptor of its own. Not promised: that a
-program does not lie about itself. Its text and its tests share one interpreter, so it can compare
-equal to everything, replace what the tests call, or imitate the end of the harness (read the
-nonce from descriptor 3 and write it to 4). It gains a wrong result about itself, and nothing else.
+A result "passed" needs the end marker: a random nonce, which the program's process reads from a
+pipe when the program has ended, and sends back. Not promised: that a program does not lie about
+itself. It shares an interpreter with its tests, so it can compare equal to everything, replace what
+they call, or imitate the end (read the nonce from descriptor 3 and write it to 4). It gains a wrong
+result about itself, and nothing else.
 
 Programs see the standard library only. Their hash seed is fixed, so that a set's order is not luck.
 """
 
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat.common import ConfigError, NanochatError, print0
 from nanochat.inference.calculator import evaluate
-from nanochat.tools.execution_result import ExecutionResult, ExecutionUnavailable, Limits
-from nanochat.tools.sandbox_host import Worker
+from nanochat.tools.confined.program import EXITED, FAILED, MAX_ERROR, MEMORY, NONCE_BYTES, PASSED
+from nanochat.tools.sandbox_host import ExecutionUnavailable, RawResult, Worker
 
 TIERS = ("namespaces", "restricted")
 RESTRICTED_LOSES = (
@@ -51,6 +52,7 @@ UNSAFE_LOSES = (
     "anything but limits on CPU, wall time, memory and output, as far as this system keeps them: a "
     "program has this user's files, network and processes",
 )
+MAX_TOOL_CHARS = 1000  # of a tool's answer
 # Runs in every tier before it is trusted: each line must be refused, the last must work.
 PROBE = """
 import ctypes, os, socket, tempfile
@@ -67,11 +69,47 @@ tempfile.TemporaryFile().write(b"x")
 """
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. CPU seconds are rounded up to whole ones; processes are threads,
+    the first included, for a program is one process."""
+
+    cpu_seconds: float = 5.0
+    wall_seconds: float = 8.0
+    memory_bytes: int = 512 << 20
+    disk_bytes: int = 16 << 20
+    processes: int = 16
+    open_files: int = 64
+    output_bytes: int = 64 << 10
+
+
+@dataclass(frozen=True)
+class ExecutionResult:
+    """How a program ended.
+
+    status: "passed" ran to its end; "failed" an exception, or text that does not compile; "exited"
+    left early (sys.exit, os._exit, descriptors closed); "timeout" CPU or wall seconds; "memory" a
+    MemoryError; "disk" its folder grew too large (namespaces: the write fails, so "failed");
+    "output" wrote too much; "killed" a signal, such as a crash; "tampered" something else than the
+    end marker was sent in its place. output: stdout and stderr, at most output_bytes. error: why it
+    did not pass, by the program itself where it "failed". seconds: wall time.
+    """
+
+    status: str
+    output: str
+    error: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
 class Sandbox:
     """Confined interpreters, each warm, kept for program after program. Threads may share it.
 
-    Raises ExecutionUnavailable if the system has no tier and `unsafe` is False. `unsafe` changes
-    nothing where there is a tier. `tiers` are those to try.
+    Raises ExecutionUnavailable if the system has none of the `tiers`. `unsafe` runs programs
+    unconfined then, and changes nothing otherwise.
 
     with Sandbox(Limits(cpu_seconds=2)) as sandbox: sandbox.run("while True: pass").status is
     "timeout".
@@ -80,12 +118,12 @@ class Sandbox:
     def __init__(
         self, limits: Limits | None = None, unsafe: bool = False, tiers: Sequence[str] = TIERS
     ):
-        self.limits = limits = limits or Limits()
+        self.limits = limits or Limits()
         self._lock, self._idle, self._closed = threading.Lock(), [], False
         reasons = []
         for tier in [*tiers, *["unsafe"] * unsafe]:
             try:
-                worker = Worker(tier, limits)
+                worker = Worker(tier, asdict(self.limits))
                 if tier != "unsafe":
                     self._probe(worker)
             except ExecutionUnavailable as error:
@@ -95,7 +133,10 @@ class Sandbox:
             self._idle.append(worker)
             loses = {"restricted": RESTRICTED_LOSES, "unsafe": UNSAFE_LOSES}.get(tier, ())
             self.loses = (*loses, *worker.lost)
-            self._say(reasons)
+            if self.loses:
+                because = f" ({'; '.join(reasons)})" if reasons else ""
+                print0(f"Sandbox tier: {tier}{because}. Not promised in it:")
+                print0("\n".join(f"  - {line}" for line in self.loses))
             return
         raise ExecutionUnavailable(
             f"This system cannot confine untrusted programs ({'; '.join(reasons) or 'no tier'}). "
@@ -103,21 +144,13 @@ class Sandbox:
             "unconfined, with all of this user's rights (chat_eval --unsafe-execution)."
         )
 
-    def _say(self, reasons: list[str]) -> None:
-        if not self.loses:
-            return
-        because = f" ({'; '.join(reasons)})" if reasons else ""
-        print0(f"Sandbox tier: {self.tier}{because}. Not promised in it:")
-        for line in self.loses:
-            print0(f"  - {line}")
-
-    def _probe(self, worker: "Worker") -> None:
+    def _probe(self, worker: Worker) -> None:
         """Tries the forbidden; closes the worker and raises if anything of it works."""
         with tempfile.NamedTemporaryFile(prefix="nanochat-probe-") as secret:
             os.chmod(secret.name, 0o644)
             program = PROBE.format(secret=secret.name, folder=str(Path.home()))
             try:
-                result = worker.run(program, self.limits)
+                result = classify(worker.run(program), self.limits)
                 if not result.passed:
                     raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
             except BaseException:
@@ -133,18 +166,17 @@ class Sandbox:
             if self._closed:
                 raise NanochatError("this sandbox is closed; open another one to run programs")
             worker = self._idle.pop() if self._idle else None
-        worker = worker or Worker(self.tier, self.limits)
+        worker = worker or Worker(self.tier, asdict(self.limits))
+        keep = False
         try:
-            result = worker.run(code, self.limits)
-        except BaseException:
-            worker.close()
-            raise
-        with self._lock:
-            keep = worker.alive and not self._closed
-            if keep:
-                self._idle.append(worker)
-        if not keep:
-            worker.close()
+            result = classify(worker.run(code), self.limits)
+            with self._lock:
+                keep = worker.alive and not self._closed
+                if keep:
+                    self._idle.append(worker)
+        finally:
+            if not keep:
+                worker.close()
         return result
 
     def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
@@ -166,6 +198,47 @@ class Sandbox:
         self.close()
 
 
+def classify(raw: RawResult, limits: Limits) -> ExecutionResult:
+    """The result of what came back. Raises ExecutionUnavailable if the tier failed."""
+    output = raw.output[: limits.output_bytes].decode("utf-8", "replace")
+
+    def result(status: str, error: str) -> ExecutionResult:
+        return ExecutionResult(status, output, error, raw.seconds)
+
+    if raw.ended is None:
+        return result("killed", "the interpreter that ran it ended or hung; a new one follows")
+    wait_status, cpu, too_large, problem = raw.ended
+    if problem := problem.rstrip(b"\0").decode("utf-8", "replace"):
+        raise ExecutionUnavailable(f"a program could not be confined, and was not run: {problem}")
+    reasons = {
+        "timeout": f"more than {limits.wall_seconds:g} s of wall time",
+        "output": f"more than {limits.output_bytes:,} bytes of output",
+        "tampered": "more on the end marker's descriptor than an end marker",
+    }
+    if raw.killed:
+        return result(raw.killed, reasons[raw.killed])
+    if too_large:
+        return result("disk", f"more than {limits.disk_bytes:,} bytes, or too many files")
+    code, marker = os.waitstatus_to_exitcode(wait_status), bytes(raw.marker)
+    if marker == raw.nonce + PASSED and code == 0:
+        return result("passed", "")
+    kinds = {FAILED: "failed", EXITED: "exited", MEMORY: "memory"}
+    kind, text = marker[NONCE_BYTES : NONCE_BYTES + 1], marker[NONCE_BYTES + 1 :]
+    if marker.startswith(raw.nonce) and kind in kinds:
+        return result(kinds[kind], text[:MAX_ERROR].decode("utf-8", "replace"))
+    if marker:
+        return result("tampered", "something else than the end marker came in its place")
+    # subtle: the kernel limits CPU time by its ticks, and reports it by its clock: it may be less.
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu > limits.cpu_seconds / 2):
+        return result("timeout", f"more than {limits.cpu_seconds:g} s of CPU time")
+    if code < 0:
+        return result("killed", f"signal {signal.Signals(-code).name}")
+    return result("exited", f"it left with exit status {code} before its end")
+
+
+# ---------------------------------------------------------------- as a chat tool
+
+
 TOOL = """
 import ast
 def run(text):
@@ -180,7 +253,7 @@ run({code!r})
 """
 
 
-def python_tool(sandbox: Sandbox, max_chars: int = 1000) -> Callable[[str], str]:
+def python_tool(sandbox: Sandbox) -> Callable[[str], str]:
     """A chat tool: text of a Python program -> what it printed and its last expression's value.
 
     A string's value is its text, any other its repr. Errors are one line, "error: ...". Every call
@@ -190,22 +263,19 @@ def python_tool(sandbox: Sandbox, max_chars: int = 1000) -> Callable[[str], str]
 
     def tool(code: str) -> str:
         result = sandbox.run(TOOL.format(code=code))
-        if result.passed:
-            text = result.output.strip()
-        else:
+        text = result.output.strip()
+        if not result.passed:
             reason = (result.error.strip() or result.status).splitlines()[0]
-            shown = reason if result.status == "failed" else f"{result.status}: {reason}"
-            text = f"error: {shown}"
-        return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+            text = f"error: {'' if result.status == 'failed' else result.status + ': '}{reason}"
+        return text if len(text) <= MAX_TOOL_CHARS else text[: MAX_TOOL_CHARS - 3] + "..."
 
     return tool
 
 
 @contextlib.contextmanager
 def open_tool(name: str) -> Iterator[Callable[[str], str]]:
-    """What tool calls are given to: text of a call -> text of its result, until the end of `with`.
-
-    "calculator", or "python", which runs in a sandbox. Raises ConfigError for another name.
+    """What tool calls are given to, until the end of `with`: "calculator", or "python", which runs
+    in a sandbox. Raises ConfigError for another name.
 
     Example: with open_tool("calculator") as tool: tool("37*12") == "444"
     """

@@ -11,18 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from nanochat.common import NanochatError
 from nanochat.tools.confined.program import NONCE_BYTES
 from nanochat.tools.confined.worker import STATUS
-from nanochat.tools.execution_result import (
-    ExecutionResult,
-    ExecutionUnavailable,
-    Limits,
-    RawResult,
-    classify,
-)
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER_BYTES = 1 << 16  # more than this on the marker's pipe is not a marker
@@ -33,17 +27,38 @@ BOOT = (
 )
 
 
-class Worker:
-    """One confined warm interpreter, and what is said to it: three descriptors a program."""
+class ExecutionUnavailable(NanochatError):
+    """This system has no way to confine a program, and unconfined running was not asked for."""
 
-    def __init__(self, tier: str, limits: Limits):
+
+@dataclass
+class RawResult:
+    """What was seen of a program's run from outside."""
+
+    nonce: bytes
+    output: bytearray = field(default_factory=bytearray)
+    marker: bytearray = field(default_factory=bytearray)  # what came on the marker's descriptor
+    ended: tuple | None = None  # the worker's STATUS fields; None if the interpreter went away
+    killed: str = ""  # the status for which it was killed from outside
+    seconds: float = 0.0
+
+
+class Worker:
+    """One confined warm interpreter, which runs one program after the other.
+
+    limits: the fields of sandbox.Limits. Raises ExecutionUnavailable if it does not start. `lost`:
+    what the tier does not promise here. `alive`: whether another program can follow.
+    """
+
+    def __init__(self, tier: str, limits: dict):
+        self.limits = limits
         self.folder = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-sandbox-"))
         self.control, theirs = socket.socketpair()
         # Nothing of our environment goes in but where libraries lie, which some Pythons need.
         names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
         environment = {n: os.environ[n] for n in names if n in os.environ}
         environment |= {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
-        boot = json.dumps([theirs.fileno(), tier, asdict(limits), self.folder])
+        boot = json.dumps([theirs.fileno(), tier, limits, self.folder])
         options = ["-s", "-S", "-P", "-B", "-W", "ignore", "-X", "utf8"]
         with theirs:
             self.process = subprocess.Popen(
@@ -51,54 +66,102 @@ class Worker:
                 env=environment, cwd="/", pass_fds=[theirs.fileno()], start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )  # fmt: skip
-        self.alive = True
-        self.lost = self._hear_ready()
-
-    def _hear_ready(self) -> list[str]:
-        """What this tier does not promise here; raises ExecutionUnavailable if it did not start."""
+        self.alive, line = True, b""
         self.control.settimeout(60)
-        line = b""
-        with contextlib.suppress(OSError):
-            while not line.endswith(b"\n"):
-                part = self.control.recv(4096)
-                if not part:
-                    break
-                line += part
+        with contextlib.suppress(OSError), self.control.makefile("rb") as lines:
+            line = lines.readline()
         self.control.settimeout(None)
         if line.endswith(b"\n"):
-            ready = json.loads(line)
-            if ready["error"] is None:
-                return ready["lost"]
-            reason = ready["error"]
+            reason, self.lost = json.loads(line)
         else:
             self.process.kill()
             message = self.process.stderr.read().decode(errors="replace").strip().splitlines()
             reason = f"the interpreter did not start: {message[-1] if message else 'no message'}"
-        self.close()
-        raise ExecutionUnavailable(reason)
+        if reason is not None:
+            self.close()
+            raise ExecutionUnavailable(reason)
 
-    def run(self, code: str, limits: Limits) -> ExecutionResult:
-        """One program; afterwards `alive` says whether another can follow."""
-        start = time.monotonic()
-        nonce = secrets.token_bytes(NONCE_BYTES)
+    def run(self, code: str) -> RawResult:
+        """Runs one program."""
+        start, nonce = time.monotonic(), secrets.token_bytes(NONCE_BYTES)
         text = code.encode("utf-8", "surrogatepass")
         (source, to_source), (from_output, output), (from_marker, marker) = (
             os.pipe(), os.pipe(), os.pipe()
         )  # fmt: skip
-        ours = [to_source, from_output, from_marker]
+        raw = RawResult(nonce)
+        received = {
+            from_output: ("output", raw.output, self.limits["output_bytes"]),
+            from_marker: ("tampered", raw.marker, MARKER_BYTES),
+        }
         try:
             with contextlib.suppress(OSError):  # then there will be no answer either
                 socket.send_fds(self.control, [b"R"], [source, output, marker])
             for descriptor in (source, output, marker):
                 os.close(descriptor)
-            exchange = Exchange(self.control, *ours, len(text).to_bytes(8, "little") + text + nonce)
-            raw = exchange.run(start + limits.wall_seconds, limits.output_bytes)
+            text = memoryview(len(text).to_bytes(8, "little") + text + nonce)
+            self._exchange(raw, to_source, text, received, start + self.limits["wall_seconds"])
         finally:
-            for descriptor in ours:
+            for descriptor in (to_source, from_output, from_marker):
                 os.close(descriptor)
         self.alive = raw.ended is not None
         raw.seconds = time.monotonic() - start
-        return classify(raw, nonce, limits)
+        return raw
+
+    def _exchange(
+        self, raw: RawResult, to_source: int, text: memoryview, received: dict, deadline: float
+    ) -> None:
+        """Writes the text and reads what comes until the program has ended, by itself or because it
+        was killed for a limit. received: descriptor -> (status above the bound, buffer, bound)."""
+
+        def move(descriptor: int) -> bool:
+            """Moves what one pipe takes or gives now; False when there is nothing more to come."""
+            nonlocal text
+            try:
+                if descriptor == to_source:
+                    text = text[os.write(descriptor, text[: 1 << 16]) :]
+                    return bool(text)
+                data = os.read(descriptor, 1 << 16)
+            except (BrokenPipeError, BlockingIOError):
+                return False
+            if not raw.killed:
+                received[descriptor][1].extend(data)
+            return bool(data)
+
+        with selectors.DefaultSelector() as selector:
+            selector.register(to_source, selectors.EVENT_WRITE)
+            for descriptor in received:
+                selector.register(descriptor, selectors.EVENT_READ)
+            selector.register(self.control, selectors.EVENT_READ)
+            for descriptor in (to_source, *received):
+                os.set_blocking(descriptor, False)
+            alive = True
+            while alive and raw.ended is None:
+                for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                    if key.fileobj is self.control:
+                        raw.ended = self._read_status()
+                        alive = raw.ended is not None
+                    elif not move(key.fd):
+                        selector.unregister(key.fd)
+                over = [status for status, got, most in received.values() if len(got) > most]
+                over += ["timeout"] * (time.monotonic() >= deadline)
+                if over and raw.killed:
+                    alive = time.monotonic() < deadline  # else the interpreter itself hangs
+                elif over and raw.ended is None:
+                    raw.killed = over[0]
+                    with contextlib.suppress(OSError):  # it went away: its socket says so too
+                        self.control.sendall(b"K")
+                    deadline = time.monotonic() + GRACE
+        for descriptor, (_, got, most) in received.items():  # what it wrote just before its end
+            while len(got) <= most and move(descriptor):
+                pass
+
+    def _read_status(self) -> tuple | None:
+        """How the program ended, by the interpreter; None: that has ended itself."""
+        with contextlib.suppress(OSError):
+            message = self.control.recv(STATUS.size, socket.MSG_WAITALL)
+            if len(message) == STATUS.size:
+                return STATUS.unpack(message)
+        return None
 
     def close(self) -> None:
         """Ends the interpreter: it leaves when its socket closes, and takes all with it."""
@@ -111,77 +174,3 @@ class Worker:
             self.process.wait()
         self.process.stderr.close()
         shutil.rmtree(self.folder, ignore_errors=True)  # a program's folder went before its result
-
-
-class Exchange:
-    """The talk about one program: its text goes in; output, marker and its end come out."""
-
-    def __init__(self, control, to_source: int, from_output: int, from_marker: int, text: bytes):
-        self.control, self.to_source, self.text = control, to_source, memoryview(text)
-        self.received = {from_output: bytearray(), from_marker: bytearray()}
-        self.from_output, self.from_marker = from_output, from_marker
-        self.raw = RawResult()
-
-    def run(self, deadline: float, output_bytes: int) -> RawResult:
-        """Talks until the program has ended, or is killed for a limit and has ended."""
-        bounds = {self.from_output: ("output", output_bytes)}
-        bounds[self.from_marker] = ("tampered", MARKER_BYTES)
-        with selectors.DefaultSelector() as selector:
-            os.set_blocking(self.to_source, False)
-            selector.register(self.to_source, selectors.EVENT_WRITE)
-            for descriptor in self.received:
-                os.set_blocking(descriptor, False)
-                selector.register(descriptor, selectors.EVENT_READ)
-            selector.register(self.control, selectors.EVENT_READ)
-            alive = True
-            while alive and self.raw.ended is None:
-                for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
-                    if key.fileobj is self.control:
-                        alive = self._hear_end()
-                    elif not self._move(key.fd):
-                        selector.unregister(key.fd)
-                over = [why for d, (why, most) in bounds.items() if len(self.received[d]) > most]
-                over += ["timeout"] * (time.monotonic() >= deadline)
-                if over and self.raw.killed:
-                    alive = time.monotonic() < deadline  # else the interpreter itself hangs
-                elif over and self.raw.ended is None:
-                    self._kill(over[0])
-                    deadline = time.monotonic() + GRACE
-        for descriptor, (_, most) in bounds.items():  # what it wrote just before its end
-            while len(self.received[descriptor]) <= most and self._move(descriptor):
-                pass
-        self.raw.output = bytes(self.received[self.from_output])
-        self.raw.marker = bytes(self.received[self.from_marker])
-        return self.raw
-
-    def _kill(self, reason: str) -> None:
-        self.raw.killed = reason
-        with contextlib.suppress(OSError):  # it went away: that is heard on the same socket
-            self.control.sendall(b"K")
-
-    def _hear_end(self) -> bool:
-        """Takes the interpreter's word that the program has ended; False: it has itself ended."""
-        message = b""
-        while len(message) < STATUS.size:
-            try:
-                part = self.control.recv(STATUS.size - len(message))
-            except OSError:
-                return False
-            if not part:
-                return False
-            message += part
-        self.raw.ended = STATUS.unpack(message)
-        return True
-
-    def _move(self, descriptor: int) -> bool:
-        """Moves what can be moved through one pipe; False when there is nothing more to come."""
-        try:
-            if descriptor == self.to_source:
-                self.text = self.text[os.write(descriptor, self.text[: 1 << 16]) :]
-                return bool(self.text)
-            data = os.read(descriptor, 1 << 16)
-        except (BrokenPipeError, BlockingIOError):
-            return False
-        if not self.raw.killed:
-            self.received[descriptor] += data
-        return bool(data)

@@ -1,4 +1,4 @@
-"""How a step's rows are dealt to ranks and micro-batches, and how many rows fit on the device."""
+"""How a step's rows are divided into ranks and micro-batches, and how many fit on the device."""
 
 import sysconfig
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from nanochat.common import ConfigError, all_reduce_sum, print0, rank_and_world
-from nanochat.cpp import cpp_compiler
+from nanochat.cpp import INSTALL, cpp_compiler
 from nanochat.dataloader import Batch
 from nanochat.training.config import StageConfig
 
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the cache and gain nothing
-# Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers: as
-# measured at depth 20 on an H100 (64.9 GB, 32 rows of 2,048), and 13 more where nothing is fused.
+# Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers. From
+# depth 20 on an H100 (64.9 GB, 32 rows of 2,048); 13 more where nothing is fused.
 ACTIVATION_BYTES, EAGER_ACTIVATION_BYTES = 33, 46
-LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of the chunk of logits at work, and what stands beside it
-MEMORY_SHARE = 0.94  # of what is usable; the rest is lost to fragments
+LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of a chunk of logits, with what is made of it
+MEMORY_SHARE = 0.94  # of the usable memory; the rest is lost to fragments
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BatchPlan:
 
 
 def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
-    """The plan at rows_per_step or next below it, with micro-batches of up to `largest` rows.
+    """The plan at or next below rows_per_step, with micro-batches of up to `largest` rows.
 
     Example: 256 rows, 7 ranks, up to 32 at a time: 2 x 18 x 7 = 252.
     """
@@ -42,22 +42,22 @@ def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
 def plan_batch(
     model, config: StageConfig, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
 ) -> BatchPlan:
-    """The plan of a stage; prints what it rounds. Where a GPU's own choice is wanted, its memory is
-    estimated and one micro-batch tried, which also compiles it."""
+    """The plan of a stage; prints what it rounds. auto on a GPU: its memory is estimated, and one
+    micro-batch is tried, which also compiles it."""
     world = rank_and_world()[1]
-    size, cuda = config.device_batch_size, model.device.type == "cuda"
-    if size == "auto":
+    size = config.device_batch_size
+    to_try = size == "auto" and model.device.type == "cuda"
+    if to_try:
+        size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled)
+    elif size == "auto":
         size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
-        if cuda:
-            size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled)
     if size < 1:
         raise ConfigError(f"--device-batch-size {size}: at least 1 row")
     plan = divide_rows(rows_per_step, world, size)
-    if cuda and config.device_batch_size == "auto":
-        while not all_ranks_fit(model, loss_fn, plan.device_batch, row_tokens):
-            if plan.device_batch == 1:
-                raise ConfigError(out_of_memory(1))
-            plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
+    while to_try and not all_ranks_fit(model, loss_fn, plan.device_batch, row_tokens):
+        if plan.device_batch == 1:
+            raise ConfigError(out_of_memory(1))
+        plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
     if plan.rows_per_step != rows_per_step:
         print0(
             f"{rows_per_step} rows a step do not divide into {world} ranks x micro-batches of up "
@@ -71,8 +71,8 @@ def plan_batch(
 
 
 def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
-    """An estimate of the most GPU memory that training takes, in bytes: weights, gradients,
-    optimizer state, activations of one micro-batch, one chunk of logits."""
+    """An estimate of the GPU memory that training takes: weights, gradients, optimizer state,
+    activations of one micro-batch, one chunk of logits."""
     c, width = model.config, model.compute_dtype.itemsize / 2
     tables = 2 * c.vocab_size * c.n_embd
     matrices = model.num_params() - tables
@@ -83,19 +83,19 @@ def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
 
 
 def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool) -> int:
-    """The most rows with which training is estimated to fit into so much memory; at least 1."""
+    """The most rows with which training should fit into so much memory; at least 1."""
     fixed = training_bytes(model, 0, row_tokens, compiled)
     a_row = training_bytes(model, 1, row_tokens, compiled) - fixed
     return max(1, int((MEMORY_SHARE * usable_bytes - fixed) // a_row))
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process has or can still get; the model's weights lie in them."""
+    """Bytes of a GPU that this process has, its weights included, or can still get."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
-    """Whether a forward and backward pass of so many rows fits on every rank's GPU."""
+    """Whether a forward and backward pass of `rows` rows fits on every rank's GPU."""
     ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
     try:
         loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
@@ -123,10 +123,7 @@ def can_compile(device: torch.device, wanted: bool) -> bool:
     elif device.type == "mps":
         missing = "Inductor does not compile for mps"
     elif not cpp_compiler():
-        missing = (
-            "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, e.g. the "
-            "package g++ or the Xcode command line tools"
-        )
+        missing = f"no C++ compiler found (looked for $CXX, g++, clang++, c++). {INSTALL}"
     elif device.type == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing = "Triton needs Python.h; install your Python's headers, e.g. python3-dev"
     if missing:

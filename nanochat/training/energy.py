@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import print0, rank_and_world
+from nanochat.common import print0
 
 POWERCAP = Path("/sys/class/powercap")
 Counter = tuple[Callable[[], float], float]  # reads joules since some moment; where it wraps, or 0
@@ -31,11 +31,6 @@ def ranks_of_this_node() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def node_count() -> int:
-    """How many machines the ranks run on, each with as many as this one."""
-    return max(1, rank_and_world()[1] // ranks_of_this_node())
-
-
 def open_meter(device: torch.device) -> EnergyMeter | None:
     """A meter of what this node's ranks compute on, or None with a printed line that says why."""
     try:
@@ -53,7 +48,7 @@ def open_meter(device: torch.device) -> EnergyMeter | None:
 
 
 def rapl_meter(root: Path) -> EnergyMeter:
-    """The processor packages under `root`, whatever runs on them; OSError where none can be read."""
+    """The processor packages under `root`, with all that runs on them; OSError if none is read."""
     zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     packages = [z for z in zones if (z / "name").read_text().startswith("package")]
     if not packages:

@@ -1,6 +1,7 @@
 """A live line per training step, and the metrics file that everything later is drawn from."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from nanochat.checkpoint.rng import git_commit, versions
 from nanochat.common import print0, rank_and_world
 from nanochat.files import write_atomic
-from nanochat.hardware import device_name, mfu
-from nanochat.training.energy import EnergyMeter, node_count
+from nanochat.hardware import device_name, mfu, peak_flops
+from nanochat.training.energy import EnergyMeter, open_meter, ranks_of_this_node
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
@@ -21,39 +22,38 @@ SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
-    flops_per_token and peak (FLOP/s of all ranks together) give MFU, by the model's own formula.
-    session: what is recorded once, at `first_step`: see session_record. meter: joules of the steps
-    and of what lay between them are recorded too.
+    session: what this start runs on and with, recorded once; its flops_per_token and peak_flops (of
+    all ranks together) give MFU. meter: the joules of the steps, and between them, are recorded.
     """
 
     def __init__(
         self,
         run_folder: Path,
         stage: str,
-        *,
-        flops_per_token: int,
-        peak: float,
-        session: dict | None = None,
-        first_step: int = 0,
-        meter: EnergyMeter | None = None,
+        session: dict,
+        first_step: int,
+        meter: EnergyMeter | None,
     ):
-        self.run_folder, self.stage = run_folder, stage
-        self.flops_per_token, self.peak = flops_per_token, peak
+        self.run_folder, self.stage, self.session = run_folder, stage, session
         self.meter, self.last_joules = meter, time.monotonic()
         self.last_line = float("-inf")
         self.extra, self.bar = "", None
-        if session:
-            energy = {"energy_source": meter.source} if meter else {}
-            self.write({"step": first_step, "session": session | energy})
+        energy = {"energy_source": meter.source} if meter else {}
+        self.write({"step": first_step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
-            self.bar, self.task = make_bar(stage)
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None))
+            self.bar.start()
+            self.task = self.bar.add_task(stage, total=None)
 
     def write(self, record: dict) -> None:
         append_metrics(self.run_folder, {"stage": self.stage, **record})
 
     def __call__(self, state, metrics: dict) -> None:
         tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
-        share = mfu(tokens_per_second, self.flops_per_token, self.peak)
+        session = self.session
+        share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
         total = state.num_steps
         self.write(
             {
@@ -77,8 +77,8 @@ class TrainLog:
             print0(line)
 
     def joules(self, at_end: bool) -> dict:
-        """{"joules": taken since the last reading} when there is a meter and a reading is due; None
-        for the last time when the counter fails, which must not end a training run."""
+        """{"joules": since the last reading} when a reading is due; None once, and then no more,
+        when the counter fails, which must not end a training run."""
         now = time.monotonic()
         if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
             return {}
@@ -102,41 +102,34 @@ class TrainLog:
             self.bar.stop()
 
 
-def session_record(model, flops_per_token: int, peak: float, peak_source: str) -> dict:
-    """What one start of a training script ran on and with, for the report; peak: FLOP/s of all
-    ranks together."""
-    return {
+def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: int) -> TrainLog:
+    """The log of a stage, with a record of what this start of the script runs on and with; prints
+    what MFU is measured against."""
+    rank, world = rank_and_world()
+    peak, source = peak_flops(model.device, model.compute_dtype)
+    print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
+    session = {
         "command": command_line(),
         "device": device_name(model.device),
-        "ranks": rank_and_world()[1],
-        "nodes": node_count(),
+        "ranks": world,
+        "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
-        "flops_per_token": flops_per_token,
-        "peak_flops": peak,
-        "peak_source": peak_source,
+        "flops_per_token": model.flops_per_token(row_tokens),
+        "peak_flops": peak * world,
+        "peak_source": source,
         "cuda": torch.version.cuda if model.device.type == "cuda" else None,
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    meter = open_meter(model.device) if rank == 0 else None
+    return TrainLog(run_folder, stage, session, first_step, meter)
 
 
 def command_line() -> list[str]:
-    """The script as it was started, as one would type it: ["python", "-m", "scripts.base_train"].
-
-    subtle: without the interpreter's own path, which is nobody else's.
-    """
+    """The script as one would type it: ["python", "-m", "scripts.base_train", ...]."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
     return ["python", *program, *sys.argv[1:]]
-
-
-def make_bar(stage: str):
-    """A started rich progress bar whose description is the live line."""
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None))
-    bar.start()
-    return bar, bar.add_task(stage, total=None)
 
 
 def append_metrics(run_folder: Path | str, record: dict) -> None:
@@ -150,19 +143,16 @@ def append_metrics(run_folder: Path | str, record: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"time": time.time(), **record}) + "\n"
     with path.open("a+b") as file:
-        end = file.seek(0, 2)
-        if end:
-            file.seek(end - 1)
-            if (
-                file.read(1) != b"\n"
-            ):  # a crash cut the last line short: keep it from spoiling this one
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a crash cut the last line short: begin a new one
                 line = "\n" + line
         file.write(line.encode())
 
 
 def read_metrics(run_folder: Path | str) -> list[dict]:
-    """The records in order, [] without a file; lines that are none (cut short by a crash, without a
-    step, not UTF-8) are left out and their number is printed."""
+    """The records in order, [] without a file. Lines that are not records (cut short by a crash,
+    without a step, not UTF-8) are left out and counted in a printed line."""
     path = Path(run_folder) / METRICS
     records, broken = [], 0
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -177,7 +167,7 @@ def read_metrics(run_folder: Path | str) -> list[dict]:
         else:
             broken += 1
     if broken:
-        print0(f"{path}: left out {broken} lines that are no record of a step (as after a crash)")
+        print0(f"{path}: left out {broken} lines that are not records of a step")
     return records
 
 

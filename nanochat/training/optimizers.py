@@ -1,4 +1,4 @@
-"""Who is optimized by what, how fast, and when: Muon and AdamW, learning rates, the schedule."""
+"""Which optimizer has which parameters, with which learning rates, and the schedule."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,11 @@ def build_optimizers(model, config: StageConfig) -> dict[str, torch.optim.Optimi
     scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items() if ".layers." in name}
-    embedding = {name: p for name, p in named.items() if name.startswith("model.embed_tokens")}
-    head = {name: p for name, p in named.items() if name.startswith("lm_head")}
-    rates = ((embedding, config.embedding_lr), (head, config.unembedding_lr))
-    adamw = AdamW([{"params": params, "lr": lr * scale} for params, lr in rates])
+    rates = {
+        "model.embed_tokens.weight": config.embedding_lr,
+        "lm_head.weight": config.unembedding_lr,
+    }
+    adamw = AdamW([{"params": {n: named[n]}, "lr": lr * scale} for n, lr in rates.items()])
     half = torch.float16 if model.compute_dtype == torch.float16 else torch.bfloat16
     muon = Muon(
         [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],

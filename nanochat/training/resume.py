@@ -1,4 +1,4 @@
-"""Which checkpoint a stage goes on from, and what may differ from the run that wrote it."""
+"""Which checkpoint a run continues from, and which settings may differ from then."""
 
 import os
 import time
@@ -9,14 +9,14 @@ from nanochat.checkpoint.index import available_checkpoints, checkpoint_dir, fin
 from nanochat.common import ConfigError, print0
 from nanochat.training.config import StageConfig
 
-# Settings that a resumed run may change without a word, and those that it may not change.
+# Settings that a resumed run may change without a printed line, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
 FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
-    """The checkpoint to continue from, or None to start anew. An existing run is never overwritten:
-    without --resume or --fresh it is an error. Rank 0 looks at the disk for all."""
+    """The checkpoint to continue from, or None to start anew; one rank calls it. An existing run is
+    never overwritten: without --resume or --fresh it is an error."""
     run_folder = checkpoint_dir(stage) / tag
     existing = available_checkpoints(stage, tag)
     if config.fresh and run_folder.exists():
@@ -37,8 +37,8 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
 
 
 def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:
-    """Prints each setting that differs from the saved run's, and holds from now on; raises
-    ConfigError for one that a run cannot change."""
+    """Prints each setting that differs from the saved run's; raises ConfigError for one that a run
+    cannot change."""
     now, then = asdict(config), meta["config"]
     changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
     for name in changed:

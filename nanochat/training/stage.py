@@ -4,7 +4,7 @@ A script starts the stage, makes rows for the batch plan that it gets, and train
 
     stage = start_stage("sft", config, parent=("mid", None, None))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
-    stage.train(StageData(rows, val_rows, fingerprint, report, num_steps, planned_steps), plan)
+    stage.train(StageData(rows, val_rows, fingerprint, report, planned_steps), plan)
 """
 
 from collections.abc import Callable, Iterator
@@ -20,22 +20,14 @@ from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
-from nanochat.common import (
-    ConfigError,
-    all_equal,
-    compute_init,
-    on_rank0,
-    print0,
-    rank_and_world,
-)
+from nanochat.common import ConfigError, all_equal, compute_init, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch, batches
-from nanochat.hardware import attention_backends, peak_flops, peak_rss
+from nanochat.hardware import attention_backends, peak_rss
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
 from nanochat.training.config import StageConfig
-from nanochat.training.energy import open_meter
-from nanochat.training.log import TrainLog, session_record, truncate_metrics
+from nanochat.training.log import open_log, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.resume import compare_settings, find_resume
 from nanochat.training.validation import measure_rows
@@ -49,13 +41,7 @@ class StageData:
     val_rows: object  # None: nothing is measured in bits per byte
     fingerprint: str  # of data and mixture, for the record
     report: dict  # counts worth keeping in run.json
-    num_steps: int | None  # None: from config.target_seconds
-    planned_steps: int | None  # of a whole run, whatever --num-steps says
-
-
-def steps_or_epoch(config: StageConfig, epoch: int) -> int | None:
-    """The number of steps: as given, or an epoch's; None when it follows from target_seconds."""
-    return config.num_steps or (None if config.target_seconds else epoch)
+    planned_steps: int  # unless --num-steps or --target-seconds says otherwise
 
 
 def start_stage(
@@ -67,9 +53,9 @@ def start_stage(
     new_model: Callable[[torch.device], tuple] | None = None,
 ) -> "Stage":
     """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
-    the one that `parent` names (stage, tag, step), else new_model(device) -> (model, tokenizer).
+    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer).
 
-    tag: the run's name where neither --model-tag nor a parent gives one.
+    tag: the run's name if neither --model-tag nor the parent gives one.
     """
     if config.num_steps and config.target_seconds:
         raise ConfigError("give one horizon, not both of num_steps and target_seconds")
@@ -113,7 +99,7 @@ class Stage:
         self.saved = self.resume_from  # the newest checkpoint of this run
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
-        """How a step of about so many rows, each of up to row_tokens tokens, is computed here."""
+        """How a step of about `rows_per_step` rows of up to `row_tokens` tokens is computed."""
         config, meta = self.config, self.meta
         same_ranks = meta and meta["world_size"] == rank_and_world()[1]
         if config.device_batch_size == "auto" and same_ranks:
@@ -142,10 +128,11 @@ class Stage:
         self.data, self.plan = data, plan
         self.optimizers = build_optimizers(model, config)
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
-        state, self.first_cursor = LoopState(num_steps=data.num_steps), 0
+        planned = None if config.target_seconds else data.planned_steps
+        state, self.first_cursor = LoopState(num_steps=config.num_steps or planned), 0
         if self.resume_from:
             compare_settings(self.resume_from, config, self.meta, data.fingerprint)
-            state, self.first_cursor = self.restore(data.num_steps)
+            state, self.first_cursor = self.restore(state.num_steps)
             if state.num_steps and state.step >= state.num_steps:
                 print0(f"{self.name} {self.tag} is finished, at step {state.step}")
                 return self.resume_from
@@ -156,22 +143,23 @@ class Stage:
             "world_size": rank_and_world()[1],
             "device_batch_size": plan.device_batch,
             "rows_per_step": plan.rows_per_step,
-            "planned_steps": data.planned_steps,
+            "planned_steps": planned,
             "data_fingerprint": data.fingerprint,
             "data": data.report,
         }
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
-        self.log = self.open_log(state.step)
-        self.mirror = Mirror(config.mirror) if config.mirror and rank_and_world()[0] == 0 else None
+        self.log = open_log(self.run_folder, self.name, model, self.row_tokens, state.step)
+        self.mirror = Mirror(config.mirror) if config.mirror else None
         self.steps = steps or self.steps_of_rows
         if data.val_rows is not None:
             events = Periodic(self.evaluate, config.eval_every), *events
+        save = Periodic(self.save, config.save_every)
         with ExitStack() as stack:
             stack.callback(self.log.close)
             if self.mirror:
                 stack.callback(self.mirror.close)
             self.writer = stack.enter_context(Writer())
-            done = self.loop(state, (*events, Periodic(self.save, config.save_every)))
+            done = self.loop(state, (*events, save))
             if not done:
                 self.save(state)
             self.writer.wait()
@@ -185,7 +173,7 @@ class Stage:
         return self.saved
 
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
-        """(LoopState, cursor) of the checkpoint; optimizers, scaler and generators are restored."""
+        """(LoopState, cursor) of the checkpoint; restores optimizers, scaler and generators."""
         path, config = self.resume_from, self.config
         saved, generators, tensors = load_training_state(path)
         if missing := self.optimizers.keys() - tensors.keys():
@@ -201,7 +189,7 @@ class Stage:
         if self.meta["rows_per_step"] != self.plan.rows_per_step:
             print0(
                 f"a step now has {self.plan.rows_per_step} rows, it had "
-                f"{self.meta['rows_per_step']}: fine-tuning may repeat or miss some of one step's"
+                f"{self.meta['rows_per_step']}: fine-tuning may repeat or miss a step's rows"
             )
         if self.scaler and saved["scaler"]:
             self.scaler = LossScaler(**saved["scaler"])
@@ -256,40 +244,39 @@ class Stage:
                 raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
     def evaluate(self, state: LoopState) -> None:
-        """Bits per byte of the validation rows; also that all ranks still hold the same weights."""
+        """Bits per byte of the validation rows; checks that all ranks hold the same weights."""
         if not all_equal(p.detach() for p in self.model.parameters()):
             raise DivergedError(
                 f"step {state.step}: the ranks no longer hold the same weights; resume from the "
                 f"last checkpoint, and if it happens again look for a faulty device"
             )
+        model = self.model
         # compiled only on a GPU: on a CPU that would take longer than it saves
-        on_gpu = self.model.device.type == "cuda"
-        features = self.loss_fn.features if on_gpu else self.model.features
-        self.model.eval()
+        features = self.loss_fn.features if model.device.type == "cuda" else model.features
+        rows, tokens = self.data.val_rows, self.config.eval_tokens
+        model.eval()
         bits, _ = measure_rows(
-            self.model,
-            self.tokenizer,
-            self.data.val_rows,
-            self.config.eval_tokens,
-            self.plan.device_batch,
-            features,
+            model, self.tokenizer, rows, tokens, self.plan.device_batch, features
         )
-        self.model.train()
+        model.train()
         self.record["val_bpb"] = bits
         self.log.note(state, val_bpb=bits)
 
     def save(self, state: LoopState) -> None:
         """Writes a checkpoint: beside the next steps on a GPU, at once elsewhere."""
-        device, config = self.model.device, self.config
-        cuda = device.type == "cuda"
+        config, cuda = self.config, self.model.device.type == "cuda"
         progress = {
             "tokens": state.tokens,
             "seconds": state.seconds,
             "loss": state.average_loss,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak_rss(),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss(),
         }
-        steps_now = state.step - self.first_step
-        cursor = self.first_cursor + steps_now * self.plan.rows_per_step
+        rows = (state.step - self.first_step) * self.plan.rows_per_step
+        going_on = {
+            "loop": asdict(state),
+            "cursor": self.first_cursor + rows,
+            "scaler": asdict(self.scaler) if self.scaler else None,
+        }
         write = prepare_checkpoint(
             self.name,
             self.tag,
@@ -297,11 +284,7 @@ class Stage:
             model=self.model,
             tokenizer=self.tokenizer,
             run=self.record | progress,
-            state={
-                "loop": asdict(state),
-                "cursor": cursor,
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-            },
+            state=going_on,
             optimizers=self.optimizers,
         )
 
@@ -315,19 +298,3 @@ class Stage:
         if not cuda:
             self.writer.wait()
         self.saved = step_dir(self.name, self.tag, state.step)
-
-    def open_log(self, first_step: int) -> TrainLog:
-        """The stage's log; prints what MFU is measured against."""
-        model, (rank, world) = self.model, rank_and_world()
-        peak, source = peak_flops(model.device, model.compute_dtype)
-        print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
-        flops = model.flops_per_token(self.row_tokens)
-        return TrainLog(
-            self.run_folder,
-            self.name,
-            flops_per_token=flops,
-            peak=peak * world,
-            session=session_record(model, flops, peak * world, source),
-            first_step=first_step,
-            meter=open_meter(model.device) if rank == 0 else None,
-        )

@@ -1,4 +1,4 @@
-"""Bits per byte of held-out text: what a model needs to say it."""
+"""Bits per byte of held-out text."""
 
 import math
 from collections.abc import Iterable
@@ -19,16 +19,14 @@ LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 def bits_per_byte(
     model: GPT, batches: Iterable, num_batches: int, token_bytes, features=None
 ) -> tuple[float, int]:
-    """How many bits the model needs for a byte of text, and over how many bytes of all ranks that
-    was measured.
+    """(bits that the model needs for a byte of text, number of bytes measured), over all ranks.
 
-    batches: Batch of inputs, targets (B, T), targets -1 where nothing is measured; each rank brings
-    its own. token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`); ids of 0 bytes, the
-    special ones, are left out. Unlike the loss, the figure does not depend on the tokenizer. Raises
-    DataError if there is no byte to measure.
+    batches: Batch of inputs, targets (B, T), -1 where nothing is measured; each rank brings its
+    own. token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`), 0 for special ones, which
+    are left out. Unlike the loss, the figure does not depend on the tokenizer. Raises DataError if
+    there is no byte to measure.
 
-    Example: a model that gives every one of 2^13 ids the same probability, on tokens of 4 bytes
-    each: 13 / 4 = 3.25.
+    Example: 2^13 ids of equal probability, on tokens of 4 bytes: 13 / 4 = 3.25.
     """
     token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
     compute = features or model.features
@@ -48,19 +46,15 @@ def bits_per_byte(
         sums[1] += sizes.sum()
     nats, num_bytes = all_reduce_sum(sums).tolist()
     if num_bytes == 0:
-        raise DataError(
-            "bits per byte: the batches hold no text to measure. Give more batches, or check that "
-            "the validation split is not empty"
-        )
+        raise DataError("bits per byte: no text to measure. Is the validation split empty?")
     return nats / (math.log(2) * num_bytes), int(num_bytes)
 
 
 def measure_rows(
     model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int, features=None
 ) -> tuple[float, int]:
-    """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py), at most all of them
-    once, dealt to the ranks. features: model.features, compiled where that pays.
-    """
+    """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py), each at most once,
+    dealt to the ranks. features: model.features, compiled where that pays."""
     rank, world_size = rank_and_world()
     wanted = min(len(rows), max(1, num_tokens // rows.max_length))
     at_once = min(device_batch_size, max(1, wanted // world_size)) * world_size

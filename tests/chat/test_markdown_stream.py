@@ -98,7 +98,7 @@ class Emulator(io.StringIO):
         return " ".join([*gone, *self.screen.display]).split()
 
 
-@pytest.mark.parametrize("step", [3, 40, 5000])
+@pytest.mark.parametrize("step", [9, 40, 5000])
 @pytest.mark.slow
 def test_a_terminal_is_left_with_every_word_once(step):
     """What was drawn again and again, lists, code and blocks longer than the screen, leaves no

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from page_server import PAGE, PageServer
+from test_server import ROUND, SAYS_SUM, Running
 
 pytest_plugins = ["page_browser"]
 
@@ -27,7 +28,7 @@ def test_the_page_loads_only_its_own_files():
     named = re.findall(
         r'<(?:script defer src|link rel="stylesheet" href)="([^"]+)"', texts["index.html"]
     )
-    assert {*named, "index.html", "docs.css"} == set(texts)
+    assert {*named, "index.html"} == set(texts)
     outside = set(re.findall(r"[a-z]+://[^\s'\"`)]+", "".join(texts.values())))
     assert outside == {"http://www.w3.org/2000/svg"}  # a name, not an address that is loaded
     assert not re.findall(r"\s(?:on\w+|style)=|<style", texts["index.html"])
@@ -353,10 +354,10 @@ def test_errors_say_what_the_server_said(tab):
 
 def test_a_busy_server_is_asked_again(tab, server):
     tab.expected = ["status of 429"]
-    server.answer(status=429, error="Busy.", headers={"Retry_After": "2"})
+    server.answer(status=429, error="Busy.", headers={"Retry_After": "1"})
     server.answer("1")
     tab.ask("One?")
-    tab.page.wait_for_selector("text=The server is busy. Asking again in 2 s.")
+    tab.page.wait_for_selector("text=The server is busy. Asking again in 1 s.")
     tab.wait(1)
     assert tab.answers() == ["1"] and len(server.requests) == 2
 
@@ -518,21 +519,23 @@ def test_the_end_stays_in_sight_until_the_reader_scrolls_away(tab, server):
 # ---- for everybody
 
 
-@pytest.mark.parametrize("width", [320, 390, 820])
 @pytest.mark.slow
-def test_nothing_scrolls_sideways(new_tab, width):
-    tab = new_tab(viewport={"width": width, "height": 700})
+def test_nothing_scrolls_sideways(new_tab):
     fits = "document.documentElement.scrollWidth <= innerWidth"
     fits += " && byId('log').scrollWidth <= byId('log').clientWidth"
-    assert tab.page.evaluate(fits)
-    call = ("python", "1+" * 300 + "1")
-    tab.answered("W" * 300, CODE, TABLE, "x" * 900, call, ("output", "7" * 900))
-    assert tab.page.evaluate(fits)
-    tab.page.click("#open-side")
-    tab.page.click("#new-chat")
-    assert tab.page.evaluate(fits) and not tab.page.is_visible("#side")
-    tab.page.click("#open-settings")
-    assert tab.page.evaluate(fits)
+    tab = new_tab(viewport={"width": 820, "height": 700})
+    for width in (820, 390, 320):
+        tab.page.set_viewport_size({"width": width, "height": 700})
+        assert tab.page.evaluate(fits), width
+        call = ("python", "1+" * 300 + "1")
+        tab.answered("W" * 300, CODE, TABLE, "x" * 900, call, ("output", "7" * 900))
+        assert tab.page.evaluate(fits), width
+        tab.page.click("#open-side")
+        tab.page.click("#new-chat")
+        assert tab.page.evaluate(fits) and not tab.page.is_visible("#side"), width
+        tab.page.click("#open-settings")
+        assert tab.page.evaluate(fits), width
+        tab.page.click("#open-settings")
 
 
 def test_names_for_screen_readers(tab):
@@ -569,9 +572,8 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_the_contrast_that_wcag_aa_asks_for(new_tab, scheme):
-    tab = new_tab(color_scheme=scheme)
+def test_text_has_the_contrast_that_wcag_aa_asks_for(new_tab):
+    tab = new_tab()
     papers = {
         "ink": ["paper", "panel", "card", "hover", "bubble", "code"],
         "soft": ["paper", "panel", "card", "hover", "code"],
@@ -581,8 +583,11 @@ def test_text_has_the_contrast_that_wcag_aa_asks_for(new_tab, scheme):
         **{name: ["code"] for name in ("keyword", "string", "number", "comment", "call", "meta")},
     }
     pairs = [[text, paper] for text, behind in papers.items() for paper in behind]
-    ratios = tab.page.evaluate(f"pairs => ({CONTRAST})()(pairs)", pairs)
-    assert [(p, round(r, 2)) for p, r in zip(pairs, ratios, strict=True) if r < 4.5] == []
+    for scheme in ("light", "dark"):
+        tab.page.emulate_media(color_scheme=scheme)
+        ratios = tab.page.evaluate(f"pairs => ({CONTRAST})()(pairs)", pairs)
+        low = [(p, round(r, 2)) for p, r in zip(pairs, ratios, strict=True) if r < 4.5]
+        assert low == [], scheme
 
 
 # ---- pictures
@@ -616,3 +621,59 @@ def test_screenshots(new_tab, server, width, height, scheme):
     shoot("4-code")
     tab.answered("And now?", status=500, error="The engine failed. See the server's log.")
     shoot("5-error")
+
+
+# ---- on the real server: what one sends, the other understands
+
+
+@pytest.fixture
+def real_page(browser):
+    """A page; fails the test if it complains of anything but a missing API key."""
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    page.close()
+    assert [text for text in complaints if "401" not in text] == []
+
+
+@pytest.mark.slow
+def test_a_tool_call_and_the_documents_under_the_content_policy(real_page):
+    page = real_page
+    with Running(*SAYS_SUM, hosts=["127.0.0.1"]) as running:
+        page.goto(running.url)
+        page.fill("#question", "What is 1 + 2?")
+        page.keyboard.press("Enter")
+        page.get_by_text("tokens/s").wait_for(timeout=30_000)
+        text = page.inner_text("main")
+        page.goto(f"{running.url}/docs")
+        assert "max_completion_tokens" in page.inner_text("body")
+    assert "1+2" in text and "3" in text and text.index("S:") < text.index("1+2") < text.index("!")
+
+
+@pytest.mark.slow
+def test_an_api_key_a_length_and_a_stop(real_page):
+    page = real_page
+    limits = {"max_tokens": 2000}
+    with Running(ROUND, api_key="secret", limits=limits, context=2048) as running:
+        page.goto(running.url)
+        page.evaluate("changeSettings({max_tokens: 64})")
+        page.fill("#question", "Say something.")
+        page.press("#question", "Enter")
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        page.wait_for_selector("text=Cut off")
+        assert page.inner_text(".parts") == ("ABCDEFGHIJ" * 7)[:64]
+        assert re.fullmatch(r"[\d.]+ tokens/s · [\d.]+ s to the first · 64 tokens",
+                            page.inner_text(".timing"))  # fmt: skip
+        assert page.inner_text("output[for=temperature]") == "0"  # the server's default
+        page.evaluate("changeSettings({})")
+        page.fill("#question", "More.")
+        page.press("#question", "Enter")
+        page.wait_for_selector(".parts >> nth=1 >> text=ABCDEFGHIJ")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("text=Stopped.")
+        page.wait_for_function(
+            "() => fetch('/health').then(r => r.json()).then(h => h.in_flight === 0)"
+        )

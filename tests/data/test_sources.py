@@ -169,7 +169,6 @@ def test_fingerprint_follows_the_data(tmp_path):
     write(tmp_path / "a.jsonl", ROWS)
     first = open_source(str(tmp_path)).fingerprint
     assert open_source(str(tmp_path)).fingerprint == first
-    assert open_source(str(tmp_path), max_chars=5).fingerprint != first
     write(tmp_path / "a.jsonl", [*ROWS, {"text": "more"}])
     assert open_source(str(tmp_path)).fingerprint != first
 
@@ -177,9 +176,9 @@ def test_fingerprint_follows_the_data(tmp_path):
 def test_limits(tmp_path, capsys):
     for name in "abcd":
         write(tmp_path / f"{name}.jsonl", [{"text": name * 4}] * 10)
-    source = open_source(str(tmp_path), num_shards=2, max_chars=20)
+    source = open_source(str(tmp_path), num_shards=2)
     assert "2 of 3 train shards are used" in capsys.readouterr().out
-    assert texts(source) == ["aaaa"] * 3 + ["bbbb"] * 3  # 10 characters each, to a document's end
+    assert texts(source) == ["aaaa"] * 10 + ["bbbb"] * 10
     assert texts(source, "val") == ["dddd"] * 10
     with pytest.raises(ConfigError, match="num_shards is 0"):
         open_source(str(tmp_path), num_shards=0)

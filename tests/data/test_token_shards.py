@@ -80,10 +80,9 @@ def documents(shards) -> list[list[int]]:
 @pytest.mark.parametrize("chunk_chars", [1, 30, 10_000])
 def test_documents_are_the_ids_of_the_texts(tokenizer, monkeypatch, chunk_chars):
     monkeypatch.setattr(token_shards, "CHUNK_CHARS", chunk_chars)
-    shards = tokenize_source(collection(), tokenizer, "train", num_threads=2)
+    shards = tokenize_source(collection(), tokenizer, "train")
     expected = [tokenizer.encode_ordinary(text) for text in [*TEXTS, "x"]]
     assert documents(shards) == expected
-    assert shards.num_documents == 6
     assert shards.num_tokens == sum(map(len, expected))
     assert {shard.tokens.dtype for shard in shards.shards} == {np.dtype(np.uint16)}
 
@@ -149,7 +148,7 @@ def test_killed_run_continues(tokenizer, base_dir, monkeypatch):
 
     def run() -> None:
         source.parts[1].content = iter_then_wait()
-        tokenize_source(source, tokenizer, "train", num_threads=1)
+        tokenize_source(source, tokenizer, "train")
 
     class iter_then_wait(list):
         def __getitem__(self, key):
@@ -190,8 +189,14 @@ def rank_main(rank: int, tokenizer, folder: Path) -> None:
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2)
     source = collection()
-    shards = tokenize_source(source, tokenizer, "train", num_threads=1)
+    shards = tokenize_source(source, tokenizer, "train")
     found = [[part.reads for part in source.parts], documents(shards)]
+    read = []
+    chats_of_rank = (read.append(chat) or chat for chat in chats(7))
+    conversations = tokenize_conversations(chats_of_rank, tokenizer, name="chats")
+    found += [len(read), documents(conversations), conversations.shards[0].mask.tolist()]
+    with pytest.raises(DataError, match="my chats: found no conversation"):
+        tokenize_conversations([], tokenizer, name="my chats")
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -204,8 +209,9 @@ def test_rank_0_tokenizes_for_all(tokenizer, tmp_path):
     for rank in ranks:
         rank.join(300)
     found = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
-    assert [reads for reads, _ in found] == [[1, 1, 1], [0, 0, 0]]
-    assert found[0][1] == found[1][1]
+    assert [reads for reads, *_ in found] == [[1, 1, 1], [0, 0, 0]]
+    assert [num_chats for _, _, num_chats, *_ in found] == [7, 0]
+    assert found[0][1] == found[1][1] and found[0][3:] == found[1][3:]
 
 
 def test_plan_is_kept_beside_the_shard(tokenizer, base_dir):
@@ -276,7 +282,7 @@ def test_conversations_are_rendered_without_bos(tokenizer, monkeypatch, chunk):
         document = slice(shard.offsets[i], shard.offsets[i + 1])
         assert shard.tokens[document].tolist() == ids[1:]
         assert shard.mask[document].tolist() == mask[1:]
-    assert shards.num_documents == 7
+    assert len(shard.offsets) == 7 + 1
     assert (shards.bos, shards.turn_end) == (ids[0], ids[-1])
 
 

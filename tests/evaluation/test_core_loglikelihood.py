@@ -1,6 +1,7 @@
 """Scores of rows: by hand, and the fast way against one row at a time."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from nanochat.evaluation import core_loglikelihood
 from nanochat.evaluation.core_loglikelihood import batches, jobs_of, score
 from nanochat.evaluation.core_prompts import Example, Row
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.inference.fused_model import InferenceModel
+from nanochat.inference.fused_model import FusedModel
 
 V = 64
 
 
-def random_model(seed=0, dtype=torch.float32, **overrides) -> InferenceModel:
+def random_model(seed=0, dtype=torch.float32, **overrides) -> FusedModel:
     """Everything random, so that attention and positions matter."""
     shape = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "head_dim": 8}
     model = GPT(GPTConfig(**{**shape, "vocab_size": V, "sequence_len": 64, **overrides}))
@@ -27,7 +28,7 @@ def random_model(seed=0, dtype=torch.float32, **overrides) -> InferenceModel:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
     model.compute_dtype = dtype
-    return InferenceModel(model)
+    return FusedModel(model)
 
 
 def example(*rows, start):
@@ -87,11 +88,16 @@ def drawn_examples(draw):
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@cache
+def model_with(kv_heads: int) -> FusedModel:
+    return random_model(n_kv_head=kv_heads)
+
+
+@settings(max_examples=20, deadline=None)
 @given(drawn_examples(), st.sampled_from([1, 100, 10_000]), st.sampled_from([2, 4]))
 @pytest.mark.slow
 def test_fast_equals_plain_on_any_rows_in_batches_of_any_size(examples, tokens_at_once, kv_heads):
-    model = random_model(n_kv_head=kv_heads)
+    model = model_with(kv_heads)
     assert_same(score(model, examples, tokens_at_once), score_plainly(model, examples))
 
 
@@ -160,6 +166,6 @@ def test_float16_squares_beyond_its_range():
         block.mlp.fc2.weight.data.normal_(std=1e-4)
     model.lm_head.weight.data.normal_()
     model.compute_dtype = torch.float16
-    fused, examples = InferenceModel(model), [example(list(range(20)), start=1)]
+    fused, examples = FusedModel(model), [example(list(range(20)), start=1)]
     (fast,), (plain,) = score(fused, examples, 500)[0], score_plainly(fused, examples)[0]
     assert math.isclose(fast.loss, plain.loss, rel_tol=0.01)

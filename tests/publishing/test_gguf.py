@@ -218,14 +218,14 @@ def test_numbers_that_are_not_finite_are_refused(kind, value, tmp_path):
 def test_numbers_beyond_the_type_s_range_are_refused(kind, value):
     model = make_model(logit_softcap=None)
     model.lm_head.weight.data[3, 5] = value
-    with pytest.raises(CheckpointError, match="largest finite one here is"):
+    with pytest.raises(CheckpointError, match="largest finite one is"):
         rounded_weights(model.state_dict(), model.config, kind)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused_before_anything_is_written(tmp_path):
     model = tiny_model(logit_softcap=None, n_embd=144, n_head=3, n_kv_head=3, head_dim=48)
     checkpoint = save(stage="sft", model=model)
-    with pytest.raises(CheckpointError, match="blocks of 32 numbers, and this model's are of 144"):
+    with pytest.raises(CheckpointError, match="blocks of 32 numbers, .* rows have 144"):
         write_gguf(checkpoint, tmp_path / "m.gguf", "q8_0")
     assert not (tmp_path / "m.gguf").exists()
     write_gguf(checkpoint, tmp_path / "m.gguf", "f16")

@@ -8,7 +8,7 @@ import yaml
 from tiny_checkpoint import save
 
 from nanochat.common import CheckpointError
-from nanochat.publishing.space import check_space, write_space
+from nanochat.publishing.space import write_space
 from nanochat.tokenizer import SPECIAL_TOKENS
 
 
@@ -27,36 +27,32 @@ def test_the_folder_of_a_space(tmp_path):
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert [line.split("==")[0] for line in lines] == ["transformers", "torch"]
     assert "nanochat" not in (tmp_path / "app.py").read_text()  # it stands alone
-    write_space(tmp_path, "me/123")
-    head = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
-    assert head["title"] == "123"  # and no number
-    write_space(tmp_path, "me/other")  # again, over itself
-    assert (tmp_path / "model_id.txt").read_text() == "me/other\n"
-    write_space(tmp_path, str(tmp_path))  # a local folder, whose README names no model
-    write_space(tmp_path, "me/model")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    write_space(tmp_path, "me/model")  # again, over itself
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with pytest.raises(CheckpointError, match="is not this Space's"):  # another model's
+        write_space(tmp_path, "me/other")
+    write_space(tmp_path / "123", str(tmp_path / "123"))  # a local folder is no model of the hub
+    head = yaml.safe_load((tmp_path / "123" / "README.md").read_text().split("---")[1])
+    assert head["title"] == "123" and "models" not in head
 
 
 @pytest.mark.parametrize("name", ["app.py", "README.md", "requirements.txt", "model_id.txt"])
-@pytest.mark.parametrize("mine", [b"mine", b"a\nb\n", b"\xff\xfe", b"", None])
+@pytest.mark.parametrize("mine", [b"mine", b"", None])
 def test_what_the_user_wrote_is_not_replaced(tmp_path, name, mine):
-    write_space(tmp_path, "me/model")
-    check_space(tmp_path)
     path = tmp_path / name
-    path.unlink()
     path.mkdir() if mine is None else path.write_bytes(mine)
-    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-    for write in (check_space, lambda folder: write_space(folder, "me/other")):
-        with pytest.raises(CheckpointError, match=f"{name} is another one"):
-            write(tmp_path)
-    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    for check_only in (True, False):
+        with pytest.raises(CheckpointError, match=name):
+            write_space(tmp_path, "me/other", check_only=check_only)
+    assert list(tmp_path.iterdir()) == [path] and (mine is None or path.read_bytes() == mine)
 
 
-def test_a_file_in_the_folder_s_place_is_told(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(CheckpointError, match="x is a file"):
-        check_space(tmp_path / "x")
-    with pytest.raises(CheckpointError, match="y could not be written"):
-        write_space(tmp_path / "x" / "y", "me/model")
+    for folder, check_only in ((tmp_path / "x", True), (tmp_path / "x" / "y", False)):
+        with pytest.raises(CheckpointError, match="could not be written"):
+            write_space(folder, "me/model", check_only=check_only)
 
 
 @pytest.mark.slow

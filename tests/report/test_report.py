@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,17 +17,16 @@ from nanochat.checkpoint.hf_config import to_hf
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
 from nanochat.report import report
-from nanochat.report.evaluations import gpt2_centred, tokenizer_section
-from nanochat.report.figures import format_compact, format_hours, format_mass, format_number
+from nanochat.report.evaluations import tokenizer_section
+from nanochat.report.figures import format_compact, format_hours, format_number
 from nanochat.report.page import Page, Sample, Section, Table, to_html, to_markdown
-from nanochat.report.plots import SERIES, curve, running_mean, thinned
+from nanochat.report.plots import SERIES, curve, running_mean
 from nanochat.report.report import make_page, remake, write_report
 from nanochat.report.run import (
     Assumptions,
     lineage,
     newest_checkpoint,
     parameters,
-    stored_assumptions,
     total,
 )
 from nanochat.report.training import headline
@@ -34,12 +34,22 @@ from nanochat.training import energy
 from nanochat.training.energy import EnergyMeter, rapl_meter
 from nanochat.training.log import TrainLog
 
-NOTHING = Assumptions()
+
+def assuming(stages, **assumed):
+    return [replace(stage, assumed=Assumptions(**assumed)) for stage in stages]
 
 
 @pytest.fixture
 def stages():
     return lineage(make_sft(make_base()))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The made run's, at 24 dollars an hour; drawn once, because the figures take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("base")))
+        return make_page(lineage(make_sft(make_base()), Assumptions(price_per_hour=24)))
 
 
 # ---------------------------------------------------------------- figures by hand
@@ -48,39 +58,39 @@ def stages():
 def test_the_stage_s_figures_are_those_worked_out_by_hand(stages):
     base, sft = stages
     assert (base.name, base.step, base.tokens) == ("base", 4, 400)
-    assert base.step_hours == 5 / 3600 and base.hours == 0.01
+    assert base.hours == 0.01
     assert base.flops == 400 * 1000 and sft.flops == 200 * 2000
-    assert base.tokens_per_second == 100  # of 50, 100, 100, 100
-    assert base.mfu == 0.25  # 100 tokens/s x 1000 FLOPs / 4e5
+    assert base.median("tokens_per_second") == 100  # of 50, 100, 100, 100
+    assert base.median("mfu") == 0.25  # 100 tokens/s x 1000 FLOPs / 4e5
     assert base.val_bpb == 1.25 and base.device == "2 × NVIDIA H100 80GB HBM3"
     assert sft.hours == 18 / 3600  # the evaluation that came later is not training
 
 
 def test_energy_is_measured_where_there_was_a_meter_else_estimated(stages):
     base, sft = stages
-    measured = base.energy(NOTHING)
-    assert measured.measured and measured.kwh == pytest.approx(0.001)  # 3,600 J
-    assert measured.how == "measured: NVML, 2 GPU boards"
-    by_data_sheet = sft.energy(NOTHING)  # 2 boards of 700 W for 18 s
-    assert not by_data_sheet.measured and by_data_sheet.kwh == pytest.approx(1.4 * 18 / 3600)
-    assert "1,400 W = 2 × 700 W" in by_data_sheet.how
-    assert sft.energy(Assumptions(watts=100)).kwh == pytest.approx(0.1 * 18 / 3600)
-    assert base.energy(Assumptions(watts=100)) == measured
+    kwh, how = base.energy
+    assert kwh == pytest.approx(0.001) and how == "measured: NVML, 2 GPU boards"  # 3,600 J
+    kwh, how = sft.energy  # 2 boards of 700 W for 18 s
+    assert kwh == pytest.approx(1.4 * 18 / 3600)
+    assert how.startswith("estimated: 1,400 W = 2 × 700 W by the card's data sheet")
+    given = assuming(stages, watts=100)
+    assert given[1].energy[0] == pytest.approx(0.1 * 18 / 3600)
+    assert given[0].energy == base.energy
 
 
 def test_a_second_node_counts_as_much_as_the_measured_one(stages):
     base = stages[0]
     base.sessions[0]["nodes"] = 2
-    assert base.energy(NOTHING).kwh == pytest.approx(0.002)
-    assert "times 2 nodes" in base.energy(NOTHING).how
+    kwh, how = base.energy
+    assert kwh == pytest.approx(0.002) and "times 2 nodes" in how
 
 
 def test_a_processor_without_a_meter_has_no_energy_unless_watts_are_given(stages):
     sft = stages[1]
     sft.sessions[0]["device"] = "cpu AMD EPYC"
-    assert sft.energy(NOTHING) is None
-    assert sft.energy(Assumptions(watts=360)).kwh == pytest.approx(0.36 * 18 / 3600)
-    assert "Energy" not in {label for label, *_ in headline(stages, NOTHING)}
+    assert sft.energy is None
+    assert "Energy" not in {label for label, *_ in headline(stages)}
+    assert assuming(stages, watts=360)[1].energy[0] == pytest.approx(0.36 * 18 / 3600)
 
 
 def test_a_total_is_none_where_a_part_is_missing():
@@ -106,16 +116,14 @@ def test_parameters_of_the_model_card_s_d20():
     assert sum(sizes.values()) == 560_988_160
 
 
-def test_gpt2_centred_by_hand():
-    assert gpt2_centred("GPT-2 124M")["piqa"] == pytest.approx(0.246)
-    assert gpt2_centred("GPT-2 1.5B")["arc_challenge"] == pytest.approx(0.049 / 0.75)
-
-
 def test_words():
     assert format_compact(560_988_160) == "561M" and format_compact(999) == "999"
     hours = (0.25, 3, 5 / 3600, None)
     assert [format_hours(h) for h in hours] == ["15.0 min", "3.00 h", "5.0 s", ""]
-    assert format_number(0.3151, ".1%", 0.004) == "31.5% ± 0.4%" and format_mass(2500) == "2.5 kg"
+    assert (
+        format_number(0.3151, ".1%", 0.004) == "31.5% ± 0.4%"
+        and format_compact(2500, "g") == "2.5 kg"
+    )
 
 
 # ---------------------------------------------------------------- which records count
@@ -132,13 +140,10 @@ def test_records_past_the_checkpoint_and_evaluations_of_another_step_do_not_coun
     assert lineage(newer)[0].evaluations == {"core": 0.9}
 
 
-def test_a_pruned_parent_is_known_by_its_run(stages):
-    base = make_base()
-    save(8, "base", run={"config": {"data": "packaged"}, "val_bpb": 0.5})
-    shutil.rmtree(base)
-    first = lineage(newest_checkpoint("tiny").parents[2] / "sft_checkpoints/tiny/step_000001")[0]
-    assert (first.name, first.step, first.tokens) == ("base", 4, 400)
-    assert first.val_bpb == 1.25  # its own record's, not that of the later checkpoint
+def test_a_parent_that_was_pruned_since_is_told(stages, capsys):
+    shutil.rmtree(stages[0].run_folder / "step_000004")
+    assert [stage.name for stage in lineage(newest_checkpoint("tiny"))] == ["sft"]
+    assert "step_000004 is gone, so the stages up to it are not shown" in capsys.readouterr().out
 
 
 def test_a_run_that_moved_finds_its_parents(stages, base_dir, tmp_path, monkeypatch):
@@ -150,7 +155,7 @@ def test_a_run_that_moved_finds_its_parents(stages, base_dir, tmp_path, monkeypa
 
 def test_no_run_is_an_error_that_says_what_there_is():
     make_base()
-    with pytest.raises(CheckpointError, match="no run other .*runs: tiny"):
+    with pytest.raises(CheckpointError, match="no run other .*base tiny at step 4"):
         write_report("other")
 
 
@@ -184,16 +189,15 @@ def test_without_a_counter_a_line_says_so(tmp_path, monkeypatch, capsys):
 def test_the_training_log_records_session_and_joules(tmp_path):
     reading = iter([0.0, 7.0])
     meter = EnergyMeter("a counter", [(lambda: next(reading), 0.0)])
-    log = TrainLog(
-        tmp_path, "base", flops_per_token=10, peak=1e3, session={"ranks": 1}, meter=meter
-    )
+    session = {"ranks": 1, "flops_per_token": 10, "peak_flops": 1e3}
+    log = TrainLog(tmp_path, "base", session, 0, meter)
 
     class State:
         num_steps, step, seconds, average_loss = 1, 1, 0.5, 2.0
 
     log(State, {"step": 1, "dt": 0.5, "tokens_computed": 10, "lr": 1.0})
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert first["session"] == {"ranks": 1, "energy_source": "a counter"} and first["step"] == 0
+    assert first["session"] == session | {"energy_source": "a counter"} and first["step"] == 0
     assert second["joules"] == 7.0 and second["mfu"] == 0.2
 
 
@@ -201,14 +205,14 @@ def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, 
     def read():
         raise OSError("gone")
 
-    log = TrainLog(tmp_path, "base", flops_per_token=10, peak=1e3)
-    log.meter = EnergyMeter("a counter", [])
-    log.meter.counters, log.meter.last = [(read, 0.0)], [0.0]
+    meter = EnergyMeter("a counter", [])
+    meter.counters, meter.last = [(read, 0.0)], [0.0]
+    log = TrainLog(tmp_path, "base", {}, 0, meter)
     assert log.joules(at_end=True) == {"joules": None} and log.joules(at_end=True) == {}
     assert "energy is no longer measured: gone" in capsys.readouterr().out
     base = stages[0]
     base.steps[-1]["joules"] = None
-    assert not base.energy(NOTHING).measured
+    assert base.energy[1].startswith("estimated")
 
 
 # ---------------------------------------------------------------- the page
@@ -240,9 +244,7 @@ class Reader(HTMLParser):
             self.cell += data
 
 
-@pytest.mark.slow
-def test_what_is_shown_is_what_was_recorded(stages):
-    page = make_page(stages, Assumptions(price_per_hour=24))
+def test_what_is_shown_is_what_was_recorded(page):
     html, markdown = to_html(page), to_markdown(page)
     rows = {row[0]: row[1:] for row in Reader(html).rows if row}
     assert rows["piqa"] == ["75.0% ± 3.0%", "0.5000 ± 0.0600", "1,838", "0.246", "0.450"]
@@ -260,25 +262,24 @@ def test_what_is_shown_is_what_was_recorded(stages):
     assert "python -m scripts.base_train --depth=2" in markdown
 
 
-@pytest.mark.parametrize("form", [to_html, to_markdown])
-def test_what_was_not_measured_is_not_there(form):
-    text = form(make_page(lineage(make_base(evaluated=False)), NOTHING))
-    shown = " ".join(Reader(text.split("</style>")[1]).text) if form is to_html else text
-    for word in ("CORE", "ChatCORE", "Chat tasks", "Tokenizer", "Samples", "Cost", "$", "sft"):
-        assert word not in shown, word
-    assert not re.findall(r"None|\bnan\b|N/A|n/a|TODO|TBD|\| - \||\?", shown)
-    assert "1.2500" in shown and "1 Wh" in shown
+def test_what_was_not_measured_is_not_there():
+    page = make_page(lineage(make_base(evaluated=False)))
+    html = " ".join(Reader(to_html(page).split("</style>")[1]).text)
+    for shown in (html, to_markdown(page)):
+        for word in ("CORE", "ChatCORE", "Chat tasks", "Tokenizer", "Samples", "Cost", "$", "sft"):
+            assert word not in shown, word
+        assert not re.findall(r"None|\bnan\b|N/A|n/a|TODO|TBD|\| - \||\?", shown)
+        assert "1.2500" in shown and "1 Wh" in shown
 
 
 def test_a_checkpoint_without_metrics_still_has_a_page():
-    page = make_page(lineage(save(1)), NOTHING)
+    page = make_page(lineage(save(1)))
     html = to_html(page)
     assert [label for label, *_ in page.facts] == ["Parameters"]
     assert "<svg" not in html and "Training by stage" not in html
 
 
-def test_a_model_s_words_stay_words(stages):
-    page = make_page(stages, NOTHING)
+def test_a_model_s_words_stay_words(page):
     html, markdown = to_html(page), to_markdown(page)
     reader = Reader(html)
     tags = {tag for tag, _ in reader.tags}
@@ -314,10 +315,9 @@ def test_tokenizer_table_is_shown_for_the_run_s_own_tokenizer_alone(tmp_path):
     assert not tokenizer_section(tmp_path / "none", "f").blocks
 
 
-def test_curves_are_thinned_and_take_the_page_s_colours():
-    assert thinned([1, 3, 5, 7], 2) == [2.0, 6.0] and thinned([1, 3], 2) == [1, 3]
-    assert running_mean([0, 3, 0], share=0.1) == [1.5, 1, 1.5]
-    svg = curve('A "title" <x>', [1, 2], [3, 4], "unit").svg
+def test_curves_are_smoothed_and_take_the_page_s_colours():
+    assert running_mean([0, 3, 0], share=0.1).tolist() == [1.5, 1, 1.5]
+    svg = curve('A "title" <x>', [(1, 3), (2, 4)], "unit").svg
     assert svg.startswith("<svg") and "var(--c1)" in svg and SERIES[0] not in svg
     assert 'aria-label="A &quot;title&quot; &lt;x&gt;"' in svg
     ids = re.findall(r' id="([^"]+)"', svg)
@@ -329,18 +329,8 @@ def test_curves_are_thinned_and_take_the_page_s_colours():
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.slow
-def test_the_report_is_written_with_its_card_and_remembers_what_was_assumed(stages):
-    folder = write_report("tiny", Assumptions(price_per_hour=24))
-    assert {p.name for p in folder.iterdir()} == {
-        "report.html", "report.md", "model_card.md", "assumptions.json"
-    }  # fmt: skip
-    write_report("tiny", Assumptions(watts=100))
-    assert stored_assumptions("tiny") == Assumptions(price_per_hour=24, watts=100)
-    assert "$0.36" in (folder / "report.md").read_text()
-
-
-def test_remaking_never_fails_what_called_it(stages, capsys, monkeypatch):
+def test_remaking_never_fails_what_called_it(capsys, monkeypatch):
+    save(1)
     remake("tiny")
     assert "report.html" in capsys.readouterr().out
     remake("nobody")
@@ -350,39 +340,45 @@ def test_remaking_never_fails_what_called_it(stages, capsys, monkeypatch):
     assert "was not made: ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_the_script_prints_the_tables_and_where_the_report_is(stages, capsys, monkeypatch):
+def test_the_script_prints_tables_writes_files_and_remembers_the_price(stages, capsys, monkeypatch):
     script = importlib.import_module("scripts.report")
     monkeypatch.setattr(sys, "argv", ["report", "--model-tag=tiny", "--price-per-hour=24"])
     cli(script.main, script.Config)
     out = capsys.readouterr().out
     assert re.search(r"gsm8k .*10.0% ± 2.0%", out) and re.search(r"base .* 4 ", out)
-    assert Path(re.search(r"report: +(\S+report\.html)", out)[1]).exists()
+    page = Path(re.search(r"report: +(\S+report\.html)", out)[1])
+    written = {"report.html", "report.md", "model_card.md", "assumptions.json"}
+    assert {path.name for path in page.parent.iterdir()} == written
+    assert "$0.36" in (page.parent / "report.md").read_text()
+    again = lineage(newest_checkpoint("tiny"), Assumptions(watts=100))[0].assumed
+    assert again == Assumptions(price_per_hour=24, watts=100)
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(stages):
+def test_the_page_in_a_browser_asks_for_nothing_and_fits_a_phone(page, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs chromium, which is not on the PATH")
-    page_file = write_report("tiny", Assumptions(price_per_hour=24)) / "report.html"
+    page_file = tmp_path / "report.html"
+    page_file.write_text(to_html(page))
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for width, scheme in ((390, "dark"), (1280, "light")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
             said, asked = [], []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(page_file.as_uri())
+            tab.on("console", lambda message, said=said: said.append(message.text))
+            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.goto(page_file.as_uri())
             assert said == [] and asked == [page_file.as_uri()]
-            assert page.evaluate("document.documentElement.scrollWidth") == width
-            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(20, 21, 23)") == (scheme == "dark")
-            line = page.locator("[id^='base-loss-line2d'] path").last
+            line = tab.locator("[id^='base-loss-line2d'] path").last
             stroke = line.evaluate("e => getComputedStyle(e).stroke")
             assert stroke in ("rgb(122, 179, 242)", "rgb(31, 95, 168)")
-            assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+            assert tab.locator("svg[role=img]:not([aria-label])").count() == 0
         browser.close()
 
 

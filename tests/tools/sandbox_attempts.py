@@ -297,8 +297,8 @@ VERDICTS = {
 }  # fmt: skip
 
 SLEEPS = {name for name in VERDICTS if name.startswith("sleep")}  # run with less wall time
+# Of those that take their time, other users and tiers try only one.
 SLOW = {n for n, (_, status, _) in VERDICTS.items() if status == "timeout"} - {"endless loop"}
-SLOW -= {"sleep"}  # of those that take their time, other users try only one of each kind
 
 
 def program(name: str, tier: str, things: dict) -> str:
@@ -315,16 +315,14 @@ def try_all(sandbox: Sandbox, things: dict, skip=()) -> dict:
     threads = 0 if refused_threads else LIMITS.processes - 1
     programs = {name: program(name, sandbox.tier, things) for name in REFUSED}
     programs |= {name: verdict_program(name, threads) for name in VERDICTS}
-    found = {}
-    impatient = dataclasses.replace(sandbox.limits, wall_seconds=0.5)
-    with Sandbox(impatient, tiers=[sandbox.tier]) as other:
-        for place, names in ((sandbox, programs.keys() - SLEEPS), (other, SLEEPS)):
-            names = sorted(names - set(skip))
-            verdicts = place.run_many([programs[n] for n in names], workers=2)
-            found |= {
-                n: [v.status, v.output, v.error] for n, v in zip(names, verdicts, strict=True)
-            }
-    return found
+    names = sorted(programs.keys() - SLEEPS - set(skip))
+    results = sandbox.run_many([programs[name] for name in names], workers=2)
+    if sleeps := sorted(SLEEPS - set(skip)):
+        impatient = dataclasses.replace(sandbox.limits, wall_seconds=0.5)
+        with Sandbox(impatient, tiers=[sandbox.tier]) as other:
+            results += [other.run(programs[name]) for name in sleeps]
+    pairs = zip(names + sleeps, results, strict=True)
+    return {name: [one.status, one.output, one.error] for name, one in pairs}
 
 
 def deny_unshare() -> None:

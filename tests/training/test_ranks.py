@@ -19,30 +19,24 @@ from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume
 from nanochat.training.stage import start_stage
 
-RANKS = 4
+RANKS = 3
 
 
-def start(rank: int, port: int, folder: str, work) -> None:
+def start(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["NANOCHAT_BASE_DIR"] = folder
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     try:
-        work(rank, Path(folder))
+        for work in (move_aside, hear_a_failure, compare_weights):
+            work(rank, Path(folder))
     finally:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def on_ranks(work, folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(start, args=(port, str(folder), work), nprocs=RANKS)
-
-
 def move_aside(rank: int, folder: Path) -> None:
-    for i in range(10):
+    for i in range(5):
         run = folder / "base_checkpoints" / f"d{i}"
         if rank == 0:
             run.mkdir(parents=True)
@@ -77,9 +71,13 @@ def compare_weights(rank: int, folder: Path) -> None:
     assert not all_equal(weights)
 
 
-@pytest.mark.parametrize("work", [move_aside, hear_a_failure, compare_weights])
-def test_four_ranks(work, tmp_path):
-    on_ranks(work, tmp_path)
+@pytest.mark.slow
+def test_ranks_decide_hear_and_compare_as_one(tmp_path):
+    """Together, because starting the processes takes most of the time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(start, args=(port, str(tmp_path)), nprocs=RANKS)
 
 
 def test_8_bit_products_are_refused_where_there_are_none():

@@ -181,7 +181,7 @@ function fillPage() {
     if (matchMedia("(hover: hover)").matches) byId("question").focus(); // no keyboard on a phone
   };
   byId("examples").append(...EXAMPLES.map((text) =>
-    element("button", { onclick: () => begin(text) }, text)));
+    textButton(text, () => begin(text))));
   const entry = (term, meaning) => [element("dt", {}, term), element("dd", {}, meaning)];
   byId("help-list").append(
     ...KEYS.flatMap(([keys, meaning]) => entry(element("kbd", {}, keys), meaning)),

@@ -2,17 +2,19 @@
 
 // Markdown: text inside a block
 const MOST_OPEN = 24; // emphasis and brackets open at once; the oldest beyond it stay characters
+const ESCAPE = /\\([!-/:-@[-`{-~])?/y;
+const PLAIN = /[^\\`\n*_~[\]!<h]+|./suy;
+const ADDRESS = String.raw`<([^<>\n]*)>|([^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*)`;
+const TITLE = String.raw`(?:\s+(?:"[^"\n]*"|'[^'\n]*'))?`;
+const LINK_END = new RegExp(String.raw`\](?:\(\s*(?:${ADDRESS})${TITLE}\s*\))?`, "y");
+const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/iy;
+const BARE_LINK = /(?<!\w)https?:\/\/[^\s<>"`]{1,2000}/y;
 
 /** The address, if it may be a link: absolute, of a known kind, without a user's name in it. */
 function safeAddress(text) {
-  let url;
-  try {
-    url = new URL(text);
-  } catch {
-    return null;
-  }
-  const known = ["http:", "https:", "mailto:"].includes(url.protocol);
-  return known && !url.username && !url.password ? url.href : null;
+  const url = attempt(() => new URL(text));
+  const isKnown = ["http:", "https:", "mailto:"].includes(url?.protocol);
+  return isKnown && !url.username && !url.password ? url.href : null;
 }
 
 function linkTo(address, ...children) {
@@ -39,22 +41,34 @@ class InlineReader {
 
   step() {
     const c = this.text[this.at];
-    if (c === "\\") this.escape();
-    else if (c === "`") this.codeSpan();
-    else if (c === "\n") this.lineBreak();
-    else if (c === "*" || c === "_" || c === "~") this.emphasis(c);
-    else if (c === "[" || (c === "!" && this.text[this.at + 1] === "[")) this.bracket(c);
-    else if (c === "]") this.linkEnd();
-    else if (c === "<" || c === "h") this.address(c);
-    else this.take(/[^\\`\n*_~\[\]!<h]+|./suy);
+    if (c === "\\") {
+      const [, mark] = this.match(ESCAPE);
+      this.plain += mark ?? (this.text[this.at] === "\n" ? "" : "\\");
+    } else if (c === "`") {
+      this.codeSpan();
+    } else if (c === "\n") {
+      this.plain = this.plain.trimEnd();
+      this.add(element("br"));
+      this.at += 1;
+    } else if (c === "*" || c === "_" || c === "~") {
+      this.emphasis(c);
+    } else if (c === "[" || (c === "!" && this.text[this.at + 1] === "[")) {
+      const text = c === "!" ? "![" : "["; // an image is shown as a link: nothing is loaded
+      this.push("[", 1, text);
+      this.at += text.length;
+    } else if (c === "]") {
+      this.linkEnd();
+    } else if (!(c === "<" || c === "h") || !this.address(c)) {
+      this.plain += this.match(PLAIN)[0];
+    }
   }
 
-  /** Matches at the place reached and takes it as plain text. */
-  take(pattern) {
+  /** Matches a sticky pattern at the place reached and moves on after it. */
+  match(pattern) {
     pattern.lastIndex = this.at;
-    const [text] = pattern.exec(this.text);
-    this.plain += text;
-    this.at += text.length;
+    const match = pattern.exec(this.text);
+    if (match) this.at = pattern.lastIndex;
+    return match;
   }
 
   flush() {
@@ -67,64 +81,39 @@ class InlineReader {
     this.out.append(node);
   }
 
-  escape() {
-    const next = this.text[this.at + 1] ?? "";
-    if (next === "\n") return void (this.at += 1);
-    const marks = /[!-/:-@[-`{-~]/.test(next);
-    this.plain += marks ? next : "\\";
-    this.at += marks ? 2 : 1;
-  }
-
-  lineBreak() {
-    this.plain = this.plain.trimEnd();
-    this.add(element("br"));
-    this.at += 1;
-  }
-
   codeSpan() {
-    let start = this.at;
-    while (this.text[start] === "`") start += 1;
-    const ticks = this.text.slice(this.at, start);
-    const end = this.closingTicks(ticks, start);
-    if (end < 0) {
-      this.plain += ticks;
-      this.at = start;
-      return;
-    }
-    let code = this.text.slice(start, end).replace(/\n/g, " ");
+    const [ticks] = this.match(/`+/y);
+    const end = this.closingTicks(ticks.length);
+    if (end < 0) return void (this.plain += ticks);
+    let code = this.text.slice(this.at, end).replace(/\n/g, " ");
     if (/^ .* $/s.test(code) && !isBlank(code)) code = code.slice(1, -1);
     this.add(element("code", {}, shown(code)));
     this.at = end + ticks.length;
   }
 
-  closingTicks(ticks, from) {
-    if (this.unclosedTicks.has(ticks.length)) return -1;
-    for (let at = this.text.indexOf("`", from); at >= 0; at = this.text.indexOf("`", at)) {
-      let end = at;
-      while (this.text[end] === "`") end += 1;
-      if (end - at === ticks.length) return at;
-      at = end;
+  closingTicks(length) {
+    if (this.unclosedTicks.has(length)) return -1;
+    const runs = /`+/g;
+    runs.lastIndex = this.at;
+    for (let run = runs.exec(this.text); run; run = runs.exec(this.text)) {
+      if (run[0].length === length) return run.index;
     }
-    this.unclosedTicks.add(ticks.length);
+    this.unclosedTicks.add(length);
     return -1;
   }
 
   emphasis(mark) {
-    let end = this.at;
-    while (this.text[end] === mark) end += 1;
-    const run = this.text.slice(this.at, end);
     const before = this.text[this.at - 1] ?? " ";
-    const after = this.text[end] ?? " ";
-    this.at = end;
+    const [run] = this.match(/\*+|_+|~+/y);
+    const after = this.text[this.at] ?? " ";
     if (run.length > 3 || (mark === "~" && run.length !== 2)) return void (this.plain += run);
-    const sign = (c) => /[\p{P}\p{S}]/u.test(c);
-    const left = !isBlank(after) && (!sign(after) || isBlank(before) || sign(before));
-    const right = !isBlank(before) && (!sign(before) || isBlank(after) || sign(after));
+    const isSign = (c) => /[\p{P}\p{S}]/u.test(c);
+    const left = !isBlank(after) && (!isSign(after) || isBlank(before) || isSign(before));
+    const right = !isBlank(before) && (!isSign(before) || isBlank(after) || isSign(after));
     const within = mark === "_" && left && right; // snake_case is no emphasis
     let count = run.length;
-    if (right && !(within && !sign(after))) count = this.close(mark, count);
-    if (count === 0) return;
-    if (left && !(within && !sign(before))) this.push(mark, count, mark.repeat(count));
+    if (right && !(within && !isSign(after))) count = this.close(mark, count);
+    if (left && count && !(within && !isSign(before))) this.push(mark, count, mark.repeat(count));
     else this.plain += mark.repeat(count);
   }
 
@@ -161,62 +150,38 @@ class InlineReader {
     return wrapper;
   }
 
-  bracket(c) {
-    const text = c === "!" ? "![" : "["; // an image is shown as a link: nothing is loaded
-    this.push("[", 1, text);
-    this.at += text.length;
-  }
-
   linkEnd() {
     const index = this.open.findLastIndex((one) => one.mark === "[");
-    const target = index >= 0 ? this.linkTarget(this.at + 1) : null;
-    if (!target) {
+    const [text, quoted, bare] = this.match(index < 0 ? /\]/y : LINK_END);
+    if (text === "]") {
       if (index >= 0) this.open.splice(index, 1);
-      return this.take(/\]/y);
+      return void (this.plain += text);
     }
     const opening = this.open[index];
-    const address = safeAddress(target.address);
+    const address = safeAddress(quoted ?? bare);
     this.open.length = index;
-    if (!address) {
-      this.plain += this.text.slice(this.at, target.end);
-    } else {
-      const anchor = this.wrapped(opening, linkTo(address));
-      for (const inner of anchor.querySelectorAll("a")) inner.replaceWith(...inner.childNodes);
-      if (!anchor.hasChildNodes()) anchor.append(shown(address));
-      opening.node.remove();
-      this.add(anchor);
-      this.open = this.open.filter((one) => one.mark !== "["); // no link in a link
-    }
-    this.at = target.end;
+    if (!address) return void (this.plain += text);
+    const anchor = this.wrapped(opening, linkTo(address));
+    for (const inner of anchor.querySelectorAll("a")) inner.replaceWith(...inner.childNodes);
+    if (!anchor.hasChildNodes()) anchor.append(shown(address));
+    opening.node.remove();
+    this.add(anchor);
+    this.open = this.open.filter((one) => one.mark !== "["); // no link in a link
   }
 
-  /** {address, end} of `(address "title")` at `at`, or null. */
-  linkTarget(at) {
-    const bare = String.raw`[^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*`;
-    const title = String.raw`(?:\s+(?:"[^"\n]*"|'[^'\n]*'))?`;
-    const pattern = new RegExp(String.raw`\(\s*(?:<([^<>\n]*)>|(${bare}))${title}\s*\)`, "y");
-    pattern.lastIndex = at;
-    const match = pattern.exec(this.text);
-    return match && { address: match[1] ?? match[2], end: pattern.lastIndex };
-  }
-
-  /** An address between < and >, or one that stands in the text by itself. */
+  /** Reads an address between < and >, or one in the text; false if there is none. */
   address(c) {
-    const pattern = c === "<" ? /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/iy
-      : /(https?:\/\/[^\s<>"`]{1,2000})/y;
-    pattern.lastIndex = this.at;
-    const inWord = c === "h" && /\w/.test(this.text[this.at - 1] ?? "");
-    const match = inWord ? null : pattern.exec(this.text);
-    if (!match) return this.take(/./suy);
-    let text = match[1];
-    if (c === "h") {
-      text = text.replace(/[.,;:!?'"*_~\]]{1,20}$/, "");
-      if (text.endsWith(")") && !text.includes("(")) text = text.slice(0, -1);
-    }
+    const start = this.at;
+    const match = this.match(c === "<" ? AUTOLINK : BARE_LINK);
+    if (!match) return false;
+    let text = match[1] ?? match[0].replace(/[.,;:!?'"*_~\]]{1,20}$/, "");
+    if (c === "h" && text.endsWith(")") && !text.includes("(")) text = text.slice(0, -1);
     const address = safeAddress(text);
-    if (!address) return this.take(/./suy);
+    this.at = start;
+    if (!address) return false;
     this.add(linkTo(address, shown(text)));
     this.at += c === "<" ? match[0].length : text.length;
+    return true;
   }
 }
 

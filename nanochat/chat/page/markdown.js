@@ -5,8 +5,8 @@
 // at the top do not depend on the text before them, so while an answer grows only the last changes.
 
 const DEEPEST = 8; // quotes and lists inside each other; beyond it their text is shown as it is
-// subtle: no pattern here can backtrack over a long line: (?!~), and . that takes everything
 const MOST_COLUMNS = 50; // of a table; a browser needs long to lay out thousands
+// subtle: no pattern here can backtrack over a long line: (?!~), and . that takes everything
 const FENCE = /^(\s*)(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/s;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(?:[ \t]+(.*))?$/s;
@@ -14,6 +14,14 @@ const QUOTE = /^ {0,3}> ?/;
 
 const isBlank = (line) => line.trim() === "";
 const isRule = (line) => /^(\*{3,}|-{3,}|_{3,})$/.test(line.replace(/\s+/g, ""));
+const isRow = (line) => line.includes("|") && !isBlank(line);
+
+/** The first line from `start` on for which `test` does not hold, or the end. */
+function endOf(lines, start, test) {
+  let end = start;
+  while (end < lines.length && test(lines[end], end)) end += 1;
+  return end;
+}
 
 function indentOf(line) {
   let width = 0;
@@ -26,26 +34,21 @@ function indentOf(line) {
 }
 
 /** The line without its first `width` columns of indentation. */
-function outdented(line, width) {
-  const text = line.trimStart();
-  return " ".repeat(Math.max(0, indentOf(line) - width)) + text;
-}
+const outdented = (line, width) =>
+  " ".repeat(Math.max(0, indentOf(line) - width)) + line.trimStart();
 
 function fenceBlock(lines, start) {
   const open = FENCE.exec(lines[start]);
   if (!open) return null;
   const indent = indentOf(open[1]);
-  const closes = (line) => {
+  const end = endOf(lines, start + 1, (line) => {
     const text = line.trim();
-    return text.length >= open[2].length && text === open[2][0].repeat(text.length);
-  };
-  let end = start + 1;
-  while (end < lines.length && !closes(lines[end])) end += 1;
+    return text.length < open[2].length || text !== open[2][0].repeat(text.length);
+  });
   const body = lines.slice(start + 1, end);
-  const inside = (line) => outdented(line, Math.min(indent, indentOf(line)));
-  const code = indent ? body.map(inside) : body;
+  const code = (indent ? body.map((line) => outdented(line, indent)) : body).join("\n");
   const language = open[3].trim().split(/\s/)[0].slice(0, 20);
-  return { kind: "fence", end: Math.min(end + 1, lines.length), language, code: code.join("\n") };
+  return { kind: "fence", end: Math.min(end + 1, lines.length), language, code };
 }
 
 function headingBlock(lines, start) {
@@ -63,59 +66,46 @@ function ruleBlock(lines, start) {
 }
 
 function quoteBlock(lines, start) {
-  let end = start;
-  while (end < lines.length && QUOTE.test(lines[end])) end += 1;
-  if (end === start) return null;
+  const end = endOf(lines, start, (line) => QUOTE.test(line));
   const quoted = lines.slice(start, end).map((line) => line.replace(QUOTE, ""));
-  return { kind: "quote", end, lines: quoted };
+  return end > start ? { kind: "quote", end, lines: quoted } : null;
 }
 
 /** The cells of a row; a backslash before | makes it a character of the cell. */
 function tableCells(line) {
-  const cells = [""];
-  const text = line.trim();
-  for (let at = text.startsWith("|") ? 1 : 0; at < text.length; at += 1) {
-    if (text[at] === "\\" && text[at + 1] === "|") {
-      cells.push(`${cells.pop()}|`);
-      at += 1;
-    } else if (text[at] === "|") cells.push("");
-    else cells.push(cells.pop() + text[at]);
-  }
-  if (cells.length > 1 && text.endsWith("|") && isBlank(cells.at(-1))) cells.pop();
-  return cells.map((cell) => cell.trim());
+  const cells = line.trim().replace(/^\|/, "").split(/(?<!\\)\|/)
+    .map((cell) => cell.replaceAll("\\|", "|").trim());
+  if (cells.length > 1 && cells.at(-1) === "") cells.pop();
+  return cells;
 }
 
 function tableBlock(lines, start) {
-  const isRow = (line) => line !== undefined && line.includes("|") && !isBlank(line);
-  if (!isRow(lines[start]) || !isRow(lines[start + 1])) return null;
-  const marks = tableCells(lines[start + 1]);
-  const head = tableCells(lines[start]);
+  if (!isRow(lines[start]) || !isRow(lines[start + 1] ?? "")) return null;
+  const [head, marks] = [tableCells(lines[start]), tableCells(lines[start + 1])];
   if (marks.length !== head.length || marks.length > MOST_COLUMNS) return null;
   if (!marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
   const align = marks.map((mark) =>
     (!mark.endsWith(":") ? "" : mark[0] === ":" ? "center" : "right"));
-  let end = start + 2;
-  while (end < lines.length && isRow(lines[end])) end += 1;
+  const end = endOf(lines, start + 2, isRow);
   return { kind: "table", end, head, align, rows: lines.slice(start + 2, end).map(tableCells) };
 }
 
-/** How many lines, from `start`, belong to the list item whose marker stands at column `base`. */
+/** {body, end}: the lines of the list item at `start`, whose list's markers stand at column `base`
+ * and whose text at column `offset`. */
 function itemLines(lines, start, base, offset) {
   const body = [ITEM.exec(lines[start])[3] ?? ""];
-  let at = start + 1;
-  while (at < lines.length) {
-    let next = at;
-    while (next < lines.length && isBlank(lines[next])) next += 1;
+  let end = start + 1;
+  for (;;) {
+    const next = endOf(lines, end, isBlank);
     if (next === lines.length) break;
     const line = lines[next];
-    const inside = indentOf(line) >= base + 2;
-    const continues = next === at && !isBlank(lines[at - 1]) && !startsBlock(lines, next);
-    if (!inside && (!continues || ITEM.test(line))) break;
-    for (; at < next; at += 1) body.push("");
-    body.push(outdented(line, Math.min(offset, indentOf(line))));
-    at = next + 1;
+    const continues = next === end && !isBlank(lines[end - 1]) && !startsBlock(lines, next);
+    if (indentOf(line) < base + 2 && (!continues || ITEM.test(line))) break;
+    for (; end < next; end += 1) body.push("");
+    body.push(outdented(line, offset));
+    end = next + 1;
   }
-  return { body, end: at };
+  return { body, end };
 }
 
 function listBlock(lines, start) {
@@ -125,31 +115,28 @@ function listBlock(lines, start) {
   const base = indentOf(first[1]);
   const items = [];
   let end = start;
-  for (let at = start; at < lines.length; ) {
+  for (let at = start; at < lines.length; at = endOf(lines, end, isBlank)) {
     const item = ITEM.exec(lines[at]);
     if (!item || isRule(lines[at]) || kindOf(item[2]) !== kindOf(first[2])) break;
-    if (indentOf(item[1]) > base + 1) break;
-    const { body, end: after } = itemLines(lines, at, base, indentOf(item[1]) + item[2].length + 1);
+    const indent = indentOf(item[1]);
+    if (indent > base + 1) break;
+    const { body, end: after } = itemLines(lines, at, base, indent + item[2].length + 1);
     items.push(body);
-    end = at = after;
-    while (at < lines.length && isBlank(lines[at])) at += 1;
+    end = after;
   }
-  const ordered = /\d/.test(first[2]);
-  return { kind: "list", end, ordered, first: parseInt(first[2], 10), items };
+  return { kind: "list", end, items, ordered: /\d/.test(first[2]), first: parseInt(first[2], 10) };
 }
 
 /** Does a block other than a paragraph begin here? An ordered list inside a text begins with 1. */
 function startsBlock(lines, at) {
   const item = ITEM.exec(lines[at]);
-  const isFirst = item && (!/\d/.test(item[2]) || parseInt(item[2], 10) === 1);
-  if (isFirst && item[3] !== undefined) return true;
+  if (item?.[3] !== undefined && (!/\d/.test(item[2]) || parseInt(item[2], 10) === 1)) return true;
   return [FENCE, HEADING, QUOTE].some((pattern) => pattern.test(lines[at])) || isRule(lines[at])
     || tableBlock(lines.slice(at, at + 2), 0) !== null;
 }
 
 function paragraphBlock(lines, start) {
-  let end = start + 1;
-  while (end < lines.length && !isBlank(lines[end]) && !startsBlock(lines, end)) end += 1;
+  const end = endOf(lines, start + 1, (line, at) => !isBlank(line) && !startsBlock(lines, at));
   const text = lines.slice(start, end).map((line) => line.trimStart()).join("\n").trimEnd();
   return { kind: "paragraph", end, text };
 }
@@ -159,11 +146,7 @@ const BLOCK_READERS = [fenceBlock, headingBlock, ruleBlock, quoteBlock, tableBlo
 
 function blocksOf(lines) {
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
-    if (isBlank(lines[at])) {
-      at += 1;
-      continue;
-    }
+  for (let at = endOf(lines, 0, isBlank); at < lines.length; at = endOf(lines, at, isBlank)) {
     let block = null;
     for (const read of BLOCK_READERS) block ??= read(lines, at);
     block.source = lines.slice(at, block.end).join("\n");
@@ -174,37 +157,32 @@ function blocksOf(lines) {
 }
 
 // Markdown: nodes
-/** A code block; `show` replaces what changed and leaves the rest, its scrolling included. */
-class CodeView {
-  constructor(language) {
-    this.grammar = grammarOf(language);
-    this.tokens = [];
-    this.source = "";
-    this.code = element("code");
-    this.copy = element("button", { onclick: () => copyText(this.source, this.copy) }, "Copy");
-    this.node = element("div", { class: "code" },
-      element("div", { class: "code-head" },
-        element("span", {}, shown(language) || "text"), this.copy),
-      element("pre", { tabindex: "0", "aria-label": "Code" }, this.code));
-  }
-
-  show(source) {
-    this.source = source;
-    const tokens = codeTokens(source, this.grammar);
-    let same = 0;
-    while (same < this.tokens.length && same < tokens.length
-      && this.tokens[same].text === tokens[same].text
-      && this.tokens[same].kind === tokens[same].kind) same += 1;
-    while (this.code.childNodes.length > same) this.code.lastChild.remove();
-    this.code.append(...tokens.slice(same).map(tokenNode));
-    this.tokens = tokens;
-    return this;
-  }
+/** A code block. Its `showCode` replaces what changed and leaves the rest, its scrolling included. */
+function codeNode(language) {
+  const rules = grammarOf(language);
+  let source = "";
+  let tokens = [];
+  const code = element("code");
+  const copy = element("button", { class: "quiet", onclick: () => copyText(source, copy) }, "Copy");
+  const head = element("div", { class: "code-head" },
+    element("span", {}, shown(language) || "text"), copy);
+  const pre = element("pre", { tabindex: "0", "aria-label": "Code" }, code);
+  const node = element("div", { class: "code" }, head, pre);
+  node.showCode = (text) => {
+    const old = tokens;
+    source = text;
+    tokens = codeTokens(source, rules);
+    const changed = tokens.findIndex((token, i) =>
+      token.text !== old[i]?.text || token.kind !== old[i].kind);
+    const same = changed < 0 ? tokens.length : changed;
+    while (code.childNodes.length > same) code.lastChild.remove();
+    code.append(...tokens.slice(same).map(tokenNode));
+  };
+  return node;
 }
 
 function tokenNode({ kind, text }) {
-  const node = document.createTextNode(shown(text));
-  return kind ? element("span", { class: kind }, node) : node;
+  return kind ? element("span", { class: kind }, shown(text)) : document.createTextNode(shown(text));
 }
 
 function tableNode({ head, align, rows }) {
@@ -215,23 +193,26 @@ function tableNode({ head, align, rows }) {
       element("tbody", {}, ...rows.map((cells) => row("td", cells)))));
 }
 
-function listNode({ ordered, first, items }, depth) {
-  const node = element(ordered ? "ol" : "ul", { start: ordered && first !== 1 ? first : null });
-  node.append(...items.map((lines) => element("li", {}, ...blockNodes(lines, depth + 1))));
-  return node;
-}
-
 function blockNode(block, depth) {
-  switch (block.kind) {
-    case "fence": return new CodeView(block.language).show(block.code).node;
-    // subtle: the page's own headings are h1 and h2, so a model's first level is h3
-    case "heading": return element(`h${Math.min(block.level + 2, 6)}`, {}, inline(block.text));
-    case "rule": return element("hr");
-    case "quote": return element("blockquote", {}, ...blockNodes(block.lines, depth + 1));
-    case "table": return tableNode(block);
-    case "list": return listNode(block, depth);
-    default: return element("p", {}, inline(block.text));
+  const inside = (lines) => blockNodes(lines, depth + 1);
+  if (block.kind === "fence") {
+    const node = codeNode(block.language);
+    node.showCode(block.code);
+    return node;
   }
+  // subtle: the page's own headings are h1 and h2, so a model's first level is h3
+  if (block.kind === "heading") {
+    return element(`h${Math.min(block.level + 2, 6)}`, {}, inline(block.text));
+  }
+  if (block.kind === "rule") return element("hr");
+  if (block.kind === "quote") return element("blockquote", {}, ...inside(block.lines));
+  if (block.kind === "table") return tableNode(block);
+  if (block.kind === "list") {
+    const start = block.ordered && block.first !== 1 ? block.first : null;
+    return element(block.ordered ? "ol" : "ul", { start },
+      ...block.items.map((lines) => element("li", {}, ...inside(lines))));
+  }
+  return element("p", {}, inline(block.text));
 }
 
 function blockNodes(lines, depth) {
@@ -244,25 +225,18 @@ class MarkdownView {
   constructor() {
     this.node = element("div", { class: "markdown" });
     this.blocks = [];
-    this.lastCode = null; // the CodeView of the last block, where that is code
   }
 
   show(text) {
     const blocks = blocksOf(text.split(/\r\n?|\n/));
     let same = 0;
     while (same < blocks.length && blocks[same].source === this.blocks[same]?.source) same += 1;
-    const grown = blocks[same];
-    const growing = this.lastCode !== null && same === this.blocks.length - 1
-      && grown?.kind === "fence" && grown.language === this.blocks[same].language;
-    if (growing) this.lastCode.show(blocks[same++].code);
+    const [last, grown] = [this.blocks[same], blocks[same]];
+    const isSameCode = same === this.blocks.length - 1 && last.kind === "fence"
+      && grown?.kind === "fence" && grown.language === last.language;
+    if (isSameCode) this.node.children[same++].showCode(grown.code);
     while (this.node.childNodes.length > same) this.node.lastChild.remove();
-    for (const block of blocks.slice(same)) this.add(block);
-    if (blocks.at(-1)?.kind !== "fence") this.lastCode = null;
+    this.node.append(...blocks.slice(same).map((block) => blockNode(block, 0)));
     this.blocks = blocks;
-  }
-
-  add(block) {
-    this.lastCode = block.kind === "fence" ? new CodeView(block.language) : null;
-    this.node.append(this.lastCode?.show(block.code).node ?? blockNode(block, 0));
   }
 }

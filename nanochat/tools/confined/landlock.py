@@ -1,11 +1,11 @@
 """Landlock: this process may open only the files that it names beforehand, on Linux 5.13 or newer.
 
-Facts from the kernel's Documentation/userspace-api/landlock.rst. Landlock does not look at stat,
-chmod, chown, utime, chdir or readlink; the system call filter refuses those of them that change
-something.
+See the kernel's Documentation/userspace-api/landlock.rst. Landlock does not look at stat, chmod,
+chown, utime, chdir or readlink; the system call filter refuses those that change something.
 """
 
 import os
+import stat
 import struct
 
 from nanochat.tools.confined import syscalls
@@ -50,14 +50,10 @@ def restrict(abi: int, rules: list[tuple[int, int]]) -> None:
     ruleset = syscalls.call("landlock_create_ruleset", attributes, len(attributes), 0)
     try:
         for descriptor, rights in rules:
-            if not _is_folder(descriptor):
+            if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 rights &= ONLY_FILES
             rule = struct.pack("=Qi", rights & handled, descriptor)
             syscalls.call("landlock_add_rule", ruleset, 1, rule, 0)
         syscalls.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
-
-
-def _is_folder(descriptor: int) -> bool:
-    return os.fstat(descriptor).st_mode & 0o170000 == 0o040000

@@ -1,9 +1,9 @@
-"""A place of its own for the sandbox: user, mount, pid, network, IPC and host name namespaces.
+"""Namespaces of the sandbox's own: user, mount, pid, network, IPC and host name.
 
-In it there are the files that Python needs, read-only, and nothing else: no /proc, no home, no
-network device, no other process. Made with the system calls that bubblewrap makes too, because the
-warm interpreter has to stay alive through it and to mount a fresh folder for every program.
-Linux 5.12 or newer; an ordinary user needs user namespaces to be allowed.
+In them there are the files that Python needs, read-only, and nothing else: no /proc, no home, no
+network device, no other process. The system calls are bubblewrap's, made here because the warm
+interpreter has to live on inside, and to mount a fresh folder for every program. Linux 5.12 or
+newer; an ordinary user needs user namespaces to be allowed.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ LINKS = ("/lib", "/lib64", "/usr/lib64")  # on most systems: links that the load
 
 
 def enter(readable: list[str], stage: str) -> bool:
-    """Returns in the first process of new namespaces, where only `readable` is left of the files.
+    """Returns in the first process of new namespaces, where only `readable` is left of the files;
+    True if programs can be given a user of their own there (the caller was root).
 
     The calling process stays behind to wait for it, and never returns. `stage` is an empty folder
-    to build on. True if programs can be given a user of their own there (the caller was root).
-    Raises OSError in the calling process where any of it is denied.
+    to build on. Raises OSError in the calling process where any of it is denied.
     """
     outside = os.open(os.path.dirname(stage), os.O_RDONLY)
     own_user = _unshare()
@@ -49,11 +49,10 @@ def enter(readable: list[str], stage: str) -> bool:
 
 
 def _unshare() -> bool:
-    """New namespaces for this process and, of processes, for those that it starts from now on.
+    """New namespaces for this process and, of processes, for those that it starts; see `enter`.
 
-    Root gets two users in it, 0 to build the place and NOBODY for the programs: the kernel does not
-    count the processes of the machine's root, so a program must not run as that. Only a process
-    that stays outside may write such a map.
+    Root gets two users in it, 0 to build it and NOBODY for the programs, for the kernel does not
+    count root's processes. Only a process that stays outside may write such a map.
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0:
@@ -84,7 +83,7 @@ def _unshare() -> bool:
     return status == 0
 
 
-def _write_maps(process: str, users: str, groups: str, *, deny_groups: bool) -> None:
+def _write_maps(process: str, users: str, groups: str, deny_groups: bool) -> None:
     """Which users and groups of the namespace are which ones outside."""
     files = [("gid_map", groups), ("uid_map", users)]
     for name, text in [("setgroups", "deny")] * deny_groups + files:
@@ -101,9 +100,8 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
     )
 
 
-def _set_attributes(target: str, attributes: int, *, recursive: bool) -> None:
+def _set_attributes(target: str, attributes: int, flags: int = 0) -> None:
     words = struct.pack("=4Q", attributes, 0, 0, 0)  # to set, to clear, propagation, user namespace
-    flags = AT_RECURSIVE if recursive else 0
     syscalls.call("mount_setattr", AT_FDCWD, target.encode(), flags, words, len(words))
 
 
@@ -120,7 +118,7 @@ def _mount_root(readable: list[str], stage: str) -> None:
             continue
         _mount(real, stage + real, None, MS_BIND | MS_REC)
         device = 0 if real.startswith("/dev/") else ATTR_NODEV
-        _set_attributes(stage + real, ATTR_RDONLY | ATTR_NOSUID | device, recursive=True)
+        _set_attributes(stage + real, ATTR_RDONLY | ATTR_NOSUID | device, AT_RECURSIVE)
         bound.append(real)
     for link in LINKS:
         if os.path.islink(link) and os.path.isdir(stage + os.path.dirname(link)):
@@ -130,7 +128,7 @@ def _mount_root(readable: list[str], stage: str) -> None:
     syscalls.call("pivot_root", b".", b".")
     syscalls.call("umount2", b".", MNT_DETACH)  # what was the root, and now lies over it
     os.chdir("/")
-    _set_attributes("/", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, recursive=False)
+    _set_attributes("/", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
 
 
 def _lead_to(root: str, path: str) -> str:
@@ -157,8 +155,7 @@ def _lead_to(root: str, path: str) -> str:
 
 
 def mount_own_folder(size: int, uid: int, gid: int) -> None:
-    """An empty /tmp of at most `size` bytes that only this process and its children have: it is
-    gone when they are. For one program, run by this user."""
+    """An empty /tmp of at most `size` bytes for one program of this user; gone with its process."""
     syscalls.call("unshare", CLONE_NEWNS)
     options = f"size={size},nr_inodes={MAX_FILES},mode=700,uid={uid},gid={gid}"
     _mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)

@@ -1,6 +1,6 @@
 """One program's process: a fork of the warm interpreter, which is confined and then runs the text.
 
-Imports nothing but the standard library: what is imported here lies open to the program.
+What is imported here lies open to the program.
 """
 
 import contextlib
@@ -12,12 +12,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 SOURCE, MARKER = 3, 4  # descriptors of a program's process
-PASSED, FAILED, EXITED, MEMORY = (
-    b"P",
-    b"F",
-    b"E",
-    b"M",
-)  # the end marker: a nonce, one of these, text
+# The end marker is a nonce, one of these, and text.
+PASSED, FAILED, EXITED, MEMORY = b"P", b"F", b"E", b"M"
 NONCE_BYTES = 16
 MAX_ERROR = 2000  # characters of an error's text
 PROGRAM = "<program>"
@@ -26,20 +22,20 @@ PROGRAM = "<program>"
 def run_program(
     confine: Callable[[], None], source: int, output: int, marker: int, report: int
 ) -> NoReturn:
-    """Becomes a program's process: is confined, reads the text, runs it, writes the end marker.
+    """Confines this process, reads the text, runs it, writes the end marker.
 
-    The arguments but the first are descriptors. If it cannot be confined, it says so on `report`,
+    All arguments but the first are descriptors. If it cannot be confined, it says so on `report`,
     which no program ever sees, and runs nothing.
-    subtle: the nonce stays in the pipe until the program has ended, so that it lies in no memory of
+    subtle: the nonce stays in the pipe until the program has ended, so that it is in no memory of
     this process while the program runs, and what is called afterwards was looked up before.
     """
     leave, read, write, say = os._exit, os.read, os.write, describe
     streams = (sys.stdout, sys.stderr)
     try:
-        # Out of the way of the fixed numbers first.
-        source, output, marker = [
+        # out of the way of the fixed numbers first
+        source, output, marker = (
             fcntl.fcntl(d, fcntl.F_DUPFD, 16) for d in (source, output, marker)
-        ]
+        )
         null = os.open(os.devnull, os.O_RDWR)  # its own: its flags must not outlive it
         for descriptor, number in ((null, 0), (output, 1), (output, 2)):
             os.dup2(descriptor, number)
@@ -98,9 +94,8 @@ def describe(error: BaseException) -> str:
         if step.tb_frame.f_code.co_filename == PROGRAM:
             line = step.tb_lineno
         step = step.tb_next
-    name, where = type(error).__name__, f" (line {line})" if line else ""
-    if isinstance(error, SyntaxError):  # its text names the line
-        where = ""
+    name = type(error).__name__  # a SyntaxError's text names the line
+    where = f" (line {line})" if line and not isinstance(error, SyntaxError) else ""
     try:
         text = str(error)[:MAX_ERROR]
     except BaseException as second:  # an exception that cannot be printed

@@ -1,10 +1,9 @@
-"""The list of system calls that a sandboxed program may make, as a filter for the kernel (seccomp).
+"""The system calls that a sandboxed program may make, as a filter for the kernel (seccomp).
 
-Default deny. What is listed can be made; some of it only with arguments that stay inside the
-program's own process. All else fails with EPERM, a number that is newer than this list with ENOSYS
-(so that libc falls back to what it used before), and calls by another architecture's numbers end
-the process. In particular there is no exec, no new process, no socket but a pair of connected ones,
-no signal to anyone else, no ptrace, no mount, no namespace, no io_uring, no bpf, no keyring.
+What is not listed fails with EPERM, a number newer than the list with ENOSYS, so that libc falls
+back to an older call; calls by another architecture's numbers end the process. There is no exec, no
+new process, no socket but a pair of connected ones, no signal to anyone else, no ptrace, no mount,
+no namespace, no io_uring, no bpf, no keyring.
 
 The filter is classic BPF as in the kernel's Documentation/userspace-api/seccomp_filter.rst.
 """
@@ -133,11 +132,9 @@ def _if_arguments(conditions: list[tuple]) -> bytes:
 
 
 def build(pid: int, architecture: int, *, threads: bool, metadata: bool) -> bytes:
-    """The filter for one process, which may send signals to `pid`, itself, and to nobody else.
-
-    `threads` lets it start threads; `metadata` lets it change modes and times of files, for a
-    process that has writable mounts of its own alone. 8 bytes an instruction.
-    """
+    """The filter for the process `pid`, which may send signals to itself only; 8 bytes an
+    instruction. threads: it may start threads. metadata: it may change modes and times of files,
+    where all writable mounts are its own."""
     conditional = CONDITIONAL | (THREADS if threads else {})
     to_itself = [(low(0), ALL_BITS, (pid,))]
     conditional |= {"kill": ((62, 129), to_itself), "tgkill": ((234, 131), to_itself)}
@@ -157,8 +154,8 @@ def build(pid: int, architecture: int, *, threads: bool, metadata: bool) -> byte
 
 
 def install(program: bytes) -> None:
-    """Puts this thread, and all that it starts, under the filter for good; needs no privilege
-    after PR_SET_NO_NEW_PRIVS. Raises OSError."""
+    """Puts this thread, and all that it starts, under the filter for good, after
+    PR_SET_NO_NEW_PRIVS. Raises OSError."""
 
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]

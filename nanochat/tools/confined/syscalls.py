@@ -1,8 +1,4 @@
-"""Linux system calls that Python's own modules do not offer, on x86_64 and aarch64.
-
-Only what the sandbox needs. Imports nothing but the standard library, because the process that runs
-untrusted code imports this file.
-"""
+"""Linux system calls that the sandbox needs and Python does not offer, on x86_64 and aarch64."""
 
 import ctypes
 import functools

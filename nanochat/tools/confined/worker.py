@@ -2,8 +2,7 @@
 
 Started by tools/sandbox_host.py as a process of its own, with an empty environment. It never sees a
 program's text or output, so nothing can leak from one to the next: the descriptors that it is sent
-go to the forked child, and it only waits, kills and reports. Imports nothing but the standard
-library.
+go to the forked child, and it only waits, kills and reports. Imports the standard library alone.
 """
 
 import contextlib
@@ -20,33 +19,31 @@ import signal
 import socket
 import struct
 import sys
-import time
 
 from nanochat.tools.confined import landlock, namespaces, seccomp, syscalls
 from nanochat.tools.confined.program import run_program
 
 # Imported before the first fork, because programs often want them.
-WARM = (
-    "abc argparse ast array asyncio base64 bisect builtins cmath collections collections.abc copy"
-)
-WARM += " ctypes dataclasses datetime decimal enum fractions functools hashlib heapq inspect io"
-WARM += " itertools json linecache math numbers operator os pprint queue random re secrets socket"
-WARM += " statistics string struct tempfile textwrap threading traceback typing unittest uuid"
-
+WARM = """
+abc argparse ast array asyncio base64 bisect builtins cmath collections collections.abc copy ctypes
+dataclasses datetime decimal enum fractions functools hashlib heapq inspect io itertools json
+linecache math numbers operator os pprint queue random re secrets socket statistics string struct
+tempfile textwrap threading traceback typing unittest uuid
+"""
 LOOK_EVERY = 0.02  # seconds between two looks at a folder that nothing else limits
-# Wait status, CPU seconds, wall seconds, folder too large, why it could not be confined.
-STATUS = struct.Struct("=idd?200s")
+STATUS = struct.Struct("=id?200s")  # wait status, CPU s, folder too large, why not confined
 
 
 def main(control_fd: int, tier: str, limits: dict, folder: str) -> None:
-    """Prepares the tier and says so on the control socket, as JSON; then serves until it closes."""
+    """Prepares the tier; says on the control socket, as a line of JSON, why it could not, or None,
+    and what the tier does not promise here; then serves until the socket closes."""
     with socket.socket(fileno=control_fd) as control:
         try:
             place = Place(tier, limits, folder)
         except OSError as error:
-            control.sendall(json.dumps({"error": str(error)}).encode() + b"\n")
+            control.sendall(json.dumps([str(error), []]).encode() + b"\n")
             return
-        control.sendall(json.dumps({"error": None, "lost": place.lost}).encode() + b"\n")
+        control.sendall(json.dumps([None, place.lost]).encode() + b"\n")
         try:
             with contextlib.suppress(BrokenPipeError):  # the owner went away during a program
                 place.serve(control)
@@ -72,16 +69,14 @@ class Place:
             if not self.abi:
                 raise OSError("the kernel offers no Landlock")
             self.user = find_user(folder) if os.geteuid() == 0 else None
-        # The kernel counts a user's processes: exactly, if all of them are the sandbox's. It does
-        # not count those of root.
+        # The kernel counts a user's processes, but not root's; exactly, if all are the sandbox's.
         counted = self.user is not None or (tier == "namespaces" and os.geteuid() != 0)
         self.threads = counted or tier == "unsafe"
         if not self.threads:
             self.lost.append("threads: refused, because the kernel cannot count this user's")
         if tier != "unsafe":
             self.architecture = syscalls.architecture()
-            path = getattr(os, "O_PATH", 0) | os.O_CLOEXEC
-            self.readable = [os.open(f, path) for f in files]
+            self.readable = [os.open(f, os.O_PATH | os.O_CLOEXEC) for f in files]
         gc.collect()
         gc.freeze()  # the forks then share these objects' memory
 
@@ -100,7 +95,13 @@ class Place:
                 return
             if message != b"R":  # an order to kill that came after the end
                 continue
-            folder = self.new_folder()
+            folder = "/tmp"  # in namespaces, where a program's own process mounts one
+            if self.tier != "namespaces":
+                self.count += 1
+                folder = os.path.join(self.folder, str(self.count))
+                os.mkdir(folder, 0o700)
+                if self.user is not None:
+                    os.chown(folder, self.user, self.user)
             problem, report = os.pipe()
             child = os.fork()
             if child == 0:
@@ -115,10 +116,12 @@ class Place:
             control.sendall(STATUS.pack(*status, os.read(problem, 200)))
             os.close(problem)
 
-    def wait_for(self, child: int, control: socket.socket, ended: int, folder: str) -> tuple:
-        """The child's end, as STATUS's first fields; kills it on order, or for a large folder."""
-        start, too_large = time.monotonic(), False
-        watched = folder != "/tmp"
+    def wait_for(
+        self, child: int, control: socket.socket, ended: int, folder: str
+    ) -> tuple[int, float, bool]:
+        """The child's wait status, CPU seconds and whether its folder grew too large; kills it for
+        that, or on order."""
+        too_large, watched = False, folder != "/tmp"
         while True:
             ready, _, _ = select.select([control, ended], [], [], LOOK_EVERY if watched else None)
             if control in ready:
@@ -130,42 +133,24 @@ class Place:
             pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
-            if watched and self.is_too_large(folder):
-                too_large = True
-                os.kill(child, signal.SIGKILL)
+            if watched:
+                sizes = []
+                for entry in os.scandir(folder):
+                    with contextlib.suppress(FileNotFoundError):
+                        sizes.append(entry.stat(follow_symlinks=False).st_blocks * 512)
+                if sum(sizes) > self.limits["disk_bytes"] or len(sizes) > namespaces.MAX_FILES:
+                    too_large = True
+                    os.kill(child, signal.SIGKILL)
         if self.tier == "unsafe":  # a confined program cannot have started processes
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
-        seconds = usage.ru_utime + usage.ru_stime
-        return status, seconds, time.monotonic() - start, too_large
-
-    def new_folder(self) -> str:
-        """Where the next program may write; in namespaces its own process mounts one."""
-        if self.tier == "namespaces":
-            return "/tmp"
-        self.count += 1
-        folder = os.path.join(self.folder, str(self.count))
-        os.mkdir(folder, 0o700)
-        if self.user is not None:
-            os.chown(folder, self.user, self.user)
-        return folder
-
-    def is_too_large(self, folder: str) -> bool:
-        size = number = 0
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                number += 1
-                with contextlib.suppress(FileNotFoundError):
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-        return size > self.limits["disk_bytes"] or number > namespaces.MAX_FILES
+        return status, usage.ru_utime + usage.ru_stime, too_large
 
     # ------------------------------------------------------------ the program's side
 
     def confine(self, folder: str) -> None:
-        """Takes from this process all that a program shall not have. OSError if any of it fails.
-
-        The order matters: mounting needs capabilities, the filter forbids everything else here.
-        """
+        """Takes from this process what a program must not have; OSError if any of it fails. In this
+        order: mounting needs capabilities, and the filter forbids all the rest."""
         os.setsid()
         if self.tier == "namespaces":
             uid, gid = (self.user, self.user) if self.user else (os.geteuid(), os.getegid())
@@ -173,9 +158,7 @@ class Place:
         os.chdir(folder)
         os.environ.update(HOME=folder, TMPDIR=folder)
         if self.user is not None:
-            os.setgroups([])
-            os.setresgid(self.user, self.user, self.user)
-            os.setresuid(self.user, self.user, self.user)
+            become(self.user)
         if self.tier == "unsafe":
             self.set_limits()
             return
@@ -189,11 +172,10 @@ class Place:
             rules.append((null, landlock.READ_FILE | landlock.WRITE_FILE))
             landlock.restrict(self.abi, rules)
         self.set_limits()
-        only_own_mounts = self.tier == "namespaces"
-        filter_ = seccomp.build(
-            os.getpid(), self.architecture, threads=self.threads, metadata=only_own_mounts
+        own_mounts = self.tier == "namespaces"
+        seccomp.install(
+            seccomp.build(os.getpid(), self.architecture, threads=self.threads, metadata=own_mounts)
         )
-        seccomp.install(filter_)
 
     def set_limits(self) -> None:
         limits = self.limits
@@ -221,12 +203,9 @@ class Place:
                     raise
 
 
-# ---------------------------------------------------------------- what Python needs
-
-
 def readable_files() -> list[str]:
-    """The allow-list: Python's library, the folders of the shared libraries that this process has
-    loaded, the loader's cache, time zones, three devices."""
+    """The allow-list: Python's library, folders of the shared libraries loaded here, the loader's
+    cache, time zones, three devices."""
     found = {p for p in sys.path if os.path.exists(p)}
     found |= {"/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom"}
     if os.path.exists("/proc/self/maps"):
@@ -244,18 +223,22 @@ def readable_files() -> list[str]:
     return sorted(p for p in found if os.path.exists(p))
 
 
+def become(user: int) -> None:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
 def find_user(folder: str) -> int | None:
-    """A user that nobody else is, and that can read Python's files and reach `folder`; found by
-    becoming it in a child. None if there is none, for instance with Python in root's home."""
+    """A user that nobody else is, and that can read Python's files and reach `folder`, tried in a
+    child; None if there is none, for instance with Python in root's home."""
     os.chmod(folder, 0o711)
     for user in (1_000_000_000 + os.getpid(), 60_000 + os.getpid() % 5_000):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                os.setgroups([])
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
+                become(user)
                 os.chdir(folder)
                 os.close(os.open(os.__file__, os.O_RDONLY))
                 code = 0
