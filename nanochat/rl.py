@@ -25,9 +25,6 @@ from nanochat.data.packing import pad_widths, shuffled
 from nanochat.dataloader import NO_LOSS, Batch
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
-from nanochat.training.rewards import Rewards
-
-HELD_OUT = 2**32 - 1  # the step that answers which are not trained on are sampled as
 
 
 @dataclass
@@ -181,8 +178,8 @@ def problems_of_step(num_problems: int, prompts_per_step: int, step: int, seed: 
 class Policy:
     """What samples answers to a task's problems, rewards them, and makes training steps of them.
 
-    task: conversations by index, whose last message is left out of the prompt. rewards: see
-    Rewards. reference: the model to stay close to, needed where settings.kl_coef is above 0.
+    task: conversations by index, whose last message is left out of the prompt. reward(conversation,
+    completion) -> float. reference: the model to stay close to, where settings.kl_coef is above 0.
     note(step, figures) is told how the sampling of each step went.
     """
 
@@ -190,7 +187,7 @@ class Policy:
         self,
         engine,
         task,
-        rewards: Rewards,
+        reward: Callable[[dict, str], float],
         settings: PolicySettings,
         *,
         seed: int,
@@ -198,7 +195,7 @@ class Policy:
         reference=None,
         note: Callable[[int, dict], None] = lambda step, figures: None,
     ):
-        self.engine, self.task, self.rewards, self.settings = engine, task, rewards, settings
+        self.engine, self.task, self.reward, self.settings = engine, task, reward, settings
         self.seed, self.device_batch_size = seed, device_batch_size
         self.reference, self.note = reference, note
 
@@ -217,11 +214,11 @@ class Policy:
         seeds = words[rank::world].tolist()
         return conversations, rollouts(self.engine, prompts, num_samples, seeds=seeds, **options)
 
-    def judge(self, conversations, groups, rewards: Rewards) -> np.ndarray:
+    def judge(self, conversations, groups, reward: Callable[[dict, str], float]) -> np.ndarray:
         """(prompts, G) float64: the rewards of groups of answers."""
         decode = self.engine.tokenizer.decode
         found = [
-            [rewards(conversation, decode(rollout.tokens)) for rollout in group]
+            [reward(conversation, decode(rollout.tokens)) for rollout in group]
             for conversation, group in zip(conversations, groups, strict=True)
         ]
         return np.array(found, dtype=np.float64).reshape(len(groups), -1)
@@ -239,7 +236,7 @@ class Policy:
             self.task, problems, step, settings.num_samples, temperature=settings.temperature
         )
         seconds = time.perf_counter() - started
-        rewards = self.judge(conversations, groups, self.rewards)
+        rewards = self.judge(conversations, groups, self.reward)
         self.note(step, step_figures(groups, rewards, seconds))
         kept = [
             (rollout, [advantage] * len(rollout.tokens))
@@ -264,56 +261,6 @@ class Policy:
         divergence, by the one-sample estimate at every token."""
         now, then = (token_logprobs(model, batch) for model in (self.engine.model, self.reference))
         return replace(batch, weights=batch.weights - self.settings.kl_coef * (now - then))
-
-    def check(self, num_problems: int = 4) -> float:
-        """The largest difference between log p of a token as it was sampled and as the training
-        model has it, over a few answers: 0 but for rounding if sampling is on-policy."""
-        self.engine.refresh()
-        problems = range(min(num_problems, len(self.task)))
-        _, groups = self.sample(self.task, problems, HELD_OUT, 2, logprobs=True)
-        worst = 0.0
-        for rollout in (rollout for group in groups for rollout in group):
-            (batch,) = self.batches([(rollout, [1.0] * len(rollout.tokens))])
-            found = token_logprobs(self.engine.model, batch)[batch.targets >= 0].tolist()
-            sampled = [x for x in rollout.logprobs if x is not None]
-            worst = max(worst, *(abs(a - b) for a, b in zip(found, sampled, strict=True)))
-        return worst
-
-    def measure(self, task, num_problems: int, num_samples: int, start=None) -> dict:
-        """How the task's first `num_problems` problems go now, over all ranks: the shares that are
-        right ("greedy", "pass@1", "pass@k" of k samples at temperature 1) with standard errors, the
-        share of problems with right and wrong answers, the answers' length, entropy in nats a token
-        and, given the model that the run began with, KL divergence to it. "samples": three answers.
-        """
-        self.engine.refresh()
-        problems, right = range(min(num_problems, len(task))), Rewards(task.evaluate)
-        conversations, likeliest = self.sample(task, problems, HELD_OUT, 1, temperature=0.0)
-        greedy = self.judge(conversations, likeliest, right)  # (prompts, 1)
-        _, groups = self.sample(task, problems, HELD_OUT, num_samples)
-        sampled = self.judge(conversations, groups, right)  # (prompts, k)
-        flat = [rollout for group in groups for rollout in group]
-        cut = np.array([rollout.finish == "length" for rollout in flat])
-        sums = np.zeros(3)  # of -log p, of log p - log p at the start, of tokens
-        for batch in self.batches([(rollout, [1.0] * len(rollout.tokens)) for rollout in flat]):
-            now = token_logprobs(self.engine.model, batch)
-            then = now if start is None else token_logprobs(start, batch)
-            sums += [-float(now.sum()), float((now - then).sum()), batch.num_targets]
-        every = gather([(greedy, sampled, cut, sums)])
-        greedy, sampled, cut = (np.concatenate([part[i] for part in every]) for i in range(3))
-        nats, divergence, tokens = sum(part[3] for part in every)
-        solved = sampled.any(axis=1)
-        shares = {"greedy": greedy[:, 0], "pass@1": sampled.mean(axis=1)}
-        shares |= {f"pass@{num_samples}": solved, "mixed_groups": solved & ~sampled.all(axis=1)}
-        figures = {}
-        for name, share in shares.items():
-            figures |= {name: share.mean(), f"{name}_stderr": share.std() / len(share) ** 0.5}
-        figures |= {"cut_share": cut.mean(), "answer_tokens": tokens / sampled.size}
-        figures |= {"entropy": nats / tokens}
-        figures |= {} if start is None else {"kl_to_start": divergence / tokens}
-        questions = [conversation["messages"][-2]["content"] for conversation in conversations[:3]]
-        answers = [self.engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
-        samples = list(zip(questions, answers, sampled[:3, 0] > 0, strict=True))
-        return {name: float(value) for name, value in figures.items()} | {"samples": samples}
 
 
 def step_figures(groups: list[list[Rollout]], rewards: np.ndarray, seconds: float) -> dict:

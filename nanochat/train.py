@@ -252,11 +252,9 @@ def train(
             (part * scaler.scale if scaler else part).backward()
             loss += part.detach()
         reduce_gradients(model)
-        if micro[0].weights is None or int(totals[0]) > 0:
-            norm = optimizer_step(model, optimizers, grad_clip, scaler)
-        else:  # else momentum would move the weights all the same
-            model.zero_grad(set_to_none=True)
-            norm = torch.zeros_like(loss)
+        # a policy's step without anything to learn: momentum would move the weights all the same
+        idle = micro[0].weights is not None and int(totals[0]) == 0
+        norm = optimizer_step(model, () if idle else optimizers, grad_clip, scaler)
         all_reduce_sum(loss)
 
         state.step += 1

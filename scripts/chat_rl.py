@@ -15,11 +15,12 @@ from nanochat.checkpoint_manager import load_folder
 from nanochat.common import ConfigError, compute_cleanup, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
+from nanochat.evaluation.policy import measure, on_policy_error
+from nanochat.evaluation.rewards import Rewards, find_reward
 from nanochat.report.report import remake
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
-from nanochat.training.rewards import Rewards, find_reward
 from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, make_task
 
@@ -58,7 +59,7 @@ class Config(StageConfig):
 
 def pass_gate(policy: Policy, config: Config) -> None:
     """Raises ConfigError where there is too little to learn from."""
-    figures = policy.measure(policy.task, 64, 8)
+    figures = measure(policy, policy.task, 64, 8)
     names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
     shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
     print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")
@@ -102,20 +103,22 @@ def main(config: Config) -> None:
         reference=start() if settings.kl_coef else None,
         note=note,
     )
-    print0(f"log p of sampled tokens, engine against training: differs by {policy.check():.1e}")
+    print0(
+        f"log p of sampled tokens, engine against training: differs by {on_policy_error(policy):.1e}"
+    )
     if not stage.resume_from:
         pass_gate(policy, config)
 
-    def measure(state: LoopState) -> None:
-        figures = policy.measure(held_out, config.eval_problems, config.eval_samples, start())
+    def evaluate(state: LoopState) -> None:
+        figures = measure(policy, held_out, config.eval_problems, config.eval_samples, start())
         for question, answer, right in figures.pop("samples"):
             print0(f"  {'right' if right else 'wrong'}: {question} -> {answer}".replace("\n", " "))
         stage.log.note(state, **{f"held_out/{name}": value for name, value in figures.items()})
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    data = StageData(None, None, fingerprint(task), report, config.num_steps or epoch, epoch)
-    stage.train(data, plan, (Periodic(measure, config.eval_every),), policy.steps)
+    data = StageData(None, None, fingerprint(task), report, epoch)
+    stage.train(data, plan, (Periodic(evaluate, config.eval_every),), policy.steps)
     if rewards.faults:
         print0(f"rewards that counted as 0: {dict(rewards.faults)}")
     remake(stage.tag)

@@ -13,8 +13,8 @@ from nanochat.checkpoint import manifest
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.files import base_dir
 
-STAGES = ("base", "mid", "sft", "rl")
-SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft"}
+SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
+STAGES = tuple(SCRIPTS)
 SUFFIX = "_checkpoints"
 
 
@@ -96,9 +96,7 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
     candidates = available_checkpoints(stage, tag)
     path = first_whole([f for f in candidates if step is None or f.step == step])
     if path is None:
-        maker = f"No script makes stage {stage} yet."
-        if stage in SCRIPTS:
-            maker = f"`python -m scripts.{SCRIPTS[stage]}` makes one of stage {stage}."
+        maker = f"`python -m scripts.{SCRIPTS[stage]}` makes one of stage {stage}."
         wanted = [stage, tag and f"tag {tag}", step is not None and f"step {step}"]
         raise CheckpointError(
             f"no complete checkpoint of {', '.join(w for w in wanted if w)}. {listing()} {maker}"
