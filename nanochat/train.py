@@ -47,14 +47,16 @@ class LoopState:
 @dataclass(frozen=True)
 class Periodic:
     """Runs between steps, on all ranks: every `every` steps and at the end (0: at the end alone;
-    -1: never)."""
+    -1: never), and before the first if at_start."""
 
     run: Callable[[LoopState], None]
     every: int
+    at_start: bool = False
 
     def due(self, state: LoopState) -> bool:
-        at_end = self.every >= 0 and state.step == state.num_steps
-        return at_end or (self.every > 0 and state.step > 0 and state.step % self.every == 0)
+        if state.step == 0 or state.step == state.num_steps:
+            return self.at_start if state.step == 0 else self.every >= 0
+        return self.every > 0 and state.step % self.every == 0
 
 
 @contextmanager
@@ -216,9 +218,8 @@ def train(
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
     schedule(state) -> {"lr": factor of every group's initial_lr, any other key: set in the groups
-    that have it}. A step of weighted batches without any target moves nothing.
-    `seconds` sets state.num_steps after 20 timed steps if it is None. A step's numbers are read
-    one step late, so that nothing waits for the device. Raises DivergedError.
+    that have it}. `seconds` sets state.num_steps after 20 timed steps if it is None. A step's
+    numbers are read one step late, so that nothing waits for the device. Raises DivergedError.
     """
     device = next(model.parameters()).device
     pending, durations = None, []
@@ -252,7 +253,7 @@ def train(
             (part * scaler.scale if scaler else part).backward()
             loss += part.detach()
         reduce_gradients(model)
-        # a policy's step without anything to learn: momentum would move the weights all the same
+        # subtle: where a policy has nothing to learn, momentum would move the weights all the same
         idle = micro[0].weights is not None and int(totals[0]) == 0
         norm = optimizer_step(model, () if idle else optimizers, grad_clip, scaler)
         all_reduce_sum(loss)

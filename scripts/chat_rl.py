@@ -103,9 +103,7 @@ def main(config: Config) -> None:
         reference=start() if settings.kl_coef else None,
         note=note,
     )
-    print0(
-        f"log p of sampled tokens, engine against training: differs by {on_policy_error(policy):.1e}"
-    )
+    print0(f"log p of a token, sampled and trained, differs by up to {on_policy_error(policy):.1e}")
     if not stage.resume_from:
         pass_gate(policy, config)
 
@@ -118,7 +116,8 @@ def main(config: Config) -> None:
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
     data = StageData(None, None, fingerprint(task), report, epoch)
-    stage.train(data, plan, (Periodic(evaluate, config.eval_every),), policy.steps)
+    events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
+    stage.train(data, plan, events, policy.steps)
     if rewards.faults:
         print0(f"rewards that counted as 0: {dict(rewards.faults)}")
     remake(stage.tag)

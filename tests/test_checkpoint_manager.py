@@ -122,7 +122,7 @@ def test_same_step_saved_again_replaces_it():
 
 def test_unknown_sources_list_what_there_is(base_dir):
     save(7)
-    with pytest.raises(CheckpointError, match=r"base tiny at step 7\. No script makes stage rl"):
+    with pytest.raises(CheckpointError, match=r"tiny at step 7\. `python -m scripts.chat_rl` m"):
         load_model("rl", CPU, phase="eval")
     with pytest.raises(
         CheckpointError, match="neither a stage .* nor a folder.*base tiny at step 7"

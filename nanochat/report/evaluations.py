@@ -109,6 +109,32 @@ def chat_section(stages: list[StageRecord]) -> Section:
     return Section("Chat tasks", [table for table in tables if table.rows])
 
 
+def rl_section(stages: list[StageRecord]) -> Section:
+    """Held-out problems at each measurement of reinforcement learning."""
+    records = [r for s in stages if s.name == "rl" for r in s.records if "held_out/greedy" in r]
+    if not records:
+        return Section("Reinforcement learning")
+    k = next(n for n in names_after("held_out/pass@", records[0]) if n != "1" and n.isdigit())
+    looks = {"greedy": ".1%", "pass@1": ".1%", f"pass@{k}": ".1%", "mixed_groups": ".1%"}
+    looks |= {"answer_tokens": ".1f", "cut_share": ".1%", "entropy": ".3f", "kl_to_start": ".4f"}
+    rows = [
+        [f"{r['step']:,}"]
+        + [
+            format_number(r.get(f"held_out/{name}"), spec, r.get(f"held_out/{name}_stderr"))
+            for name, spec in looks.items()
+        ]
+        for r in records
+    ]
+    headers = ["step", "likeliest answer", "pass@1", f"pass@{k}", "right and wrong", "tokens"]
+    headers += ["cut off", "entropy", "KL to the start"]
+    note = (
+        f"Shares of held-out problems: whose likeliest answer is right, the mean of {k} sampled "
+        f"answers, one of these, and both a right and a wrong one. Entropy and KL divergence are in "
+        f"nats a token."
+    )
+    return Section("Reinforcement learning", [Table("Held-out problems", headers, rows, note)])
+
+
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
     """Characters per token by kind of text, if they were measured with the run's own tokenizer."""
     path = folder / TOKENIZER_RECORD

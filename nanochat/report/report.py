@@ -10,6 +10,7 @@ from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import (
     chat_section,
     core_section,
+    rl_section,
     samples_section,
     tokenizer_section,
 )
@@ -87,6 +88,7 @@ def make_page(stages: list[StageRecord]) -> Page:
         Section("Curves", [figures] if figures else []),
         core_section(stages, figures=True),
         chat_section(stages),
+        rl_section(stages),
         tokenizer_section(base_dir() / "tokenizer", last.run.get("tokenizer_fingerprint")),
         samples_section(stages),
         cost_section(stages),

@@ -81,10 +81,16 @@ def parameter_table(config: dict) -> Table:
 
 def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
-    checked = [r for r in stage.records if "val_bpb" in r]
+
+    def having(key: str) -> list[dict]:
+        return [record for record in stage.records if key in record]
+
     drawn = [  # name, records, key, unit, noisy, from_zero
+        ("reward", having("rl/reward"), "rl/reward", "mean reward", True, False),
+        ("likeliest answers", having("held_out/greedy"), "held_out/greedy", "right", False, True),
+        ("sampled answers", having("held_out/pass@1"), "held_out/pass@1", "right", False, True),
         ("loss", stage.steps, "loss", "nats a token", True, False),
-        ("bits per byte", checked, "val_bpb", "bits per byte", False, False),
+        ("bits per byte", having("val_bpb"), "val_bpb", "bits per byte", False, False),
         ("learning rate", stage.steps, "lr", "factor on the peak", False, True),
         ("throughput", stage.steps, "tokens_per_second", "tokens/s", True, True),
     ]
