@@ -10,34 +10,24 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.offline_corpus import wiki_leads
 from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
+from tasks.wordings import compose, draw_phrase, draw_weighted, read_phrases
 
-SPELL_WORDINGS = (
-    "How do you spell {word}?",
-    "Spell {word}.",
-    "Spell the word {word}.",
-    "How is {word} spelled?",
-    "Can you spell {word}?",
-    "Please spell {word}.",
-    "What are the letters of {word}?",
-    "Write {word} letter by letter.",
-)
-COUNT_WORDINGS = (
-    "How many {letter} in {word}?",
-    "How many {letter}'s are in {word}?",
-    "How many {letter}'s are there in {word}?",
-    "How many times does {letter} appear in {word}?",
-    "How many times is the letter {letter} in {word}?",
-    "Count the letter {letter} in {word}.",
-    "Count the {letter}'s in {word}.",
-    "How often does {letter} occur in {word}?",
-)
-QUOTES = ("'{}'", '"{}"')
+PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # rows spell and count
+# How a word or a letter stands in the question, by weight; {} is small, {u} has capitals.
+QUOTED = {"'{}'": 10, '"{}"': 10, "the word '{}'": 3, 'the word "{}"': 3}
+BARE = {"{}": 20, "the word {}": 5, "{u}": 2}
+LETTER = {"{}": 8, "the letter {}": 5, "'{}'": 2, '"{}"': 2, "the letter '{}'": 1, "{u}": 1}
+LETTER_PLURAL = {
+    **{"{}'s": 8, "{}s": 3, "{}": 4, "letters {}": 1, "letter {}": 1, "'{}'": 1, '"{}"': 1},
+    **{"'{}'s": 1, "letter {}'s": 1, "{u}'s": 1, "{u}s": 1},
+}
 WORD = re.compile(r"(?<![^\W_])[a-z]{3,10}(?![^\W_])")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Drawn with equal weight; spelling is the harder to learn.
@@ -45,13 +35,13 @@ QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), 
 
 
 class Spelling(GeneratedTask):
-    """Words of 3 to 10 letters, in quotes, to spell or to count a letter in; `question` spell,
-    count or both.
+    """Words of 3 to 10 letters to spell or to count a letter in; `question` spell, count or both.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
-    hash; words are the `num_words` most frequent of the packaged texts. Train adds a share of
-    `made_up` words, and of words without quotes (`bare`). `words` replaces the list; `pieces` are
-    the texts of a tokenizer's tokens, of which those of small letters alone are used.
+    hash; half of it is in phrasings held out too. Words are the `num_words` most frequent of the
+    packaged texts; a share stands without quotes (`bare`). Train adds a share of `made_up` words.
+    `words` replaces the list; `pieces` are the texts of a tokenizer's tokens, of which those of
+    small letters alone are used.
 
     An answer is "w i n d o w", or python '("window").count("w")', python_output "2", text "2".
     """
@@ -69,7 +59,7 @@ class Spelling(GeneratedTask):
         pieces: Iterable[str] = (),
         num_words: int = 12_000,
         made_up: float = 0.5,
-        bare: float = 0.15,
+        bare: float = 0.5,
     ):
         super().__init__(split, size, seed)
         if question not in QUESTIONS:
@@ -78,7 +68,8 @@ class Spelling(GeneratedTask):
             raise ConfigError(f"made_up is {made_up}; a share of at least 0 and below 1 can be")
         self.question = question
         self.name = "spelling" if question == "both" else f"spelling-{question}"
-        self.made_up, self.bare = (made_up, bare) if split == "train" else (0.0, 0.0)
+        self.made_up, self.bare = made_up if split == "train" else 0.0, bare
+        self.rows = read_phrases(PHRASES_FILE)
         every = common_words(num_words) if words is None else words
         small = {piece.strip() for piece in pieces}
         self.pieces = sorted(piece for piece in small if re.fullmatch("[a-z]{2,10}", piece))
@@ -86,19 +77,29 @@ class Spelling(GeneratedTask):
         if not self.words:
             raise ConfigError(f"{len(every)} words leave none for the {split} split; give more")
 
-    def make(self, rng: random.Random) -> dict:
-        word = self.draw_word(rng)
-        asked = word if rng.random() < self.bare else rng.choice(QUOTES).format(word)
-        if rng.choice(QUESTIONS[self.question]) == "spell":
+    def make(self, rng: random.Random, index: int) -> dict:
+        word, letter = self.draw_word(rng), ""
+        kind = rng.choice(QUESTIONS[self.question])
+        phrase, phrasing = draw_phrase(self.rows[kind], self.split, rng)
+        asked = draw_weighted(BARE if rng.random() < self.bare else QUOTED, rng)
+        slots = {"word": asked.format(word, u=word.upper())}
+        if kind == "count":
+            letter = draw_letter(word, rng)
+            for name, forms in (("letter", LETTER), ("letters", LETTER_PLURAL)):
+                typed = draw_weighted(forms, rng)
+                if letter in "aiu":  # "as", "is" and "us" are words
+                    typed = typed.replace("}s", "}'s")
+                slots[name] = typed.format(letter, u=letter.upper())
+        question = compose(phrase, rng, **slots)
+        if kind == "spell":
             spelled = " ".join(word)
-            return exchange(rng.choice(SPELL_WORDINGS).format(word=asked), spelled, answer=spelled)
-        letter = draw_letter(word, rng)
+            return exchange(question, spelled, answer=spelled, phrasing=phrasing)
         # Double quotes whatever the question has: "'s" of 'sun' would be cut off as a genitive.
         # In brackets, so that the word is cut into the same tokens as in the question.
         expression = f'("{word}").count("{letter}")'
         count = calculate(expression)
-        question = rng.choice(COUNT_WORDINGS).format(word=asked, letter=letter)
-        return exchange(question, tool_answer(expression, count, count), answer=count)
+        answer = tool_answer(expression, count, count)
+        return exchange(question, answer, answer=count, phrasing=phrasing)
 
     def draw_word(self, rng: random.Random) -> str:
         """A real word of this split or a made-up one, which no string of the test split is."""

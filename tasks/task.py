@@ -81,8 +81,11 @@ class ChoiceTask(Task):
 
 
 class GeneratedTask(Task):
-    """A task whose conversation `i` is made from (name, seed, split, i) alone, by `make(rng)`;
-    `size` of them."""
+    """A task whose conversation `i` is made from (name, seed, split, i) alone, by
+    `make(rng, i)`; `size` of them.
+
+    In the test split half of the conversations are in wordings that training has, half in wordings
+    that it never has: their "phrasing" is "trained" or "new" (see tasks/wordings.py)."""
 
     default_sizes = {"train": 20_000, "test": 1000}
 
@@ -98,9 +101,9 @@ class GeneratedTask(Task):
 
     def __getitem__(self, index: int) -> dict:
         index = in_range(index, self.size)
-        return self.make(random.Random(f"{self.name}/{self.seed}/{self.split}/{index}"))
+        return self.make(random.Random(f"{self.name}/{self.seed}/{self.split}/{index}"), index)
 
-    def make(self, rng: random.Random) -> dict:
+    def make(self, rng: random.Random, index: int) -> dict:
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, gather, progress, rank_and_world
@@ -30,6 +30,7 @@ class Result:
     temperature: float = 0.0
     baseline: float | None = None
     cut: int = 0  # prompts that lost their oldest tokens because the context is short
+    phrasings: tuple[str | None, ...] = ()  # of each example: "trained", "new", None where unknown
 
     @property
     def total(self) -> int:
@@ -63,6 +64,17 @@ class Result:
             return []
         return sorted({k for k in (*PASS_AT, self.num_samples) if k <= self.num_samples})
 
+    def by_phrasing(self) -> list["Result"]:
+        """The Results of the examples asked as in training, and of those in wordings held out, as
+        "facts (trained phrasings)" and "facts (new phrasings)"; none where that is not known."""
+        parts = []
+        for phrasing in ("trained", "new"):
+            pairs = zip(self.right, self.phrasings, strict=False)
+            if right := tuple(n for n, found in pairs if found == phrasing):
+                name = f"{self.name} ({phrasing} phrasings)"
+                parts.append(replace(self, name=name, right=right, phrasings=()))
+        return parts
+
     def figures(self) -> dict[str, float]:
         """What goes to metrics.jsonl. Example: {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
         figures = {
@@ -76,6 +88,8 @@ class Result:
             figures[f"pass@{k}/{self.name}"], figures[f"stderr_pass@{k}/{self.name}"] = (
                 self.pass_at(k)
             )
+        for part in self.by_phrasing():
+            figures |= part.figures()
         return figures
 
     def __str__(self) -> str:
@@ -143,6 +157,11 @@ def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[
         for k in r.ks()[1:]:
             value, error = r.pass_at(k)
             lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
+        for part in r.by_phrasing():
+            label = part.name.removeprefix(r.name)
+            lines.append(
+                f" {label:<25}{part.accuracy:>9.1%}  ± {part.stderr:<6.1%}{part.total:>17,}"
+            )
     lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
         wanted = ", ".join(missing)
@@ -220,7 +239,8 @@ def evaluate_task(
     right = tuple(sum(answer["right"] for answer in answers) for _, _, answers in every)
     warmth = 0.0 if choice else temperature
     cut = sum(gather([cut]))
-    return Result(name, task.kind, right, samples, warmth, task.baseline, cut)
+    phrasings = tuple(answers[0].get("phrasing") for _, _, answers in every)
+    return Result(name, task.kind, right, samples, warmth, task.baseline, cut, phrasings)
 
 
 def judge(task, conversations: list[dict], answers: list[list[dict]]) -> None:
@@ -228,8 +248,8 @@ def judge(task, conversations: list[dict], answers: list[list[dict]]) -> None:
     flat = [answer for samples in answers for answer in samples]
     asked = [c for c, samples in zip(conversations, answers, strict=True) for _ in samples]
     verdicts = task.evaluate_all(asked, [answer["completion"] for answer in flat])
-    for answer, verdict in zip(flat, verdicts, strict=True):
-        answer |= verdict
+    for conversation, answer, verdict in zip(asked, flat, verdicts, strict=True):
+        answer |= {k: conversation[k] for k in ("phrasing",) if k in conversation} | verdict
 
 
 def write_answers(path: Path | str, every: list[tuple[int, str, list[dict]]]) -> None:

@@ -137,7 +137,7 @@ def eval_results(stage: StageRecord) -> list:
         )
 
     for task in names_after("accuracy/", measured):
-        hub, config, split = HUB_TASKS.get(task, (f"nanochat-{task}", None, None))
+        hub, config, split = HUB_TASKS.get(task, (f"nanochat-{task.split()[0]}", None, None))
         metric = "pass@1" if task == "humaneval" else "accuracy"
         error, count = measured.get(f"stderr/{task}"), measured.get(f"examples/{task}")
         value, name = measured[f"accuracy/{task}"], (hub, task)
