@@ -42,19 +42,22 @@ class Identity(GeneratedTask):
             self.rows = [row for row in self.rows if row["held_out"]]
             if not self.rows:
                 raise DataError(f"{path}: no row has held_out prompts; the test split needs some")
+        self.fillers = [
+            {
+                slot: [text for text in texts if held_back(text, 0.2) == (split == "test")]
+                for slot, texts in row["slots"].items()
+            }
+            for row in self.rows
+        ]
 
     def make(self, rng: random.Random, index: int) -> dict:
-        row = rng.choice(self.rows)
+        number = rng.randrange(len(self.rows))
+        row = self.rows[number]
         phrase, phrasing = draw_phrase(row, self.split, rng)
-        slots = {slot: rng.choice(self.fillers(row, slot)) for slot in row["slots"]}
+        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[number].items()}
         question = compose(phrase, rng, self.layers, **slots)
         answer = rng.choice(row["answers"])
         return exchange(question, answer, expect=row["expect"], phrasing=phrasing)
-
-    def fillers(self, row: dict, slot: str) -> list[str]:
-        """What may fill the slot in this split."""
-        is_test = self.split == "test"
-        return [text for text in row["slots"][slot] if held_back(text, 0.2) == is_test]
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         return any(says(completion, phrase) for phrase in conversation["expect"])
