@@ -81,7 +81,11 @@ class ChoiceTask(Task):
 
 
 class GeneratedTask(Task):
-    """A task of `size` conversations, each made by `make(rng)` from its name, split and index."""
+    """A task of `size` conversations, each made from name, split and index by `make(rng, index)`.
+
+    In the test split half of the conversations are in wordings that training has, half in wordings
+    that it never has: their "phrasing" is "trained" or "new" (see tasks/wordings.py).
+    """
 
     default_sizes = {"train": 20_000, "test": 1000}
 
@@ -97,9 +101,9 @@ class GeneratedTask(Task):
 
     def __getitem__(self, index: int) -> dict:
         index = range(self.size)[index]
-        return self.make(random.Random(f"{self.name}/0/{self.split}/{index}"))
+        return self.make(random.Random(f"{self.name}/0/{self.split}/{index}"), index)
 
-    def make(self, rng: random.Random) -> dict:
+    def make(self, rng: random.Random, index: int) -> dict:
         raise NotImplementedError
 
 
