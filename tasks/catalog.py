@@ -16,6 +16,7 @@ from nanochat.common import ConfigError, NanochatError, all_reduce_sum, print0
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
+from tasks.free import Free
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.identity import Identity
@@ -29,7 +30,7 @@ from tasks.unknown import Unknown
 PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, count, facts, identity, unknown"
+    "arithmetic, spelling, spell, count, facts, identity, unknown, free"
 )
 
 
@@ -57,6 +58,8 @@ def make_task(
         return GSM8K(split, source)
     if name == "humaneval":
         return HumanEval(source, sandbox, split)
+    if name == "free":
+        return Free(split, source)
     if name == "identity":
         return Identity(split, size, path=source)
     if source:

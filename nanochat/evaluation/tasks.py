@@ -245,9 +245,8 @@ def evaluate_task(
         text = "".join(f"{line}\n" for line in lines)
         write_atomic(answers_path, text.encode("utf-8", "backslashreplace"))
     right = tuple(sum(answer["right"] for answer in samples) for *_, samples in every)
-    cut = sum(gather([cut]))
+    how = num_samples, temperature, task.baseline, sum(gather([cut]))
     phrasings = tuple(samples[0]["phrasing"] for *_, samples in every)
-    how = num_samples, temperature, task.baseline, cut
     return Result(name, task.kind, right, *how, phrasings=phrasings)
 
 
