@@ -71,7 +71,7 @@ recipe_cpu() {
     --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.56)" --eval-tokens=50000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
     --max-tokens=64 --target-seconds="$(minutes_share 0.09)" --eval-tokens=20000)
-  chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown" --limit=400)
+  chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
 }
 
 # The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default

@@ -1,8 +1,8 @@
 """Free questions: what people type when nobody tells them how, by hand, and never trained on.
 
 The other tasks ask in wordings that are made by rule; a model may know these and not a user's. A
-line of the file is {"kind", "question", "expect": [...]}, phrases of which a right answer holds one,
-and "before", a question and its answer, where the question goes on from them.
+line of the file is {"kind", "question", "expect": [...]}: phrases, of which a right answer has one;
+and "before": a question and its answer, where the question goes on from them.
 """
 
 import re
