@@ -59,8 +59,8 @@ recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=4}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=facts:2,identity:1,spelling:2,arithmetic:0.5}"
-  : "${SFT_MIXTURE:=facts:0.5,identity:0.5,spelling:0.5,arithmetic:0.1}"
+  : "${MID_MIXTURE:=facts:2,identity:1,unknown:1,spelling:2,arithmetic:1}"
+  : "${SFT_MIXTURE:=facts:0.5,identity:0.5,unknown:0.5,spelling:0.5,arithmetic:0.2}"
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
@@ -71,7 +71,7 @@ recipe_cpu() {
     --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.56)" --eval-tokens=50000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
     --max-tokens=64 --target-seconds="$(minutes_share 0.09)" --eval-tokens=20000)
-  chat_eval=(--tasks="arithmetic|spell|count|facts|identity" --limit=400)
+  chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
 }
 
 # The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default

@@ -37,7 +37,7 @@ class Config:
     source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
     tasks: Annotated[str, tyro.conf.arg(aliases=["-a"])] = (
-        "arc-easy|arc-challenge|mmlu|gsm8k|humaneval|spelling|arithmetic|facts|identity"
+        "arc-easy|arc-challenge|mmlu|gsm8k|humaneval|spelling|arithmetic|facts|identity|unknown"
     )
     """name[@source]|...; source is a local file or folder, or another hub id."""
     hf_path: str | None = None

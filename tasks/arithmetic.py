@@ -1,49 +1,86 @@
 """Arithmetic through the tool: the question becomes an expression, the tool its value, the value
 the answer.
 
-What is learned is to copy two numbers and choose an operator, so it carries over to numbers never
-seen together.
+What is learned is to copy the numbers in the right order and choose an operator, so it carries over
+to numbers never seen together. Questions are signs and written-out operators ("{a} plus {b}", the
+"infix" of arithmetic.jsonl, inside the phrases of its row "problem"), operations in words ("take
+{b} away from {a}") and word problems. {big} and {small} are the two numbers in order of size.
 """
 
 import random
 import re
+from pathlib import Path
 
 from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
+from tasks.wordings import compose, draw_phrase, draw_weighted, read_phrases
 
-# How a user may write each operator between two numbers; drawn with equal weight.
-SIGNS = {
-    "+": ("{a} + {b}", "{a}+{b}", "{a} plus {b}"),
-    "-": ("{a} - {b}", "{a}-{b}", "{a} minus {b}"),
-    "*": ("{a} * {b}", "{a}*{b}", "{a} x {b}", "{a} times {b}", "{a} multiplied by {b}"),
-    "/": ("{a} / {b}", "{a}/{b}", "{a} divided by {b}"),
+PHRASES_FILE = Path(__file__).with_name("arithmetic.jsonl")
+EXPRESSIONS = {
+    "+": "{a}+{b}",
+    "-": "{a}-{b}",
+    "*": "{a}*{b}",
+    "/": "{a}/{b}",
+    "double": "{a}*2",
+    "half": "{a}/2",
+    "square": "{a}*{a}",
+    "percent": "{a}*{b}/100",
 }
-WORDINGS = (
-    "What is {problem}?",
-    "What's {problem}?",
-    "What is {problem}",
-    "what is {problem}?",
-    "How much is {problem}?",
-    "Calculate {problem}.",
-    "Calculate {problem}",
-    "Compute {problem}.",
-    "Work out {problem}.",
-    "Can you calculate {problem}?",
-    "Please compute {problem}.",
-    "Tell me what {problem} is.",
-    "{problem}",
-    "{problem}?",
-    "{problem} =",
-    "{problem} = ?",
+KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
+NAMES = (
+    "Ann",
+    "Tom",
+    "Maria",
+    "Ali",
+    "Lucy",
+    "Ben",
+    "Priya",
+    "Sam",
+    "Chen",
+    "Olga",
+    "Leo",
+    "Fatima",
 )
+THINGS = (
+    *(
+        "apples",
+        "books",
+        "eggs",
+        "pens",
+        "coins",
+        "oranges",
+        "balls",
+        "cookies",
+        "candies",
+        "cards",
+    ),
+    *("flowers", "stamps", "sweets", "marbles", "pencils", "bananas", "cakes", "toys", "cups"),
+)
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *(
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+    ),
+)
+IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 class Arithmetic(GeneratedTask):
-    """a + b, a - b, a * b with one to three digits, and some exact divisions.
+    """a + b, a - b, a * b, exact divisions, doubles, halves, squares and percentages.
 
-    The test split has + - * of two and three digits, on pairs (in either order) that no train
-    conversation has: a tenth of all pairs, by hash.
+    The test split has numbers of two and three digits, in pairs (in either order) that no train
+    conversation has: a tenth of all pairs, by hash; half of it is in phrasings held out too. Train
+    has one to four digits.
 
     Arithmetic("test")[0]["messages"][1]["content"] might be python "37*12", python_output "444",
     text "444".
@@ -51,25 +88,47 @@ class Arithmetic(GeneratedTask):
 
     name = "arithmetic"
 
-    def make(self, rng: random.Random) -> dict:
-        sign, a, b = self.draw(rng)
-        while is_test(sign, a, b) != (self.split == "test"):
-            sign, a, b = self.draw(rng)
-        problem = rng.choice(SIGNS[sign]).format(a=a, b=b)
-        question = rng.choice(WORDINGS).format(problem=problem)
-        expression = f"{a}{sign}{b}"
-        output = calculate(expression)
-        return exchange(question, tool_answer(expression, output, output), answer=output)
+    def __init__(self, split: str = "train", size: int | None = None):
+        super().__init__(split, size)
+        self.rows = read_phrases(PHRASES_FILE)
 
-    def draw(self, rng: random.Random) -> tuple[str, int, int]:
+    def make(self, rng: random.Random, index: int) -> dict:
+        kind = draw_weighted(KINDS, rng)
+        row = self.rows[kind]
+        infix = rng.choice(row["infix"]) if "infix" in row and rng.random() < 0.5 else ""
+        phrase, phrasing = draw_phrase(self.rows["problem"] if infix else row, self.split, rng)
+        phrase = phrase.replace("{problem}", infix)
+        a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
+        while is_test(kind, a, b) != (self.split == "test"):
+            a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
+        if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
+            a, b = max(a, b), min(a, b)
+        expression = EXPRESSIONS[kind].format(a=a, b=b)
+        question = compose(phrase, rng, **slots(phrase, a, b, rng))
+        output = calculate(expression)
+        answer = tool_answer(expression, output, output)
+        return exchange(question, answer, answer=output, phrasing=phrasing)
+
+    def draw(self, kind: str, story: bool, rng: random.Random) -> tuple[int, int]:
+        """Two numbers that suit the kind, and a word problem's: a tenth of these pairs is kept for
+        testing."""
         if self.split == "test":
-            return rng.choice("+-*"), draw_number(rng, (0, 1, 1)), draw_number(rng, (0, 1, 1))
-        sign = rng.choice("+++---***/")
-        a, b = draw_number(rng, (1, 3, 6)), draw_number(rng, (1, 3, 6))
-        if sign == "/":
-            b = max(b % 100, 1)
+            weights = (0, 1, 0, 0) if story else (0, 1, 1, 0)
+        else:
+            weights = (2, 6, 1, 0) if story else (5, 8, 8, 1)
+        a, b = draw_number(rng, weights), draw_number(rng, weights)
+        if story:
+            a, b = max(a, 2), max(b, 2)
+        if kind == "percent":
+            return max(a - a % 20, 20), rng.choice((5, 10, 15, 20, 25, 30, 40, 50, 75, 80, 90))
+        if kind == "square":
+            return a, a
+        if kind in ("double", "half"):
+            return (a if kind == "double" else a + a % 2), 2
+        if kind == "/":
+            a, b = max(a, b), max(min(a, b) % 100, 1 + story)
             a -= a % b  # so that it divides exactly
-        return sign, a, b
+        return a, b
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         """Whether the last number that the assistant says, after its tool calls, is the answer."""
@@ -77,12 +136,21 @@ class Arithmetic(GeneratedTask):
         return bool(found) and float(found[-1].replace(",", "")) == float(conversation["answer"])
 
 
-def draw_number(rng: random.Random, weights: tuple[int, int, int]) -> int:
-    """A number of one, two or three digits, by weight; uniform among those."""
-    low, high = rng.choices(((0, 9), (10, 99), (100, 999)), weights)[0]
+def slots(phrase: str, a: int, b: int, rng: random.Random) -> dict[str, str]:
+    """What fills the phrase: the numbers, and a word problem's people and things."""
+    in_words = not re.search(r"[-+*/:÷×=^²%]|}x{", phrase) and rng.random() < IN_WORDS
+    a_text, b_text = (NUMBER_WORDS[n] if in_words and n <= 20 else str(n) for n in (a, b))
+    name, other = rng.sample(NAMES, 2)
+    people = {"name": name, "other": other, "things": rng.choice(THINGS)}
+    return {"a": a_text, "b": b_text, "big": a_text, "small": b_text, **people}
+
+
+def draw_number(rng: random.Random, weights: tuple[int, int, int, int]) -> int:
+    """A number of one to four digits, by weight; uniform among those."""
+    low, high = rng.choices(((0, 9), (10, 99), (100, 999), (1000, 9999)), weights)[0]
     return rng.randint(low, high)
 
 
-def is_test(sign: str, a: int, b: int) -> bool:
-    """Whether the pair, in either order, is kept for testing under this operator."""
-    return held_back(f"{min(a, b)} {sign} {max(a, b)}")
+def is_test(kind: str, a: int, b: int) -> bool:
+    """Whether the pair, in either order, is kept for testing under this operation."""
+    return held_back(f"{min(a, b)} {kind} {max(a, b)}")

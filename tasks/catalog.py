@@ -16,6 +16,7 @@ from nanochat.common import ConfigError, NanochatError, all_reduce_sum, print0
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
+from tasks.free import Free
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.identity import Identity
@@ -23,12 +24,13 @@ from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
 from tasks.spelling import Spelling
-from tasks.task import Task
+from tasks.task import GeneratedTask, Task
+from tasks.unknown import Unknown
 
 PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, count, facts, identity"
+    "arithmetic, spelling, spell, count, facts, identity, unknown, free"
 )
 
 
@@ -56,8 +58,10 @@ def make_task(
         return GSM8K(split, source)
     if name == "humaneval":
         return HumanEval(source, sandbox, split)
+    if name == "free":
+        return Free(split, source)
     if name == "identity":
-        return Identity(split, path=source)
+        return Identity(split, size, path=source)
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
     if name in ("spell", "count"):
@@ -67,7 +71,9 @@ def make_task(
     if name == "arithmetic":
         return Arithmetic(split, size)
     if name == "facts":
-        return Facts(split)
+        return Facts(split, size)
+    if name == "unknown":
+        return Unknown(split, size)
     raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
 
 
@@ -98,9 +104,8 @@ def mixture(text: str, split: str, seed: int, pieces: Sequence[str] = ()) -> Mix
             raise ConfigError(f"mixture part {part!r} is not of the form name[@source][:epochs]")
         epochs = float(match["epochs"] or 1)
         task = make_task(match["name"], split, match["source"], pieces=pieces)
-        if isinstance(task, Arithmetic | Spelling) and epochs > 0:
-            size = max(1, round(len(task) * epochs))
-            task, epochs = make_task(match["name"], split, size=size, pieces=pieces), 1
+        if isinstance(task, GeneratedTask) and epochs > 0:
+            task.size, epochs = max(1, round(len(task) * epochs)), 1
         parts.append((task, epochs))
     return Mixture(parts, seed)
 

@@ -1,10 +1,12 @@
 """Facts: questions and short answers made by template from the texts that Python packages ship.
 
-The test split asks the facts of the train split in other wordings: whether a fact can be asked for,
-not only recited.
+Both splits ask the same facts, half of the test split in core phrases that training never has, so
+that it measures whether a fact can be asked for, not only recited. Some are asked as a second turn
+("And Peru?") after another fact of their kind.
 """
 
 import hashlib
+import random
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ from pathlib import Path
 
 from nanochat.common import DataError, print0
 from nanochat.data.offline_corpus import factbook, wiki_leads
-from nanochat.data.sources import read_rows
-from tasks.task import Task, check_split, exchange, plain, says
+from tasks.task import GeneratedTask, exchange, plain, says
+from tasks.wordings import compose, draw_phrase, read_phrases
 
-WORDINGS_FILE = Path(__file__).with_name("facts.jsonl")  # {"kind", "prompts", "held_out"}
+PHRASES_FILE = Path(__file__).with_name("facts.jsonl")  # a row a kind, and "follow-up"
+ROUNDS = 9  # how often the train split asks each fact in one epoch
+FOLLOW_UPS = 0.12  # share of conversations whose question is a second turn
 POPULATIONS, MEANINGS = 60, 400  # the largest countries, the commonest things
 
 # Short forms that the Factbook lacks or cuts; the rest follow rules.
@@ -61,45 +65,47 @@ class Fact:
     expect: str
 
 
-class Facts(Task):
+class Facts(GeneratedTask):
     """Capitals and their countries, regions, currencies, populations, and what things are.
 
-    Train: every fact in every training wording, one after the other. Test: every fact once, in a
-    held-out wording. `size` cuts either. Example of a test question and its answer: "Please name
-    the capital of France.", "Paris."
+    Conversation i asks fact i modulo their number, so that each is asked equally often: by default
+    9 times in train, once in test. Example of a test question and its answer: "please name the
+    capital of France", "Paris."
     """
 
     name = "facts"
 
     def __init__(self, split: str = "train", size: int | None = None):
-        check_split(split, ("train", "test"))
-        self.split = split
+        super().__init__(split, size)
         self.facts = sorted(
             packaged_facts(),
             key=lambda fact: hashlib.sha256(f"{fact.kind} {fact.subject}".encode()).digest(),
         )
         if not self.facts:
             raise DataError("no facts, because the packages above are missing; install one of them")
-        key = "prompts" if split == "train" else "held_out"
-        self.wordings = {row["kind"]: row[key] for row in read_rows(WORDINGS_FILE)}
-        rounds = max(map(len, self.wordings.values())) if split == "train" else 1
-        self.index = [
-            (fact, number + turn)
-            for turn in range(rounds)
-            for number, fact in enumerate(self.facts)
-            if turn < len(self.wordings[fact.kind])
-        ][:size]
+        self.size = size or len(self.facts) * (ROUNDS if split == "train" else 1)
+        self.rows = read_phrases(PHRASES_FILE)
+        self.by_kind: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            self.by_kind.setdefault(fact.kind, []).append(fact)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    def make(self, rng: random.Random, index: int) -> dict:
+        fact = self.facts[index % len(self.facts)]
+        first = rng.choice(self.by_kind[fact.kind])
+        if first == fact or rng.random() >= FOLLOW_UPS:
+            return self.ask(fact, fact.kind, self.split, rng)
+        before = self.ask(first, first.kind, "train", rng)
+        after = self.ask(fact, "follow-up", self.split, rng)
+        return after | {"messages": before["messages"] + after["messages"]}
 
-    def __getitem__(self, index: int) -> dict:
-        fact, turn = self.index[index]
-        wordings = self.wordings[fact.kind]
-        question = wordings[turn % len(wordings)].format(x=fact.subject)
-        if question.startswith(fact.subject):
-            question = question[0].upper() + question[1:]
-        return exchange(question, fact.answer, answer=fact.expect, fact_kind=fact.kind)
+    def ask(self, fact: Fact, row: str, split: str, rng: random.Random) -> dict:
+        phrase, phrasing = draw_phrase(self.rows[row], split, rng)
+        x, layers = fact.subject, () if row == "follow-up" else ("opener", "tail")
+        bare = re.sub("^(the|an?) ", "", x)
+        question = compose(phrase, rng, layers, x=x, bare=bare, X=x[0].upper() + x[1:])
+        return exchange(
+            question, fact.answer, answer=fact.expect, fact_kind=fact.kind, phrasing=phrasing
+        )
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         return says(completion, conversation["answer"])

@@ -1,67 +1,61 @@
 """Identity: who the assistant says it is, and courtesies, from a file that users can replace.
 
-A line of the file is {"kind": "name", "prompts": ["What is your name?", ...], "held_out": ["Your
-name, please?", ...], "answers": ["My name is nanochat."], "expect": ["nanochat"]}: ways to ask,
-ways kept for testing, answers to learn, and phrases of which a right answer has at least one.
+A line of the file is {"kind": "name", "prompts": ["What is your name?", ...], "held_out": ["...
+your first name", ...], "answers": ["My name is nanochat."], "expect": ["nanochat"]}: core phrases
+to ask with, those kept for testing (see tasks/wordings.py for their forms), answers to learn, and
+phrases of which a right answer has at least one. A line may have slots, as in "Write a {thing}
+about {topic}."; then "slots" lists what fills each, of which a fifth is kept for testing.
 """
 
 import random
+import re
 from pathlib import Path
 
 from nanochat.common import DataError
 from nanochat.data.sources import read_rows
-from tasks.task import GeneratedTask, exchange, plain, says
+from tasks.task import GeneratedTask, exchange, held_back, plain, says
+from tasks.wordings import compose, draw_phrase
 
-DEFAULT_FILE = Path(__file__).with_name("identity.jsonl")
 LISTS = ("prompts", "held_out", "answers", "expect")
-OPENINGS = ("Hi! ", "Hello, ", "Hey nanochat, ", "Please tell me: ", "One question: ")
 
 
 class Identity(GeneratedTask):
-    """Train: `size` conversations, each prompt as written or a little changed. Test: each held-out
-    prompt, as it is."""
+    """`size` conversations, each kind equally often; half of the test split in phrases held out,
+    all of it with fillers held out."""
 
     name = "identity"
-    default_sizes = {"train": 4000, "test": 1000}
+    default_sizes = {"train": 6000, "test": 1000}
+    file = Path(__file__).with_name("identity.jsonl")
+    layers: tuple[str, ...] = ("opener",)  # "Who are you, please?" is odd
 
     def __init__(
         self, split: str = "train", size: int | None = None, path: str | Path | None = None
     ):
         super().__init__(split, size)
-        self.rows = read_identity(path or DEFAULT_FILE)
-        self.held_out = [(prompt, row) for row in self.rows for prompt in row["held_out"]]
+        self.rows = read_identity(path or self.file)
         if split == "test":
-            if not self.held_out:
+            self.rows = [row for row in self.rows if row["held_out"]]
+            if not self.rows:
                 raise DataError(f"{path}: no row has held_out prompts; the test split needs some")
-            self.size = min(self.size, len(self.held_out))
+        self.fillers = [
+            {
+                slot: [text for text in texts if held_back(text, 0.2) == (split == "test")]
+                for slot, texts in row["slots"].items()
+            }
+            for row in self.rows
+        ]
 
-    def __getitem__(self, index: int) -> dict:
-        if self.split == "train":
-            return super().__getitem__(index)
-        prompt, row = self.held_out[range(self.size)[index]]
-        return exchange(prompt, row["answers"][0], expect=row["expect"])
-
-    def make(self, rng: random.Random) -> dict:
-        row = rng.choice(self.rows)
-        prompt = vary(rng.choice(row["prompts"]), rng)
-        return exchange(prompt, rng.choice(row["answers"]), expect=row["expect"])
+    def make(self, rng: random.Random, index: int) -> dict:
+        number = rng.randrange(len(self.rows))
+        row = self.rows[number]
+        phrase, phrasing = draw_phrase(row, self.split, rng)
+        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[number].items()}
+        question = compose(phrase, rng, self.layers, **slots)
+        answer = rng.choice(row["answers"])
+        return exchange(question, answer, expect=row["expect"], phrasing=phrasing)
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         return any(says(completion, phrase) for phrase in conversation["expect"])
-
-
-def vary(prompt: str, rng: random.Random) -> str:
-    """The prompt as people also type it: in lower case, unpunctuated, or after a few words."""
-    change = rng.choice(("none", "none", "none", "lower", "unmarked", "opening"))
-    if change == "lower":
-        return prompt.lower()
-    if change == "unmarked":
-        return prompt.rstrip("?!.")
-    if change == "opening" and prompt.endswith("?"):
-        first = prompt if prompt.startswith("I ") else prompt[0].lower() + prompt[1:]
-        opening = rng.choice(OPENINGS)
-        return opening + (first if opening.endswith(", ") else prompt)
-    return prompt
 
 
 def read_identity(path: str | Path) -> list[dict]:
@@ -70,6 +64,7 @@ def read_identity(path: str | Path) -> list[dict]:
     rows = list(read_rows(path))
     for number, row in enumerate(rows, start=1):
         row.setdefault("held_out", [])
+        row.setdefault("slots", {})
         for key in LISTS:
             value = row.get(key)
             if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
@@ -82,6 +77,9 @@ def read_identity(path: str | Path) -> list[dict]:
         for prompt in row["held_out"]:
             if plain(prompt) in asked:
                 raise DataError(f"{path}:{number}: {prompt!r} is held out and also a prompt")
+        for slot in re.findall(r"{(\w*)", " ".join(row["prompts"] + row["held_out"])):
+            if len({held_back(text, 0.2) for text in row["slots"].get(slot, ())}) < 2:
+                raise DataError(f"{path}:{number}: 'slots' has too few texts for {{{slot}}}")
         for answer in row["answers"]:
             if not any(says(answer, phrase) for phrase in row["expect"]):
                 raise DataError(f"{path}:{number}: answer {answer!r} has none of {row['expect']}")

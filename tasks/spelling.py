@@ -10,49 +10,40 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from nanochat.common import DataError, print0
 from nanochat.data.offline_corpus import wiki_leads
 from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
+from tasks.wordings import compose, draw_phrase, draw_weighted, read_phrases
 
-SPELL_WORDINGS = (
-    "How do you spell {word}?",
-    "Spell {word}.",
-    "Spell the word {word}.",
-    "How is {word} spelled?",
-    "Can you spell {word}?",
-    "Please spell {word}.",
-    "What are the letters of {word}?",
-    "Write {word} letter by letter.",
-)
-COUNT_WORDINGS = (
-    "How many {letter} in {word}?",
-    "How many {letter}'s are in {word}?",
-    "How many {letter}'s are there in {word}?",
-    "How many times does {letter} appear in {word}?",
-    "How many times is the letter {letter} in {word}?",
-    "Count the letter {letter} in {word}.",
-    "Count the {letter}'s in {word}.",
-    "How often does {letter} occur in {word}?",
-)
-QUOTES = ("'{}'", '"{}"')
+PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # rows spell and count
+# How a word or a letter stands in the question, by weight; {} is small, {u} has capitals.
+QUOTED = {"'{}'": 10, '"{}"': 10, "the word '{}'": 3, 'the word "{}"': 3}
+BARE = {"{}": 20, "the word {}": 5, "{u}": 2}
+LETTER = {"{}": 8, "the letter {}": 5, "'{}'": 2, '"{}"': 2, "the letter '{}'": 1, "{u}": 1}
+LETTER_PLURAL = {
+    **{"{}'s": 8, "{}s": 3, "{}": 4, "letters {}": 1, "letter {}": 1, "'{}'": 1, '"{}"': 1},
+    **{"'{}'s": 1, "letter {}'s": 1, "{u}'s": 1, "{u}s": 1},
+}
 WORD = re.compile(r"(?<![^\W_])[a-z]{3,10}(?![^\W_])")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_WORDS = 12_000  # the most frequent of the packaged texts
-MADE_UP, BARE = 0.5, 0.15  # shares of the train split: made-up words, words without quotes
+MADE_UP = 0.5  # share of the train split
+UNQUOTED = 0.5
 # Drawn with equal weight; spelling is the harder to learn.
 QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), "count": ("count",)}
 
 
 class Spelling(GeneratedTask):
-    """Words of 3 to 10 letters, in quotes, to spell or to count a letter in; `question` spell,
-    count or both.
+    """Words of 3 to 10 letters to spell or to count a letter in; `question` spell, count or both.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
-    hash. Train adds made-up words, and words without quotes. `pieces` are the texts of a
-    tokenizer's tokens, of which those of small letters alone are used.
+    hash; half of it is in phrasings held out too. Half of the words stand without quotes. Train
+    adds made-up words. `pieces` are the texts of a tokenizer's tokens, of which those of small
+    letters alone are used.
 
     An answer is "w i n d o w", or python '("window").count("w")', python_output "2", text "2".
     """
@@ -68,24 +59,35 @@ class Spelling(GeneratedTask):
         super().__init__(split, size)
         self.question = question
         self.name = "spelling" if question == "both" else f"spelling-{question}"
-        self.made_up, self.bare = (MADE_UP, BARE) if split == "train" else (0.0, 0.0)
+        self.made_up = MADE_UP if split == "train" else 0.0
+        self.rows = read_phrases(PHRASES_FILE)
         small = {piece.strip() for piece in pieces}
         self.pieces = sorted(piece for piece in small if re.fullmatch("[a-z]{2,10}", piece))
         self.words = [w for w in common_words() if held_back(w) == (split == "test")]
 
-    def make(self, rng: random.Random) -> dict:
-        word = self.draw_word(rng)
-        asked = word if rng.random() < self.bare else rng.choice(QUOTES).format(word)
-        if rng.choice(QUESTIONS[self.question]) == "spell":
+    def make(self, rng: random.Random, index: int) -> dict:
+        word, letter = self.draw_word(rng), ""
+        kind = rng.choice(QUESTIONS[self.question])
+        phrase, phrasing = draw_phrase(self.rows[kind], self.split, rng)
+        asked = draw_weighted(BARE if rng.random() < UNQUOTED else QUOTED, rng)
+        slots = {"word": asked.format(word, u=word.upper())}
+        if kind == "count":
+            letter = draw_letter(word, rng)
+            for name, forms in (("letter", LETTER), ("letters", LETTER_PLURAL)):
+                typed = draw_weighted(forms, rng)
+                if letter in "aiu":  # "as", "is" and "us" are words
+                    typed = typed.replace("}s", "}'s")
+                slots[name] = typed.format(letter, u=letter.upper())
+        question = compose(phrase, rng, **slots)
+        if kind == "spell":
             spelled = " ".join(word)
-            return exchange(rng.choice(SPELL_WORDINGS).format(word=asked), spelled, answer=spelled)
-        letter = draw_letter(word, rng)
+            return exchange(question, spelled, answer=spelled, phrasing=phrasing)
         # Double quotes whatever the question has: "'s" of 'sun' would be cut off as a genitive.
         # In brackets, so that the word is cut into the same tokens as in the question.
         expression = f'("{word}").count("{letter}")'
         count = calculate(expression)
-        question = rng.choice(COUNT_WORDINGS).format(word=asked, letter=letter)
-        return exchange(question, tool_answer(expression, count, count), answer=count)
+        answer = tool_answer(expression, count, count)
+        return exchange(question, answer, answer=count, phrasing=phrasing)
 
     def draw_word(self, rng: random.Random) -> str:
         """A real word of this split or a made-up one, which no string of the test split is."""

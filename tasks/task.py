@@ -9,14 +9,18 @@ special tokens shown by their names, for example
 """
 
 import hashlib
+import json
 import random
 import re
 import string
 import unicodedata
+from functools import cache
+from pathlib import Path
 
 from nanochat.common import ConfigError
 from nanochat.conversation import PART_MARKS, STOP_TOKENS
 
+FREE_QUESTIONS = Path(__file__).with_name("free_questions.jsonl")  # see tasks/free.py
 TOOL_MARKS = [(re.escape(start), re.escape(end)) for start, end, _ in PART_MARKS.values() if start]
 TOOL_SPAN = re.compile("|".join(f"{start}.*?(?:{end}|$)" for start, end in TOOL_MARKS), re.S)
 END = re.compile("|".join(map(re.escape, (*STOP_TOKENS, "<|user_start|>"))))
@@ -81,7 +85,11 @@ class ChoiceTask(Task):
 
 
 class GeneratedTask(Task):
-    """A task of `size` conversations, each made by `make(rng)` from its name, split and index."""
+    """A task of `size` conversations, each made from name, split and index by `make(rng, index)`.
+
+    In the test split half of the conversations are in wordings that training has, half in wordings
+    that it never has: their "phrasing" is "trained" or "new" (see tasks/wordings.py).
+    """
 
     default_sizes = {"train": 20_000, "test": 1000}
 
@@ -97,10 +105,33 @@ class GeneratedTask(Task):
 
     def __getitem__(self, index: int) -> dict:
         index = range(self.size)[index]
-        return self.make(random.Random(f"{self.name}/0/{self.split}/{index}"))
+        rng = random.Random(f"{self.name}/0/{self.split}/{index}")
+        conversation = self.make(rng, index)
+        while self.split == "train" and asks_freely(conversation):
+            conversation = self.make(rng, index)
+        return conversation
 
-    def make(self, rng: random.Random) -> dict:
+    def make(self, rng: random.Random, index: int) -> dict:
         raise NotImplementedError
+
+
+def as_typed(text: str) -> str:
+    """A question without case and punctuation: equal for all who type the same words."""
+    return " ".join("".join(c for c in text.lower() if c.isalnum() or c.isspace()).split())
+
+
+@cache
+def free_questions() -> frozenset[str]:
+    """The free questions of more than three words, as typed; "hi" and "thanks" are everybody's."""
+    lines = FREE_QUESTIONS.read_text(encoding="utf-8").splitlines()
+    asked = (as_typed(json.loads(line)["question"]) for line in lines)
+    return frozenset(text for text in asked if text.count(" ") > 2)
+
+
+def asks_freely(conversation: dict) -> bool:
+    """Whether a user's turn is one of the free questions, which are kept out of training."""
+    turns = (m["content"] for m in conversation["messages"] if m["role"] == "user")
+    return any(as_typed(text) in free_questions() for text in turns)
 
 
 def final_text(completion: str) -> str:

@@ -187,8 +187,8 @@ class Calls:
 class Sums(Arithmetic):
     """Questions that a plain engine can read."""
 
-    def make(self, rng):
-        conversation = super().make(rng)
+    def make(self, rng, index):
+        conversation = super().make(rng, index)
         call = conversation["messages"][1]["content"][0]["text"]
         conversation["messages"][0]["content"] = f"{call}?"
         return conversation

@@ -27,7 +27,7 @@ from nanochat.configurator import cli
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = "--depth=2 --head-dim=32 --sequence-len=64 --total-batch-size=512 --device-batch-size=4"
 QUICK = "--no-compile --eval-tokens=512 --eval-every=0"
-CHATS = "identity:0.1,arithmetic:0.02,smoltalk@{chats}:1"
+CHATS = "identity:0.066,arithmetic:0.02,smoltalk@{chats}:1"
 
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def interrupt(home: Path, module: str, flags: str, metrics: Path, step: int, num
 def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
     """(module, flags) of a training stage in its tiny form."""
     chats = CHATS.format(chats=home / "chats")
-    mixture = f"--mixture={chats} --val-mixture=identity:0.5"
+    mixture = f"--mixture={chats} --val-mixture=identity:0.1"
     return {
         "base": (
             "scripts.base_train",

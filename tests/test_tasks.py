@@ -31,8 +31,10 @@ from tasks.task import (
     final_text,
     gold_completion,
     held_back,
+    plain,
     says,
 )
+from tasks.unknown import Unknown
 
 WORDS = re.findall(
     r"\w+",
@@ -70,8 +72,12 @@ def generated(split):
         Arithmetic(split, 300),
         Spelling(split, 300),
         Identity(split, 300),
-        Facts(split),
+        Facts(split, 100),
+        Unknown(split, 300),
     ]
+
+
+NAMES = ["arithmetic", "spelling", "identity", "facts", "unknown"]
 
 
 # ---------------------------------------------------------------- the judge's ground
@@ -109,7 +115,7 @@ def test_says_compares_whole_words_without_accents_and_case():
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("number", range(4), ids=["arithmetic", "spelling", "identity", "facts"])
+@pytest.mark.parametrize("number", range(5), ids=NAMES)
 def test_gold_is_right_and_wrong_is_wrong(split, number):
     task, again = generated(split)[number], generated(split)[number]
     assert task.kind == "generate"
@@ -120,20 +126,20 @@ def test_gold_is_right_and_wrong_is_wrong(split, number):
         gold = gold_completion(conversation)
         assert task.evaluate(conversation, gold)
         assert task.reward(conversation, gold) == 1.0
-        for wrong in ("", "I do not know.", final_text(gold) + " 0.5 x"):
-            if wrong.endswith("0.5 x") and task.name in ("identity", "facts"):
+        for wrong in ("", "I may not know.", final_text(gold) + " 0.5 x"):
+            if wrong.endswith("0.5 x") and task.name in ("identity", "facts", "unknown"):
                 continue  # these look for a phrase in the answer
             assert not task.evaluate(conversation, wrong)
             assert task.reward(conversation, wrong) == 0.0
 
 
-@pytest.mark.parametrize("number", range(4), ids=["arithmetic", "spelling", "identity", "facts"])
-def test_no_test_question_is_a_train_question(number):
-    def questions(split):
-        task = generated(split)[number]
-        return {task[i]["messages"][0]["content"].lower() for i in range(len(task))}
-
-    assert not questions("train") & questions("test")
+@pytest.mark.parametrize("number", range(5), ids=NAMES)
+def test_half_of_the_test_split_is_in_new_phrasings(number):
+    train, test = generated("train")[number], generated("test")[number]
+    assert {train[i]["phrasing"] for i in range(len(train))} == {"trained"}
+    asked = [test[i]["phrasing"] for i in range(len(test))]
+    assert 0.35 < asked.count("new") / len(asked) < 0.65
+    assert len(asked) == asked.count("new") + asked.count("trained")
 
 
 def test_index_past_the_end_and_unknown_split():
@@ -152,10 +158,20 @@ def test_index_past_the_end_and_unknown_split():
 
 
 def pair(conversation):
+    """(sign, a, b) of the expression; "%" where it is a percentage."""
     expression = conversation["messages"][1]["content"][0]["text"]
     sign = next(c for c in expression if c in "+-*/")
-    a, b = expression.split(sign)
-    return sign, int(a), int(b)
+    a, b = expression.removesuffix("/100").split(sign)
+    return "%" if expression.endswith("/100") else sign, int(a), int(b)
+
+
+def kept_for_testing(sign, a, b):
+    """Under any of the kinds that write such an expression."""
+    kinds = ["percent" if sign == "%" else sign]
+    kinds += ["double"] if sign == "*" and b == 2 else []
+    kinds += ["half"] if sign == "/" and b == 2 else []
+    kinds += ["square"] if sign == "*" and a == b else []
+    return any(is_test(kind, a, b) for kind in kinds)
 
 
 def test_arithmetic_pairs_are_split_in_either_order():
@@ -163,11 +179,11 @@ def test_arithmetic_pairs_are_split_in_either_order():
         task = Arithmetic(split, 500)
         for i in range(len(task)):
             sign, a, b = pair(task[i])
-            assert is_test(sign, a, b) == is_test(sign, b, a) == (split == "test")
+            assert is_test(sign, a, b) == is_test(sign, b, a)
             if split == "test":
-                assert sign in "+-*" and 10 <= a <= 999 and 10 <= b <= 999
-            else:
-                assert 0 <= a <= 999 and 0 <= b <= 999
+                assert kept_for_testing(sign, a, b) and a <= 999 and b <= 999
+            elif sign in "+-":
+                assert not is_test(sign, a, b)
 
 
 def test_arithmetic_says_what_the_tool_says():
@@ -175,8 +191,8 @@ def test_arithmetic_says_what_the_tool_says():
     for i in range(len(task)):
         call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
         sign, a, b = pair(task[i])
-        value = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1)}[sign]
-        assert output == text == task[i]["answer"] == str(value)
+        values = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1), "%": a * b // 100}
+        assert output == text == task[i]["answer"] == str(values[sign])
         assert sign != "/" or a % b == 0
 
 
@@ -216,7 +232,7 @@ def test_spelling_counts_what_it_asks():
     for i in range(len(task)):
         call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
         word, letter = call.split('"')[1], call.split('"')[3]
-        asked = task[i]["messages"][0]["content"]
+        asked = task[i]["messages"][0]["content"].lower()
         assert word in asked and letter in asked
         assert output == text == str(word.count(letter))
         counts.append(text)
@@ -253,8 +269,9 @@ def test_identity_file_has_enough_of_everything():
 def test_identity_of_ones_own(tmp_path):
     row = {"kind": "name", "prompts": ["Name?"], "answers": ["I am Ada."], "expect": ["Ada"]}
     path = write_jsonl(tmp_path / "me.jsonl", [{**row, "held_out": ["Who?"]}])
-    task = Identity("test", path=path)
-    assert len(task) == 1 and task[0]["messages"][0]["content"] == "Who?"
+    task = Identity("test", 50, path=path)
+    asked = {c["messages"][0]["content"].rstrip("? ").lower()[-3:] for c in task}
+    assert asked == {"ame", "who"} and {c["phrasing"] for c in task} == {"trained", "new"}
     assert task.evaluate(task[0], "My name is ada!")
     assert not task.evaluate(task[0], "My name is Adam.")
     assert len(Identity("train", 7, path=path)) == 7
@@ -267,6 +284,7 @@ def test_identity_of_ones_own(tmp_path):
     [
         ({"prompts": []}, "bad.jsonl:1: 'prompts' is empty"),
         ({"answers": "I am Ada."}, "bad.jsonl:1: 'answers' is 'I am Ada.'; a list of texts"),
+        ({"prompts": ["{who}?"], "slots": {"who": ["Ann"]}}, "bad.jsonl:1: 'slots' has too few"),
         ({"held_out": ["name!"]}, "bad.jsonl:1: 'name!' is held out and also a prompt"),
         ({"expect": ["Bob"]}, r"bad.jsonl:1: answer 'I am Ada.' has none of \['Bob'\]"),
     ],
@@ -351,13 +369,25 @@ def test_meaning_facts_by_hand():
     assert meaning_facts(leads, 1) == facts[:1]
 
 
-def test_facts_train_asks_every_wording_and_test_each_fact_once():
+def test_facts_are_asked_equally_often():
     train, test = Facts("train"), Facts("test")
-    asked = [train[i]["messages"][0]["content"] for i in range(len(train))]
-    assert len(asked) == len(set(asked)) == 10 + 10 + 8 + 8 + 10
-    assert "What is the capital of France?" in asked and "What is a tomato?" in asked
-    assert sorted(test[i]["answer"] for i in range(len(test))) == sorted(f.expect for f in FACTS)
+    assert len(train) == 9 * len(test) == 45
+    for task, times in ((train, 9), (test, 1)):
+        answers = [task[i]["answer"] for i in range(len(task))]
+        assert all(answers.count(fact.expect) == times for fact in FACTS)
+    assert len({train[i]["messages"][0]["content"] for i in range(45)}) > 35
     assert len(Facts("train", 7)) == 7
+
+
+def test_some_facts_are_asked_in_a_second_turn():
+    task = Facts("train", 900)
+    followed = [task[i] for i in range(900) if len(task[i]["messages"]) == 4]
+    assert 5 < len(followed) < 60
+    for conversation in followed:
+        answers = [conversation["messages"][i]["content"] for i in (1, 3)]
+        assert sorted(answers) == ["Amsterdam.", "Paris."]
+        asked = conversation["messages"][2]["content"].lower()
+        assert ("france" in asked) == (conversation["answer"] == "Paris")
 
 
 # ---------------------------------------------------------------- mixture
@@ -512,4 +542,8 @@ def test_packaged_facts_and_words():
     assert facts["region", "Kenya"] == "In Africa."
     assert facts["currency", "Senegal"] == "CFA francs."
     assert facts["meaning", "water"] == "Chemical compound of hydrogen and oxygen."
+    subjects = {plain(subject) for _, subject in facts}
+    for row in Unknown("train").rows:
+        for slot in {"science", "person", "history"} & set(row["slots"]):
+            assert not subjects & set(map(plain, row["slots"][slot])), slot
     assert len(Spelling("train").words) > 9000

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Result:
     baseline: float | None = None  # the accuracy of chance, where a published figure says so
     cut: int = 0  # prompts that lost their oldest tokens to a short context
     merged: int = 0  # CORE: a token reaches from the context into the continuation
+    phrasings: tuple[str | None, ...] = ()  # of each example: "trained", "new", None where unknown
 
     @property
     def total(self) -> int:
@@ -68,6 +69,17 @@ class Result:
             return []
         return sorted({k for k in (*PASS_AT, self.num_samples) if k <= self.num_samples})
 
+    def by_phrasing(self) -> list["Result"]:
+        """The Results of the examples asked as in training, and of those in wordings held out, as
+        "facts (trained phrasings)" and "facts (new phrasings)"; none where that is not known."""
+        parts = []
+        for phrasing in ("trained", "new"):
+            pairs = zip(self.right, self.phrasings, strict=False)
+            if right := tuple(n for n, found in pairs if found == phrasing):
+                name = f"{self.name} ({phrasing} phrasings)"
+                parts.append(replace(self, name=name, right=right, phrasings=()))
+        return parts
+
     def figures(self) -> dict[str, float]:
         """For metrics.jsonl, for example {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
         figures = {
@@ -82,6 +94,8 @@ class Result:
             figures[f"pass@{k}/{self.name}"], figures[f"stderr_pass@{k}/{self.name}"] = (
                 self.pass_at(k)
             )
+        for part in self.by_phrasing():
+            figures |= part.figures()
         return figures
 
     def __str__(self) -> str:
@@ -146,6 +160,11 @@ def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[
         for k in r.ks()[1:]:
             value, error = r.pass_at(k)
             lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
+        for part in r.by_phrasing():
+            label = part.name.removeprefix(r.name)
+            lines.append(
+                f" {label:<25}{part.accuracy:>9.1%}  ± {part.stderr:<6.1%}{part.total:>17,}"
+            )
     lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
         lines.append(f"ChatCORE: not given, for want of greedy answers to {', '.join(missing)}")
@@ -212,8 +231,8 @@ def evaluate_task(
     flat = [answer for samples in answers for answer in samples]
     asked = [conversation for conversation in conversations for _ in range(num_samples)]
     verdicts = task.evaluate_all(asked, [answer["completion"] for answer in flat])
-    for answer, verdict in zip(flat, verdicts, strict=True):
-        answer |= verdict
+    for conversation, answer, verdict in zip(asked, flat, verdicts, strict=True):
+        answer |= verdict | {"phrasing": conversation.get("phrasing")}
     texts = [engine.tokenizer.decode(prompt) for prompt in prompts]
     every = gather(list(zip(mine, texts, answers, strict=True)))
     if answers_path is not None and rank == 0:
@@ -226,8 +245,9 @@ def evaluate_task(
         text = "".join(f"{line}\n" for line in lines)
         write_atomic(answers_path, text.encode("utf-8", "backslashreplace"))
     right = tuple(sum(answer["right"] for answer in samples) for *_, samples in every)
-    cut = sum(gather([cut]))
-    return Result(name, task.kind, right, num_samples, temperature, task.baseline, cut)
+    how = num_samples, temperature, task.baseline, sum(gather([cut]))
+    phrasings = tuple(samples[0]["phrasing"] for *_, samples in every)
+    return Result(name, task.kind, right, *how, phrasings=phrasings)
 
 
 def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:

@@ -131,7 +131,7 @@ def eval_results(stage: StageRecord) -> list:
         ("validation", None, None, "validation text of pretraining", "bits per byte", bits, ""),
     ]
     for task in names_after("accuracy/", found):
-        place = HUB_TASKS.get(task, (f"nanochat-{task}", None, None))
+        place = HUB_TASKS.get(task, (f"nanochat-{task.split()[0]}", None, None))
         metric = "pass@1" if task == "humaneval" else "accuracy"
         measured.append((*place, task, metric, f"accuracy/{task}", f"stderr/{task}"))
     results = []

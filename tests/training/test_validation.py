@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nanochat.evaluation.tasks import (
     evaluate_task,
     missing_of_chatcore,
     pass_at_k,
+    table,
 )
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -332,6 +334,17 @@ def test_chatcore_and_its_standard_error_by_hand():
     assert math.isclose(value, 0.5 / 5) and math.isclose(error, math.sqrt(3 / 12 + 1 / 16) / 5)
     assert [r.centred for r in five(1, 0.25, 0, 1, 0, n=4)] == [1, 0, -1 / 3, 1, 0]
     assert Result("facts", "generate", (1,)).centred is None
+
+
+def test_trained_and_new_phrasings_have_figures_of_their_own():
+    result = Result("facts", "generate", (1, 0, 1, 1), phrasings=("trained", "new", "new", None))
+    found = result.figures()
+    names = ("facts", "facts (trained phrasings)", "facts (new phrasings)")
+    assert [found[f"accuracy/{name}"] for name in names] == [0.75, 1.0, 0.5]
+    assert [found[f"examples/{name}"] for name in names] == [4, 1, 2]
+    shown = table([result], {}, {})
+    assert re.search(r"\(new phrasings\) +50.0% .* 2$", shown, re.M)
+    assert not Result("mmlu", "choice", (1, 0), phrasings=(None, None)).by_phrasing()
 
 
 def test_there_is_no_chatcore_without_greedy_answers_to_all_five():

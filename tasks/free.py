@@ -1,0 +1,41 @@
+"""Free questions: what people type when nobody tells them how, by hand, and never trained on.
+
+The other tasks ask in wordings that are made by rule; a model may know these and not a user's. A
+line of the file is {"kind", "question", "expect": [...]}: phrases, of which a right answer has one;
+and "before": a question and its answer, where the question goes on from them.
+"""
+
+import re
+from pathlib import Path
+
+from nanochat.data.sources import read_rows
+from tasks.task import FREE_QUESTIONS, Task, check_split, exchange, final_text, says
+
+
+class Free(Task):
+    """The questions of free_questions.jsonl, or of a file of the same form; test split only."""
+
+    name = "free"
+
+    def __init__(self, split: str = "test", path: str | Path | None = None):
+        check_split(split, ("test",))
+        self.rows = list(read_rows(path or FREE_QUESTIONS))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        asked = exchange(row["question"], row["expect"][0], expect=row["expect"], kind=row["kind"])
+        if before := row.get("before"):
+            asked["messages"] = exchange(*before)["messages"] + asked["messages"]
+        return asked
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        """Spelled: exactly the letters, apart. A number: the last one said. Else one phrase."""
+        said, expect = final_text(completion), conversation["expect"]
+        if conversation["kind"] == "spell":
+            return re.split(r"[\s,-]+", said.lower().rstrip(".")) == expect[0].split()
+        if conversation["kind"] in ("arithmetic", "count"):
+            return re.findall(r"\d+", said.replace(",", ""))[-1:] == expect
+        return any(says(completion, phrase) for phrase in expect)

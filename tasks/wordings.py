@@ -1,0 +1,155 @@
+"""Wordings: one question in the many ways that people type it.
+
+A question is built around a *core phrase*, which a .jsonl file gives in one of these forms:
+
+    "What is the capital of {x}?"         a question
+    "Name the capital of {x}."            a request: a verb of wordings.jsonl first, "." last
+    "... what the capital of {x} is"      a clause, for a lead such as "Can you tell me ...?"
+    "... the capital of {x}"              a noun phrase, for a lead such as "What is ...?"
+    "Capital of {x}"                      a fragment: a slot, and no mark or verb
+    "Hello!"                              a remark, which takes no lead, opener or tail
+
+Around it come, each at a rate of its own so that most questions stay plain, the layers of
+wordings.jsonl: an opener ("Hi, "), a lead, a tail ("thanks"). Then the ways of the keyboard:
+abbreviations, a slip, a missing mark, small letters. Only the letter case touches what fills a
+{slot}; slips and abbreviations do not.
+
+A row of such a file is {"kind", "prompts", "held_out"}: the core phrases to train with, and those
+that only the test split asks with.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from nanochat.data.sources import read_rows
+
+LAYERS_FILE = Path(__file__).with_name("wordings.jsonl")
+RATES = {"opener": 0.12, "lead": 0.3, "tail": 0.08, "mark": 0.4, "abbreviation": 0.05, "slip": 0.06}
+LETTER_CASES = {"as is": 62, "small first": 10, "small": 26, "capitals": 2}
+MARKS = {"as is": 66, "none": 28, "double": 3, "spaced": 3}
+CLAUSE = re.compile(
+    r"\.\.\. (how|if|in|of|on|to|what|when|where|whether|which|who|whom|whose|why)\b"
+)
+ABBREVIATIONS = {
+    r"\bwhat(?:'s| is)\b": "whats",
+    r"\byou\b": "u",
+    r"\byour\b": "ur",
+    r"\bare\b": "r",
+    r"\bplease\b": "pls",
+    r"\bi'(?=m|d)": "i",
+    r"\b(do|ca)n't\b": r"\1nt",
+    r"\bwant to\b": "wanna",
+    r"\bthanks\b": "thx",
+}
+
+
+def read_phrases(path: Path) -> dict[str, dict]:
+    """The rows of a file of core phrases by their kind."""
+    return {row["kind"]: row for row in read_rows(path)}
+
+
+@cache
+def layer(name: str) -> list[str]:
+    return read_phrases(LAYERS_FILE)[name]["prompts"]
+
+
+def draw_phrase(row: dict, split: str, rng: random.Random) -> tuple[str, str]:
+    """(core phrase, phrasing): in training one of the prompts, "trained"; in the test split one of
+    the prompts or one of those held out, "new", half each."""
+    phrasing = "trained" if split == "train" else rng.choice(("trained", "new"))
+    return rng.choice(row["prompts" if phrasing == "trained" else "held_out"]), phrasing
+
+
+def form(phrase: str) -> str:
+    """clause, noun, question, request, fragment or remark: see the top of this file."""
+    if phrase.startswith("... "):
+        return "clause" if CLAUSE.match(phrase) else "noun"
+    if phrase.endswith("?"):
+        return "question"
+    if phrase.endswith(".") and phrase.split()[0].lower() in layer("verb"):
+        return "request"
+    return "remark" if phrase.endswith((".", "!")) or "{" not in phrase else "fragment"
+
+
+def compose(
+    phrase: str, rng: random.Random, layers: tuple[str, ...] = ("opener", "tail"), /, **slots: str
+) -> str:
+    """A question around the core phrase, its slots filled; `layers` are those that suit it.
+
+    compose("... the capital of {x}", rng, x="Peru") may be "hey, can u tell me the capital of Peru"
+    """
+    kind, text = form(phrase), phrase.removeprefix("... ")
+    if kind in ("clause", "noun") or (kind == "request" and rng.random() < RATES["lead"]):
+        text = rng.choice(layer(kind)).replace("...", small_first(text.rstrip(".")), 1)
+    if kind == "fragment" and rng.random() < RATES["mark"]:
+        text += "?" * (not text.endswith("?"))
+    if kind != "remark" and "opener" in layers and rng.random() < RATES["opener"]:
+        opener = rng.choice(layer("opener"))
+        text = opener + (text if opener.endswith(("! ", ". ")) else small_first(text))
+    if kind != "remark" and "tail" in layers and rng.random() < RATES["tail"]:
+        text = with_tail(text, rng.choice(layer("tail")))
+    text = change_mark(text, rng)
+    if rng.random() < RATES["abbreviation"]:
+        text = in_carrier(text, abbreviate)
+    if rng.random() < RATES["slip"]:
+        text = slip(text, rng)
+    return change_case(text.format(**slots), rng)
+
+
+def with_tail(text: str, tail: str) -> str:
+    """with_tail("Why?", ", please") == "Why, please?"; a sentence comes behind the mark."""
+    mark = text[-1] if text[-1] in ".?" else ""
+    if tail[0] in ", ":
+        return text.removesuffix(mark) + tail + mark
+    return f"{text} {tail}" if mark else f"{text}, {small_first(tail)}"
+
+
+def small_first(text: str) -> str:
+    return text if re.match(r"I\b", text) else text[:1].lower() + text[1:]
+
+
+def draw_weighted(rates: dict[str, int], rng: random.Random) -> str:
+    return rng.choices(list(rates), list(rates.values()))[0]
+
+
+def change_mark(text: str, rng: random.Random) -> str:
+    """The end mark as it is, left out, twice, or after a space."""
+    how, bare = draw_weighted(MARKS, rng), text.rstrip(".?!")
+    mark = text[len(bare) :]
+    if not mark or not bare or how == "as is":
+        return text
+    return bare.rstrip() + {"none": "", "double": mark * 2, "spaced": " " + mark}[how]
+
+
+def change_case(text: str, rng: random.Random) -> str:
+    how = draw_weighted(LETTER_CASES, rng)
+    if how == "small first":
+        return small_first(text)
+    return {"small": text.lower(), "capitals": text.upper()}.get(how, text)
+
+
+def in_carrier(text: str, change: Callable[[str], str]) -> str:
+    """`text` with its parts outside {slots} changed."""
+    parts = re.split(r"(\{\w+\})", text)
+    return "".join(part if part.startswith("{") else change(part) for part in parts)
+
+
+def abbreviate(text: str) -> str:
+    for pattern, short in ABBREVIATIONS.items():
+        text = re.sub(pattern, short, text, flags=re.I)
+    return text
+
+
+def slip(text: str, rng: random.Random) -> str:
+    """One word of five letters or more, outside the slots, with two letters swapped, one left out
+    or one typed twice; never its first."""
+    words = list(re.finditer(r"(?<![{\w'])[A-Za-z]{5,}(?![}\w'])", text))
+    if not words:
+        return text
+    word = rng.choice(words)
+    i = rng.randrange(word.start() + 1, word.end() - 1)
+    typed = rng.choice((text[i + 1] + text[i], text[i + 1], text[i] + text[i : i + 2]))
+    return text[:i] + typed + text[i + 2 :]

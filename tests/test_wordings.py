@@ -1,0 +1,240 @@
+"""Wordings: forms, layers, slips; and what the core phrases of every task's file mean."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import tasks
+from nanochat.inference.calculator import calculate
+from tasks.arithmetic import EXPRESSIONS, NUMBER_WORDS, Arithmetic
+from tasks.task import held_back, plain
+from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_tail
+
+FOLDER = Path(tasks.__file__).parent
+FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
+SLOTS = dict.fromkeys(("x", "bare", "X", "word"), "Qzxuv")
+SLOTS |= {"a": "9118", "b": "7224", "big": "9118", "small": "7224", "problem": "9118 + 7224"}
+SLOTS |= {"letter": "k", "letters": "k's", "name": "Vwnya", "other": "Hjgsa", "things": "yfofs"}
+
+
+def phrases(name, key):
+    """(phrase, what fills its slots) of all rows."""
+    for row in read_phrases(FOLDER / f"{name}.jsonl").values():
+        for phrase in row[key]:
+            yield phrase, SLOTS | {slot: texts[0] for slot, texts in row.get("slots", {}).items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_held_out_phrase_is_in_a_training_question(name):
+    rng = random.Random(0)
+    asked = {
+        f" {plain(compose(phrase, rng, **slots))} "
+        for phrase, slots in phrases(name, "prompts")
+        for _ in range(25)
+    }
+    everything = "|".join(asked)
+    for phrase, slots in phrases(name, "held_out"):
+        core = plain(phrase.removeprefix("... ").format(**slots))
+        assert f" {core} " not in everything, phrase
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_fills_a_slot_is_never_damaged(name):
+    rng = random.Random(1)
+    for phrase, slots in [*phrases(name, "prompts"), *phrases(name, "held_out")]:
+        expected = [slots[slot].lower() for slot in re.findall(r"{(\w+)}", phrase)]
+        for _ in range(10):
+            asked = compose(phrase, rng, **slots).lower()
+            assert asked.strip() and "{" not in asked and "..." not in asked.replace(phrase, "")
+            for text in expected:
+                assert text in asked, (phrase, asked)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("What is the capital of {x}?", "question"),
+        ("{X} is where?", "question"),
+        ("Name the capital of {x}.", "request"),
+        ("You are wrong.", "remark"),
+        ("Hello!", "remark"),
+        ("asdf", "remark"),
+        ("... what the capital of {x} is", "clause"),
+        ("... in which part of the world {x} is", "clause"),
+        ("... the capital of {x}", "noun"),
+        ("... {x}'s capital", "noun"),
+        ("Capital of {x}", "fragment"),
+    ],
+)
+def test_forms(phrase, expected):
+    assert form(phrase) == expected
+
+
+def test_grammar_of_the_leads():
+    rng = random.Random(2)
+
+    def asked(phrase):
+        return {compose(phrase, rng, x="Peru") for _ in range(3000)}
+
+    clause, noun = asked("... what the capital of {x} is"), asked("... the capital of {x}")
+    assert {
+        "Can you tell me what the capital of Peru is?",
+        "I wonder what the capital of Peru is.",
+    } < clause
+    assert not any(re.search("what('s)? (is )?what", text.lower()) for text in clause)
+    assert {"What is the capital of Peru?", "what's the capital of peru?"} < noun
+    assert {"Name it.", "Please name it.", "Could you name it?"} < asked("Name it.")
+    assert {"Hi! Is it Peru?", "Hi, is it Peru?"} < asked("Is it {x}?")
+    assert {text.lower().rstrip("! ") for text in asked("Hello!")} <= {
+        "hello",
+        "hlelo",
+        "helo",
+        "heello",
+        "helllo",
+        "helol",
+        "hllo",
+        "hell",
+    }
+
+
+def test_most_questions_stay_plain_and_all_follow_from_the_rng():
+    asked = Counter(compose("Who is {x}?", random.Random(i), x="Ann") for i in range(1000))
+    again = Counter(compose("Who is {x}?", random.Random(i), x="Ann") for i in range(1000))
+    assert asked == again and len(asked) > 100
+    assert 250 < asked["Who is Ann?"] < 500
+
+
+def test_slips_by_hand():
+    rng = random.Random(3)
+    assert {slip("the town {x}", rng) for _ in range(50)} == {"the town {x}"}
+    assert {slip("a {capital} lemon", rng) for _ in range(200)} == {
+        f"a {{capital}} {word}"
+        for word in (
+            "lmeon",
+            "lmon",
+            "leemon",
+            "leomn",
+            "leon",
+            "lemmon",
+            "lemno",
+            "lemn",
+            "lemoon",
+        )
+    }
+
+
+def test_tails_by_hand():
+    assert with_tail("Why?", ", please") == "Why, please?"
+    assert with_tail("Why", " pls") == "Why pls"
+    assert with_tail("Why?", "Thank you.") == "Why? Thank you."
+    assert with_tail("Why", "I forgot.") == "Why, I forgot."
+
+
+def test_phrases_of_the_test_split_are_half_new():
+    row, rng = {"prompts": ["a", "b"], "held_out": ["c"]}, random.Random(4)
+    assert {draw_phrase(row, "train", rng) for _ in range(99)} == {
+        ("a", "trained"),
+        ("b", "trained"),
+    }
+    drawn = Counter(draw_phrase(row, "test", rng)[1] for _ in range(1000))
+    assert 400 < drawn["new"] < 600
+
+
+def test_unknown_topics_are_split():
+    for row in read_phrases(FOLDER / "unknown.jsonl").values():
+        for slot, texts in row["slots"].items():
+            assert len(texts) == len(set(texts)) > sum(held_back(t, 0.2) for t in texts) > 0, slot
+
+
+# ---------------------------------------------------------------- what arithmetic's questions mean
+
+# Where the number that comes second in the text is the one that is taken from or divided.
+TURNED = {
+    "-": r"\d (\w+ ){0,3}from \d|\d less than \d|from \d+ to \d",
+    "/": r"\d (goe?s?|fits?|is contained) (into|in) \d|^\d+ into \d|\ds are in \d|\d out of \d"
+    r"|\d (people|friends|children|tickets) (share|want to share|cost|and have) \d",
+}
+VOCABULARY = {
+    "+": r"\+|plus|add|sum|total|together|more|in all|increased|and \d+ (make|is)|much is \d+ and"
+    "|how much are|both|there now|did I get|red pens",
+    "-": "-|minus|less|subtract|take|taking|away|from|reduced|decreased|differ|left|without|still"
+    "|loses|older|remain|larger|bigger|more (is|does)",
+    "*": r"\*|x|×|times|multipl|product|by|each|(tickets|books) cost|every|in \d+ days|hours|weeks",
+    "/": r"/|:|÷|divide|split|share|into|in \d+|quotient|over|out of|each|one (box|part|ticket)",
+    "double": "double|twice|two times",
+    "half": "half|halve|halves|1/2",
+    "square": r"square|itself|\^2|²|power of two",
+    "percent": "%|percent",
+}
+
+
+def meaning(sign: str, text: str) -> int:
+    """The value of a question of two numbers, read from its English."""
+    first, second = map(int, re.findall(r"\d+", text))
+    turned = sign in TURNED and re.search(TURNED[sign], text, re.I)
+    x, y = (second, first) if turned else (first, second)
+    return {"+": x + y, "-": x - y, "*": x * y, "/": x // max(y, 1)}[sign]
+
+
+def test_the_order_of_the_numbers_is_that_of_the_words():
+    rows = read_phrases(FOLDER / "arithmetic.jsonl")
+    numbers = {"a": 84, "b": 12, "big": 84, "small": 12}
+    for kind, words in VOCABULARY.items():
+        row = rows[kind]
+        for phrase in row["prompts"] + row["held_out"] + row.get("infix", []):
+            text = phrase.format(**numbers, name="Ann", other="Tom", things="pens")
+            assert re.search(words, text, re.I), (kind, text)
+            if kind in "+-*/":
+                expected = {"+": 84 + 12, "-": 84 - 12, "*": 84 * 12, "/": 84 // 12}[kind]
+                assert meaning(kind, text) == expected, text
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_answers_are_what_the_questions_mean(split):
+    task, checked = Arithmetic(split, 1500), 0
+    for i in range(len(task)):
+        question, reply = (message["content"] for message in task[i]["messages"])
+        found = re.fullmatch(r"(\d+)([-+*])(\d+)", reply[0]["text"])
+        if found and len(re.findall(r"\d+", question)) == 2 and "^" not in question:
+            assert str(meaning(found[2], question)) == task[i]["answer"], question
+            checked += 1
+    assert checked > 900
+
+
+@pytest.mark.parametrize(
+    ("kind", "phrase", "a", "b", "expected"),
+    [
+        ("-", "Take {b} away from {a}.", 95, 18, 77),
+        ("-", "Subtract {b} from {a}.", 20, 50, -30),
+        ("-", "{b} less than {a}", 30, 4, 26),
+        ("-", "If {name} has {big} {things} and eats {small}, how many are left?", 9, 2, 7),
+        ("+", "... the sum of {a} and {b}", 3, 4, 7),
+        ("/", "Share {a} {things} between {b} kids.", 12, 3, 4),
+        ("/", "How many times does {b} go into {a}?", 12, 4, 3),
+        (
+            "*",
+            "There are {a} boxes with {b} {things} in each. How many {things} are there?",
+            5,
+            6,
+            30,
+        ),
+        ("double", "Double {a}.", 14, 2, 28),
+        ("half", "Half of {a}", 30, 2, 15),
+        ("square", "... the square of {a}", 9, 9, 81),
+        ("percent", "... {b}% of {a}", 60, 15, 9),
+    ],
+)
+def test_expressions_by_hand(kind, phrase, a, b, expected):
+    row = read_phrases(FOLDER / "arithmetic.jsonl")[kind]
+    assert phrase in row["prompts"] + row["held_out"]
+    assert calculate(EXPRESSIONS[kind].format(a=a, b=b)) == str(expected)
+
+
+def test_small_numbers_are_also_written_as_words():
+    assert [NUMBER_WORDS[n] for n in (0, 7, 13, 20)] == ["zero", "seven", "thirteen", "twenty"]
+    task = Arithmetic("train", 3000)
+    asked = [task[i]["messages"][0]["content"].lower().split() for i in range(len(task))]
+    assert 20 < sum("seven" in words or "eight" in words for words in asked) < 200
