@@ -137,13 +137,19 @@ def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
             f"{QUICK} {mixture} --examples-per-step=8 --device-batch-size=4 "
             f"--parent-tag=tiny --model-tag={tag}",
         ),
+        "rl": (
+            "scripts.chat_rl",
+            f"{QUICK} --task=arithmetic --reward=tests.short_answers:reward --no-gate "
+            f"--prompts-per-step=2 --num-samples=4 --max-tokens=8 --eval-problems=4 "
+            f"--device-batch-size=4 --parent-tag=tiny --model-tag={tag}",
+        ),
     }[stage]
 
 
 @pytest.fixture(scope="module")
 def trained(home):
-    """The three stages, uninterrupted, under the tag "tiny"."""
-    for stage in ("base", "mid", "sft"):
+    """The four stages, uninterrupted, under the tag "tiny"."""
+    for stage in ("base", "mid", "sft", "rl"):
         module, flags = stage_flags(home, stage, "tiny")
         flags += " --num-steps=24 --save-every=8 --keep-last=9"
         run(home, module, flags, ranks=int(stage == "sft"))  # one as a user does: the report says
@@ -173,6 +179,7 @@ def losses(home: Path, stage: str, tag: str) -> list[tuple[int, float]]:
         ("base", signal.SIGTERM),
         ("mid", signal.SIGTERM),
         ("sft", signal.SIGKILL),
+        ("rl", signal.SIGTERM),
     ],
     ids=str,
 )
