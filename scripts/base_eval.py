@@ -19,6 +19,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.evaluation.core import evaluate_core, record
 from nanochat.evaluation.core_bundle import find_bundle
+from nanochat.evaluation.documents import DocumentRows
 from nanochat.evaluation.hf_baseline import TransformersEngine, open_engine
 from nanochat.files import write_atomic
 from nanochat.report.report import remake
@@ -69,18 +70,23 @@ class Config:
 
 
 def bits_per_byte(model, tokenizer, trained: dict, config: Config) -> dict[str, float]:
-    """{"bpb/train": ..., "bpb/val": ...}, printed too."""
+    """{"bpb/train": ..., "bpb/val": ..., "bpb/documents": ...}, printed too. The last is of whole
+    validation documents; the others are of packed rows, as in training."""
     data = config.data or trained.get("data", "packaged")
     source = open_source(data, num_shards=config.num_shards or trained.get("num_shards"))
     found = {}
     for split in ("train", "val"):
         shards = tokenize_source(source, tokenizer, split)
-        rows = PackedRows(shards, model.config.sequence_len, config.seed)
-        bits, num_bytes = measure_rows(
-            model, tokenizer, rows, config.eval_tokens, config.device_batch_size
-        )
-        print0(f"{split}: {bits:.4f} bits per byte, measured on {num_bytes:,} bytes")
-        found[f"bpb/{split}"] = bits
+        context = model.config.sequence_len
+        kinds = {split: PackedRows(shards, context, config.seed)}
+        if split == "val":
+            kinds["documents"] = DocumentRows(shards, context)
+        for name, rows in kinds.items():
+            bits, num_bytes = measure_rows(
+                model, tokenizer, rows, config.eval_tokens, config.device_batch_size
+            )
+            print0(f"{name}: {bits:.4f} bits per byte, measured on {num_bytes:,} bytes")
+            found[f"bpb/{name}"] = bits
     return found
 
 

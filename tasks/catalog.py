@@ -23,14 +23,14 @@ from tasks.identity import Identity
 from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
-from tasks.spelling import Spelling
+from tasks.spelling import LONG, Spelling
 from tasks.task import GeneratedTask, Task
 from tasks.unknown import Unknown
 
 PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, count, facts, identity, unknown, free"
+    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
 )
 
 
@@ -66,6 +66,8 @@ def make_task(
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
     if name in ("spell", "count"):
         return Spelling(split, size, question=name, pieces=pieces)
+    if name == "spell-long":
+        return Spelling(split, size, question="spell", letters=LONG, pieces=pieces)
     if name == "spelling":
         return Spelling(split, size, pieces=pieces)
     if name == "arithmetic":

@@ -28,7 +28,8 @@ LETTER_PLURAL = {
     **{"{}'s": 8, "{}s": 3, "{}": 4, "letters {}": 1, "letter {}": 1, "'{}'": 1, '"{}"': 1},
     **{"'{}'s": 1, "letter {}'s": 1, "{u}'s": 1, "{u}s": 1},
 }
-WORD = re.compile(r"(?<![^\W_])[a-z]{3,10}(?![^\W_])")
+WORD = re.compile(r"(?<![^\W_])[a-z]{3,14}(?![^\W_])")
+SHORT, LONG = (3, 10), (9, 14)  # letters of a word: fewest, most
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_WORDS = 12_000  # the most frequent of the packaged texts
 MADE_UP = 0.5  # share of the train split
@@ -38,7 +39,7 @@ QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), 
 
 
 class Spelling(GeneratedTask):
-    """Words of 3 to 10 letters to spell or to count a letter in; `question` spell, count or both.
+    """Words to spell or to count a letter in; `question` spell, count or both; `letters` of a word.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
     hash; half of it is in phrasings held out too. Half of the words stand without quotes. Train
@@ -54,16 +55,17 @@ class Spelling(GeneratedTask):
         size: int | None = None,
         *,
         question: str = "both",
+        letters: tuple[int, int] = SHORT,
         pieces: Iterable[str] = (),
     ):
         super().__init__(split, size)
-        self.question = question
+        self.question, self.letters = question, letters
         self.name = "spelling" if question == "both" else f"spelling-{question}"
         self.made_up = MADE_UP if split == "train" else 0.0
         self.rows = read_phrases(PHRASES_FILE)
         small = {piece.strip() for piece in pieces}
         self.pieces = sorted(piece for piece in small if re.fullmatch("[a-z]{2,10}", piece))
-        self.words = [w for w in common_words() if held_back(w) == (split == "test")]
+        self.words = [w for w in common_words(*letters) if held_back(w) == (split == "test")]
 
     def make(self, rng: random.Random, index: int) -> dict:
         word, letter = self.draw_word(rng), ""
@@ -93,7 +95,8 @@ class Spelling(GeneratedTask):
         """A real word of this split or a made-up one, which no string of the test split is."""
         while rng.random() < self.made_up:
             word = self.make_up(rng)
-            if 3 <= len(word) <= 10 and not held_back(word):
+            low, high = self.letters
+            if low <= len(word) <= high and not held_back(word):
                 return word
         return rng.choice(self.words)
 
@@ -124,13 +127,14 @@ def draw_letter(word: str, rng: random.Random) -> str:
 
 
 @cache
-def common_words() -> tuple[str, ...]:
-    """The most frequent lower-case words, of 3 to 10 letters, of the packaged encyclopedia and
-    Python's manual."""
+def common_words(low: int, high: int) -> tuple[str, ...]:
+    """The most frequent lower-case words, of `low` to `high` letters, of the packaged encyclopedia
+    and Python's manual."""
     counts = Counter(WORD.findall("\n".join(topics.values())))
     try:
         counts.update(WORD.findall("\n".join(lead["extract"] for lead in wiki_leads())))
     except DataError as error:
         print0(f"spelling: words are those of Python's manual alone. {error}")
+    counts = {word: n for word, n in counts.items() if low <= len(word) <= high}
     by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
     return tuple(word for word in by_frequency[:NUM_WORDS] if counts[word] > 1)

@@ -59,7 +59,7 @@ def small_texts(request, monkeypatch):
     """Facts and words of this file in place of the packaged ones."""
     if "packaged" not in request.node.name:
         monkeypatch.setattr("tasks.facts.packaged_facts", lambda: FACTS)
-        monkeypatch.setattr("tasks.spelling.common_words", lambda: WORDS)
+        monkeypatch.setattr("tasks.spelling.common_words", lambda low, high: WORDS)
 
 
 def write_jsonl(path, rows):

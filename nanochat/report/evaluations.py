@@ -129,8 +129,8 @@ def rl_section(stages: list[StageRecord]) -> Section:
     headers += ["cut off", "entropy", "KL to the start"]
     note = (
         f"Shares of held-out problems: whose likeliest answer is right, the mean of {k} sampled "
-        f"answers, one of these, and both a right and a wrong one. Entropy and KL divergence to the "
-        f"start are in nats a token."
+        f"answers, one of these, and both a right and a wrong one. Entropy and KL divergence are "
+        f"nats a token."
     )
     return Section("Reinforcement learning", [Table("Held-out problems", headers, rows, note)])
 
