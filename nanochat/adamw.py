@@ -32,25 +32,25 @@ def fused_adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weigh
     )  # fmt: skip
 
 
-class NamedOptimizer(torch.optim.Optimizer):
+class NamedOptimizer:
     """An optimizer whose state is full tensors by parameter name, as in checkpoints.
 
     groups: [{"params": {name: parameter}, "lr": ..., ...}]. Each also gets "initial_lr", which
     schedules multiply. Subclasses name their state in STATE.
+
+    subtle: not a torch.optim.Optimizer, which imports torch's compiler: seconds at every start.
     """
 
     STATE: tuple[str, ...] = ()
 
     def __init__(self, groups: list[dict], defaults: dict):
-        groups = [
-            {**g, "names": list(g["params"]), "params": list(g["params"].values())} for g in groups
-        ]
-        super().__init__(groups, defaults)
-        self.num_steps = 0
-        for group in self.param_groups:
-            group["initial_lr"] = group["lr"]
-            for p in group["params"]:
-                self.state[p] = {name: torch.zeros_like(p) for name in self.STATE}
+        self.num_steps, self.param_groups, self.state = 0, [], {}
+        for group in groups:
+            group = {**defaults, **group}
+            names, params = list(group["params"]), list(group["params"].values())
+            group |= {"names": names, "params": params, "initial_lr": group["lr"]}
+            self.param_groups.append(group)
+            self.state |= {p: {key: torch.zeros_like(p) for key in self.STATE} for p in params}
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """{"parameter name.state name": tensor} and the step count."""

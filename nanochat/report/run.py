@@ -144,7 +144,7 @@ def parameters(config: dict) -> dict[str, int]:
     262,144,000, head 83,886,080.
     """
     with torch.device("meta"):  # no memory for the weights
-        model = GPT(from_hf(config))
+        model = GPT(from_hf(config), seed=None)
     names = {"embed": "embedding", "self_attn": "attention", "mlp": "MLP", "lm_head": "head"}
     sizes = dict.fromkeys(names.values(), 0)
     for name, parameter in model.named_parameters():

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import torch
 
-from nanochat.adamw import AdamW
+from nanochat.adamw import AdamW, NamedOptimizer
 from nanochat.muon import Muon
 from nanochat.train import LoopState
 from nanochat.training.config import StageConfig
 
 
-def build_optimizers(model, config: StageConfig) -> dict[str, torch.optim.Optimizer]:
+def build_optimizers(model, config: StageConfig) -> dict[str, NamedOptimizer]:
     """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768)."""
     scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
     named = dict(model.named_parameters())
