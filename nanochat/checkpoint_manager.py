@@ -17,7 +17,7 @@ from nanochat.checkpoint.index import checkpoint_of, step_dir, verify
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
 from nanochat.checkpoint.writing import copies_on_host, write_folder
 from nanochat.common import CheckpointError, ConfigError, choose_dtype, rank_and_world
-from nanochat.conversation import CHAT_TEMPLATE, stop_ids
+from nanochat.conversation import chat_template, stop_ids
 from nanochat.files import read_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def folder_texts(
         STATE: {**state, "step": place["step"], "environment": environment(device)},
     }
     texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
-    return {**texts, TEMPLATE: CHAT_TEMPLATE}
+    return {**texts, TEMPLATE: chat_template()}
 
 
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:

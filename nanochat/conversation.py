@@ -6,6 +6,8 @@ ordinary text, so that nothing that a user or a data set wrote becomes a special
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,49 +24,17 @@ PART_MARKS = {
     "python_output": ("<|output_start|>", "<|output_end|>", 0),
 }
 
-# For transformers' apply_chat_template. subtle: a template makes one string, in which
-# "<|user_end|>" is markup whoever wrote it, so "<|" in content becomes "< |" (a visible change is
-# more honest than a zero-width character); neighbouring text parts are joined first, for "<" and
-# "|bos|>" may come in two. Without "<|" the ids are those of render().
-CHAT_TEMPLATE = (
-    "{{- '<|bos|>' -}}"
-    "{%- set ns = namespace(system='', text='', turns=0) -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
-    "{%- else -%}"
-    "{%- set parts = message['content'] -%}"
-    "{%- endif -%}"
-    "{%- if message['role'] == 'system' and loop.first -%}"
-    "{%- set ns.system = (parts | map(attribute='text') | join) ~ '\\n\\n' -%}"
-    "{%- elif message['role'] == 'user' and ns.turns % 2 == 0 -%}"
-    "{%- set ns.text = ns.system ~ (parts | map(attribute='text') | join) -%}"
-    "{{- '<|user_start|>' ~ (ns.text | replace('<|', '< |')) ~ '<|user_end|>' -}}"
-    "{%- set ns.system = '' -%}"
-    "{%- set ns.turns = ns.turns + 1 -%}"
-    "{%- elif message['role'] == 'assistant' and ns.turns % 2 == 1 -%}"
-    "{{- '<|assistant_start|>' -}}"
-    "{%- set ns.text = '' -%}"
-    "{%- for part in parts -%}"
-    "{%- if part['type'] == 'text' -%}"
-    "{%- set ns.text = ns.text ~ part['text'] -%}"
-    "{%- else -%}"
-    "{{- ns.text | replace('<|', '< |') -}}"
-    "{%- set ns.text = '' -%}"
-    "{%- set mark = {'python': 'python', 'python_output': 'output'}[part['type']] -%}"
-    "{{- '<|' ~ mark ~ '_start|>' ~ (part['text'] | replace('<|', '< |')) -}}"
-    "{{- '<|' ~ mark ~ '_end|>' -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{{- (ns.text | replace('<|', '< |')) ~ '<|assistant_end|>' -}}"
-    "{%- set ns.turns = ns.turns + 1 -%}"
-    "{%- else -%}"
-    "{{- raise_exception('Roles must alternate: user, assistant, ..., after at most one system '"
-    " ~ 'message; found ' ~ message['role'] ~ ' as message ' ~ loop.index) -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
-)
+
+@lru_cache(1)
+def chat_template() -> str:
+    """The Jinja template that transformers' apply_chat_template renders conversations with.
+
+    subtle: a template makes one string, in which "<|user_end|>" is markup whoever wrote it, so "<|"
+    in content becomes "< |" (a visible change is more honest than a zero-width character);
+    neighbouring text parts are joined first, for "<" and "|bos|>" may come in two. Without "<|" the
+    ids are those of render().
+    """
+    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -88,9 +58,9 @@ def validate(conversation: dict, where: str) -> None:
     """
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list) or not messages:
-        found = f"{type(conversation).__name__} {str(conversation)[:60]!r}"
         raise DataError(
-            f'{where}: found {found}, expected {{"messages": [...]}} with at least one message'
+            f'{where}: found {str(conversation)[:60]!r}, expected {{"messages": [...]}} with at '
+            f"least one message"
         )
     num_system = int(isinstance(messages[0], dict) and messages[0].get("role") == "system")
     for i, message in enumerate(messages):

