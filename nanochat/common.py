@@ -120,19 +120,15 @@ def barrier() -> None:
 
 
 def pick_device_type(wanted: str = "auto") -> str:
-    """What was asked for, or the best of "cuda", "mps" and "cpu" that is there."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return next(name for name, there in available.items() if there)
-    if wanted not in available:
-        raise ConfigError(f"device type {wanted!r} is unknown; choose one of auto, cuda, mps, cpu")
-    if not available[wanted]:
-        raise ConfigError(f"device type {wanted!r}: PyTorch {torch.__version__} finds none here")
-    return wanted
+    """`wanted`, or the best of "cuda", "mps" and "cpu" that is there for "auto"."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    if wanted not in ("auto", *available):
+        raise ConfigError(
+            f"device type {wanted!r}: PyTorch {torch.__version__} finds none here; choose auto or "
+            f"{', '.join(available)}"
+        )
+    return available[0] if wanted == "auto" else wanted
 
 
 def compute_init(

@@ -46,16 +46,14 @@ class Segment(NamedTuple):
     """One special token, or one text, of a rendered conversation; mask 1 where loss is taken."""
 
     text: str
-    special: bool
-    mask: int
+    special: bool = True
+    mask: int = 0
 
 
 def validate(conversation: dict, where: str) -> None:
-    """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed.
-
-    Well formed: at most one system message, first; then user and assistant in turns; a system or
-    user message holds text only. Keys other than "messages" are not looked at.
-    """
+    """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed:
+    at most one system message, first; then user and assistant in turns; text alone in system and
+    user messages. Keys other than "messages" are not looked at."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list) or not messages:
         raise DataError(
@@ -81,9 +79,7 @@ def _problem(message: object, role: str) -> str | None:
     if isinstance(content, str):
         return None
     if not isinstance(content, list):
-        return (
-            f"found content of type {type(content).__name__}, expected a string or a list of parts"
-        )
+        return f"found content of type {type(content).__name__}, expected a string or a list"
     kinds = list(PART_MARKS) if role == "assistant" else ["text"]
     for part in content:
         if not isinstance(part, dict) or part.get("type") not in kinds:
@@ -113,7 +109,7 @@ def segments(conversation: dict) -> list[Segment]:
 
     Example: {"messages": [user "Hi"]} -> <|bos|> <|user_start|> "Hi" <|user_end|>, all with mask 0.
     """
-    out = [Segment("<|bos|>", True, 0)]
+    out = [Segment("<|bos|>")]
     system = ""
     for message in conversation["messages"]:
         parts = _parts(message["content"])
@@ -122,10 +118,9 @@ def segments(conversation: dict) -> list[Segment]:
         elif message["role"] == "user":
             text = system + "".join(text for _, text in parts)
             system = ""
-            out += [Segment("<|user_start|>", True, 0), Segment(text, False, 0)]
-            out.append(Segment("<|user_end|>", True, 0))
+            out += [Segment("<|user_start|>"), Segment(text, False), Segment("<|user_end|>")]
         else:
-            out.append(Segment("<|assistant_start|>", True, 0))
+            out.append(Segment("<|assistant_start|>"))
             for kind, text in parts:
                 start, end, mask = PART_MARKS[kind]
                 if start:
@@ -138,20 +133,14 @@ def segments(conversation: dict) -> list[Segment]:
 
 
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """(ids, mask) of a valid conversation: ids begin with <|bos|>, mask is 1 where loss is taken.
-
-    That is on what the assistant says, tool calls with their marks and <|assistant_end|> included;
-    not on what it is given: user turns, <|assistant_start|>, tool output with its marks.
-    """
-    ids: list[int] = []
-    mask: list[int] = []
-    for segment in segments(conversation):
-        if segment.special:
-            new = [tokenizer.special(segment.text)]
-        else:
-            new = tokenizer.encode_ordinary(segment.text)
+    """(ids, mask) of a valid conversation: ids begin with <|bos|>; mask is 1 on what the assistant
+    says, tool calls with their marks and <|assistant_end|> included, and 0 on what it is given:
+    user turns, <|assistant_start|>, tool output with its marks."""
+    ids, mask = [], []
+    for text, special, loss in segments(conversation):
+        new = [tokenizer.special(text)] if special else tokenizer.encode_ordinary(text)
         ids += new
-        mask += [segment.mask] * len(new)
+        mask += [loss] * len(new)
     return ids, mask
 
 
@@ -191,8 +180,7 @@ def prompt_ids(messages: list[dict], tokenizer: Tokenizer) -> list[int]:
     if messages[-1]["role"] != "assistant":
         return render_for_completion({"messages": messages}, tokenizer)
     ids, _ = render({"messages": messages}, tokenizer)
-    assert ids[-1] == tokenizer.special("<|assistant_end|>")
-    return ids[:-1]
+    return ids[:-1]  # without <|assistant_end|>
 
 
 def turns_of(messages: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
@@ -211,8 +199,8 @@ def fit_turns(
     last is left; the system message stays. Raises ConfigError where no room for an answer is left.
     """
     system, turns = turns_of(messages)
-    # subtle: the parts are measured apart, so that a long history is tokenized twice, not once a
-    # turn; where they meet a token or two may differ, so the choice is made on this estimate
+    # subtle: the turns are measured apart, so that a long history is tokenized twice, not once a
+    # turn; a token or two may differ where they meet
     lengths = [len(render({"messages": turn}, tokenizer)[0]) for turn in turns]
     held = sum(lengths) + (len(prompt_ids(system + turns[-1], tokenizer)) - lengths[-1])
     first = 0

@@ -25,9 +25,8 @@ from nanochat.inference.request import Request, RequestState, TokenOutput
 from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
 
-__all__ = ["Engine", "TokenOutput", "Request", "SamplingParams"]
-
-STEPS_REMEMBERED = 4096  # for the tokens per second
+RATE_SECONDS = 10  # over which tokens per second are counted
+STEPS_REMEMBERED = 4096  # for that
 TOOL_THREADS = 4
 TOOL_WAIT = 0.05  # seconds to wait for a tool's result where there is nothing else to do
 
@@ -85,15 +84,14 @@ class Engine:
         return id
 
     def cancel(self, id: int) -> None:
-        """Ends a request, unless it has ended: the next step may use its slot, and returns its last
-        output."""
+        """Ends a request, unless it has ended; the next step returns its last output."""
         if id in self._answers:
             self._early.append(self._answers[id].end("cancelled"))
             self._remove(id)
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute or return anything."""
+        """Whether a step would do anything."""
         return bool(self._answers or self._early)
 
     @torch.inference_mode()
@@ -118,15 +116,15 @@ class Engine:
         self._steps.append((time.monotonic(), tokens_came))
         return outputs
 
-    def stats(self, seconds: float = 10.0) -> dict[str, float]:
-        """What the engine does and has done; tokens_per_second over the last `seconds`."""
-        now = time.monotonic()
-        recent = [tokens for when, tokens in self._steps if when > now - seconds]
+    def stats(self) -> dict[str, float]:
+        """What the engine does and has done."""
+        since = time.monotonic() - RATE_SECONDS
+        recent = [tokens for when, tokens in self._steps if when > since]
         return {
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "slots": len(self.scheduler.slots),
-            "tokens_per_second": sum(recent) / seconds,
+            "tokens_per_second": sum(recent) / RATE_SECONDS,
             "read_tokens": self.scheduler.read_tokens,  # of prompts
             "reused_tokens": self.scheduler.reused_tokens,  # of prompts, found in the cache
             "answer_tokens": self._answer_tokens,
@@ -242,7 +240,7 @@ class Engine:
         return sample(logits, params, noise, [one.sequence.tokens for one in answers]), logits
 
     def _logits(self, ids: list[int], batch: AttentionBatch, rows: list[int]) -> torch.Tensor:
-        """(len(rows), V): the logits after those rows of a pass."""
+        """(len(rows), V): the logits of those rows of a pass."""
         padding = [0] * (batch.size - len(ids))
         ids = torch.tensor(ids + padding, device=self.fused.device)
         features = self.fused.features(ids, batch)
@@ -273,7 +271,7 @@ class Engine:
         return output
 
     def _collect_tool_results(self, wait_for_one: bool) -> list[TokenOutput]:
-        """The forced tokens of the tools that have answered; `wait_for_one` waits a moment where no
+        """The forced tokens of the tools that have answered. wait_for_one: for a moment, where no
         sequence can go on."""
         scheduler, special = self.scheduler, self.tokenizer.special
         full = len(scheduler.running) == len(scheduler.slots)
@@ -294,7 +292,7 @@ class Engine:
         return outputs
 
     def _remove(self, id: int) -> None:
-        """The request has ended: its slot is free, its tool call is not waited for."""
+        """Frees the slot of a request that has ended, and forgets its tool call."""
         self.scheduler.remove(id)
         if (call := self._tool_calls.pop(id, None)) is not None:
             call.cancel()

@@ -6,6 +6,8 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+from nanochat.gpt import soft_cap
+
 # Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
@@ -14,9 +16,7 @@ SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
 
 def plain_loss(features, weight, targets, softcap: float | None) -> torch.Tensor:
     """Sum of -log p(target) over targets != -1, by the definition; the twin of chunked_loss."""
-    logits = F.linear(features, weight.to(features.dtype)).float()  # (N, V)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = soft_cap(F.linear(features, weight.to(features.dtype)).float(), softcap)  # (N, V)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
 
 
@@ -26,8 +26,7 @@ def loss_and_grad(logits, targets, softcap: float | None) -> tuple[torch.Tensor,
     With y = c tanh(x / c), p = softmax(y): d loss / d x = (p - onehot(target)) (1 - (y / c)^2).
     """
     valid = targets >= 0
-    x = logits.float()
-    y = x if softcap is None else softcap * torch.tanh(x / softcap)
+    y = soft_cap(logits.float(), softcap)
     if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
         lse = y.exp().sum(dim=-1, keepdim=True).log()
     else:
@@ -82,11 +81,8 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> torch.Tensor:
-    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory.
-
-    `kernel` is loss_and_grad or its compiled form. The result is a float32 scalar whose gradients
-    reach both features and weight.
-    """
+    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory, as a
+    float32 scalar. kernel: loss_and_grad or its compiled form."""
     return ChunkedLoss.apply(features, weight, targets, softcap, kernel, torch.is_grad_enabled())
 
 

@@ -37,11 +37,8 @@ SECONDS_BETWEEN_LINES = 10
 
 @dataclass(frozen=True)
 class TokenShard:
-    """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]].
-
-    mask, if there is one, is 1 at tokens that loss is taken on. path is the shard's file name
-    without suffix.
-    """
+    """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]]. mask: 1 at tokens that
+    loss is taken on. path: the shard's file name without suffix."""
 
     name: str
     tokens: np.ndarray
@@ -83,11 +80,8 @@ class TokenShards:
 def tokenize_conversations(
     conversations: Iterable[dict], tokenizer: Tokenizer, *, name: str
 ) -> TokenShards:
-    """Renders conversations into one shard in memory, with the loss mask of fine-tuning.
-
-    Under torchrun rank 0 does the work, and sends the others the result. Raises DataError, naming
-    `name` and the conversation's number, for one that is malformed.
-    """
+    """Renders conversations into one shard in memory, with the loss mask of fine-tuning; rank 0 for
+    all. DataError names `name` and the number of a malformed conversation."""
 
     def render_all() -> TokenShard:
         ids, masks, lengths, seen = [], [], [], 0
@@ -121,12 +115,10 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
     """
     shards = source.shards(split)
     if not shards:
-        raise DataError(
-            f"{source.name}: found no {split} shard, expected at least one file of text"
-        )
+        raise DataError(f"{source.name}: found no {split} shard, expected at least one")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")
-    folder = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
-    folder = base_dir() / "tokens" / folder
+    name = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    folder = base_dir() / "tokens" / name
     paths = [folder / f"{split}-{quote(shard.name, safe='')}" for shard in shards]
     rank, _ = rank_and_world()
     # subtle: no rank waits for tokenizing at a barrier, which would time out; they wait for the
@@ -143,7 +135,7 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
             for what in sorted(source.counts.keys() - {"documents"}):
                 print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
     barrier()  # subtle: else rank 0 could take the next call's lock before the others had this one
-    opened = [_open(path, _dtype(tokenizer)) for path in paths]
+    opened = [_open(path, tokenizer.id_dtype) for path in paths]
     return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
 
 
@@ -190,7 +182,7 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
                 yield offsets
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, _tokens_file(path, _dtype(tokenizer)))
+        os.replace(partial, _tokens_file(path, tokenizer.id_dtype))
         _write_array(_offsets_file(path), _offsets(lengths))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -204,10 +196,6 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
 
 
 # ---------------------------------------------------------------- files
-
-
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
 
 
 def _tokens_file(path: Path, dtype: np.dtype) -> Path:
@@ -253,7 +241,7 @@ def _open(path: Path, dtype: np.dtype) -> TokenShard:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against other processes and ranks; waits while another holds it."""
+    """Holds the folder against other processes and ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,5 +1,6 @@
 """Reads an answer as its ids come: whole characters, stop strings, tool calls."""
 
+import codecs
 from collections.abc import Sequence
 
 from nanochat.conversation import PART_MARKS
@@ -22,7 +23,8 @@ class AnswerReader:
         self._stop_strings = tuple(stop_strings)
         self._held = ""
         self._part = ""  # released since the last mark
-        self._decoder = tokenizer.stream_decoder()
+        self._decode_bytes = tokenizer.decode_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._kind_after: dict[int, str] = {}
         for kind, (start, end, _) in PART_MARKS.items():
             if start:
@@ -33,7 +35,7 @@ class AnswerReader:
     def push(self, token: int) -> str:
         self.call = None
         if token not in self._kind_after:
-            text = self._release(self._decoder.push(token))
+            text = self._release(self._utf8.decode(self._decode_bytes([token])))
             self._part += text
             return text
         text = self.flush()
@@ -44,7 +46,7 @@ class AnswerReader:
 
     def flush(self) -> str:
         """What is left at the end: what was held back, and U+FFFD for an unfinished character."""
-        text = self._release(self._decoder.flush()) + self._held
+        text = self._release(self._utf8.decode(b"", final=True)) + self._held
         self._held = ""
         return text
 

@@ -112,18 +112,13 @@ def library_for(x: torch.Tensor) -> ctypes.CDLL | None:
     return library() if few else None
 
 
+@cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where PyTorch has to do: then one line has said why.
-    NANOCHAT_CPU_KERNELS=torch forces that."""
+    """The compiled functions, or None where PyTorch does the work: by NANOCHAT_CPU_KERNELS=torch,
+    on other processors, or after a line that says why not."""
     wanted = os.environ.get("NANOCHAT_CPU_KERNELS", "")
     if wanted not in ("", "torch"):
         raise ConfigError(f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or unset it")
-    return _library(wanted)
-
-
-@cache
-def _library(wanted: str) -> ctypes.CDLL | None:
-    """library(), once a process: so a line is printed once."""
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     if wanted == "torch" or platform.system() != "Linux" or not probe():
         return None  # it was asked for, or made for other processors: nothing to say
