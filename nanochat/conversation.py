@@ -30,9 +30,8 @@ def chat_template() -> str:
     """The Jinja template that transformers' apply_chat_template renders conversations with.
 
     subtle: a template makes one string, in which "<|user_end|>" is markup whoever wrote it, so "<|"
-    in content becomes "< |" (a visible change is more honest than a zero-width character);
-    neighbouring text parts are joined first, for "<" and "|bos|>" may come in two. Without "<|" the
-    ids are those of render().
+    in content visibly becomes "< |"; text parts are joined first, for "<" and "|bos|>" may come in
+    two. Without "<|" the ids are those of render().
     """
     return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
@@ -92,7 +91,7 @@ def _problem(message: object, role: str) -> str | None:
 
 
 def _parts(content: str | list[dict]) -> list[tuple[str, str]]:
-    """(type, text) of each part; neighbouring texts joined: they are one text to the tokenizer."""
+    """(type, text) of each part; neighbouring texts joined, as one text for the tokenizer."""
     if isinstance(content, str):
         return [("text", content)]
     parts: list[tuple[str, str]] = []
@@ -195,8 +194,8 @@ def fit_turns(
 ) -> tuple[list[int], int]:
     """(the ids after which the assistant speaks, turns left out) of a valid conversation.
 
-    If `forget`, the oldest turns go until a quarter of the `context` is free, or until only the
-    last is left; the system message stays. Raises ConfigError where no room for an answer is left.
+    If `forget`, the oldest turns but the last go until a quarter of the `context` is free; the
+    system message stays. ConfigError where no room for an answer is left.
     """
     system, turns = turns_of(messages)
     # subtle: the turns are measured apart, so that a long history is tokenized twice, not once a

@@ -143,7 +143,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        # subtle: an empty weight, because drawing one on the meta device imports torch's compiler
+        # subtle: an empty weight, because drawing on the meta device imports torch's compiler
         weight = torch.empty(config.vocab_size, config.n_embd)
         self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -268,8 +268,8 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 
 
 def draw(logits, temperature, top_k, top_p, generator: torch.Generator) -> int:
-    """One id from logits (V,): greedy at temperature 0, else from the top k, then the smallest set
-    of mass top_p."""
+    """One id from logits (V,): greedy at temperature 0, else from the top k, of those from the
+    smallest set of mass top_p."""
     if temperature == 0:
         return int(logits.argmax())
     probs, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)

@@ -88,11 +88,7 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad) -> to
 
 def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of features (N, D) and targets (N,) where valid (N,), padded with rows without a
-    target to a multiple of GATHER_MULTIPLE.
-
-    subtle: oneDNN keeps a compiled kernel of some MB for each size of a matrix product, so the
-    sizes are kept few.
-    """
+    target to a multiple of GATHER_MULTIPLE: oneDNN keeps a kernel of some MB for each size."""
     chosen = valid.nonzero()[:, 0]
     missing = -len(chosen) % GATHER_MULTIPLE
     targets = F.pad(targets.index_select(0, chosen), (0, missing), value=-1)
@@ -102,15 +98,15 @@ def gather_rows(features, targets, valid) -> tuple[torch.Tensor, torch.Tensor]:
 class LossFn:
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    `features` is the model's own, compiled; evaluation shares it on a GPU. On a CPU the head is
-    computed only where there is a target: a gather is cheap, and the head a third of a small
-    model's work. On other devices a gather would make the host wait.
+    On a CPU the head, a third of a small model's work, is computed only where there is a target;
+    elsewhere that gather would make the host wait. `features`: the model's own, compiled;
+    evaluation shares it on a GPU.
     """
 
     def __init__(self, model, compiled: bool):
         self.gather = model.device.type == "cpu"
         self.features = torch.compile(model.features, dynamic=False) if compiled else model.features
-        # subtle: gathered rows differ in number at every step; dynamic, so as not to compile each.
+        # subtle: gathered rows differ in number, so dynamic, lest each be compiled
         self.kernel = (
             torch.compile(loss_and_grad, dynamic=self.gather) if compiled else loss_and_grad
         )

@@ -1,8 +1,8 @@
 """The tokenizer: byte-level BPE, nine special tokens, one form on disk (Hugging Face's).
 
-Ids 0..255 are the bytes in order, then come the merges in the order they were learned, then ids
-that nothing uses, and last the special tokens. bpe/reference.py shows how merges are learned and
-used; bpe/core.cpp, compiled at first use, does it hundreds of times faster.
+Ids 0..255 are the bytes, then come the merges in the order they were learned, then unused ids, and
+last the special tokens. bpe/reference.py shows how merges are learned and used; bpe/core.cpp,
+compiled at first use, does it hundreds of times faster.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ from nanochat.cpp import Source, cpp_compiler, load
 BATCH = 1 << 24  # characters of text that are handed to the core at once
 MERGES_AT_ONCE = 500  # between two steps of the progress bar
 LONG = 1_000_000  # characters of a text that is cut into portions
-COPIED = 1000  # characters up to which copying a text costs less than a call to find it
+COPIED = 1000  # characters up to which a copy costs less than a call to find the text
 ASCII_ADDRESS = ctypes.PYFUNCTYPE(c_void_p, ctypes.py_object)(
     ("PyUnicode_AsUTF8", ctypes.pythonapi)
 )
@@ -33,8 +33,8 @@ SOURCE = Source(
     ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
 )
 INSTEAD = (
-    "the Python reference is used: training then takes about 1.5 s a megabyte and encoding 0.4 s, "
-    "a hundred times as long"
+    "the Python reference is used: a hundred times as long, about 1.5 s a megabyte of training and "
+    "0.4 s of encoding"
 )
 
 # What each function of the core takes and returns.
@@ -102,7 +102,7 @@ def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
 class Batch:
     """Texts as the core takes them: addresses, lengths in bytes and their number.
 
-    subtle: a long ASCII string, which is UTF-8 already, is read where it lies. Of any other string
+    subtle: a long ASCII string, which is UTF-8 already, is read where it lies; of any other
     PyUnicode_AsUTF8 would keep a copy as long as it lives.
     """
 
