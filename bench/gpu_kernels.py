@@ -163,14 +163,8 @@ class Words:
     def decode(self, ids) -> str:
         return " ".join(map(str, ids))
 
-    def stream_decoder(self) -> "Words":
-        return self
-
-    def push(self, token: int) -> str:
-        return f" {token}"
-
-    def flush(self) -> str:
-        return ""
+    def decode_bytes(self, ids) -> bytes:
+        return self.decode(ids).encode()
 
 
 def engine(sizes: Sizes) -> dict:

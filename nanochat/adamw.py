@@ -33,10 +33,10 @@ def fused_adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weigh
 
 
 class NamedOptimizer:
-    """An optimizer whose state is full tensors by parameter name, as in checkpoints.
+    """An optimizer whose state, named in STATE, is full tensors by parameter name.
 
-    groups: [{"params": {name: parameter}, "lr": ..., ...}]. Each also gets "initial_lr", which
-    schedules multiply. Subclasses name their state in STATE.
+    groups: [{"params": {name: parameter}, "lr": ..., ...}]; each also gets "initial_lr", which
+    schedules multiply.
 
     subtle: not a torch.optim.Optimizer, which imports torch's compiler: seconds at every start.
     """
@@ -67,7 +67,7 @@ class NamedOptimizer:
         if differing := sorted(own.keys() ^ tensors.keys()):
             raise CheckpointError(
                 f"optimizer state and model disagree on {len(differing)} names, first "
-                f"{differing[0]!r}: it was saved for another architecture or optimizer"
+                f"{differing[0]!r}: another architecture or optimizer was saved"
             )
         for name, tensor in own.items():
             if tensors[name].shape != tensor.shape:
@@ -91,14 +91,7 @@ class AdamW(NamedOptimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             update = fused_adamw_update if params and params[0].is_cuda else adamw_update
-            update(
-                params,
-                [p.grad for p in params],
-                [self.state[p]["exp_avg"] for p in params],
-                [self.state[p]["exp_avg_sq"] for p in params],
-                self.num_steps,
-                group["lr"],
-                group["betas"],
-                group["eps"],
-                group["weight_decay"],
-            )
+            grads = [p.grad for p in params]
+            averages = ([self.state[p][name] for p in params] for name in self.STATE)
+            settings = (group[name] for name in ("lr", "betas", "eps", "weight_decay"))
+            update(params, grads, *averages, self.num_steps, *settings)

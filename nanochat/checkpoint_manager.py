@@ -1,7 +1,7 @@
 """Checkpoints: save and load. The only owner of the file names inside one.
 
-A checkpoint is a folder that is also a complete Hugging Face model folder. Sizes and SHA-256 of its
-files stand in manifest.json, the last to be written. Nothing in it is pickled.
+A checkpoint is a complete Hugging Face model folder, without pickles. Sizes and SHA-256 of its
+files stand in manifest.json, the last to be written.
 """
 
 import json
@@ -17,7 +17,7 @@ from nanochat.checkpoint.index import checkpoint_of, step_dir, verify
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
 from nanochat.checkpoint.writing import copies_on_host, write_folder
 from nanochat.common import CheckpointError, ConfigError, choose_dtype, rank_and_world
-from nanochat.conversation import CHAT_TEMPLATE, stop_ids
+from nanochat.conversation import chat_template, stop_ids
 from nanochat.files import read_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -41,12 +41,12 @@ def prepare_checkpoint(
     state: dict,
     optimizers: dict | None = None,
 ) -> Callable[[], Path]:
-    """Takes the present state, from a GPU as a copy in main memory; all ranks call it. The result
-    is for rank 0 alone, now or beside the next steps: it writes the checkpoint and returns its
-    folder. CheckpointError when that fails; earlier checkpoints stay whole.
+    """Takes the present state, from a GPU as a copy in main memory; all ranks call it. Rank 0 then
+    calls the result, now or beside the next steps: it writes the checkpoint and returns its folder,
+    or raises CheckpointError; earlier checkpoints stay whole.
 
-    run: what describes the run (its config, parent checkpoint, data fingerprint, metrics). state:
-    what the loop needs to continue. optimizers: {name: optimizer with state_tensors()}.
+    run: what describes the run (config, parent, data fingerprint, metrics). state: what the loop
+    needs to continue. optimizers: {name: optimizer with state_tensors()}.
     """
     final = step_dir(stage, tag, step)
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -56,9 +56,7 @@ def prepare_checkpoint(
         )
     place = {"stage": stage, "tag": tag, "step": step}
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
-    # torch.compile puts a prefix of its own before the names.
-    weights = {k.removeprefix("_orig_mod."): v for k, v in model.state_dict().items()}
-    tensors = {WEIGHTS: weights, RNG: capture_rng()}
+    tensors = {WEIGHTS: model.state_dict(), RNG: capture_rng()}
     for name, optimizer in (optimizers or {}).items():
         tensors[f"{OPTIMIZER}/{name}.safetensors"] = optimizer.state_tensors()
     if model.device.type == "cuda" and rank_and_world()[0] == 0:
@@ -74,8 +72,7 @@ def prepare_checkpoint(
 def folder_texts(
     config: GPTConfig, tokenizer: Tokenizer, run: dict, state: dict, place: dict, device
 ) -> dict[str, str]:
-    """The text files of a checkpoint by name. run.json gets stage, tag, step, versions, git commit
-    and tokenizer fingerprint; state.json the step and the environment."""
+    """The text files of a checkpoint by name."""
     origin = {"versions": versions(), "git_commit": git_commit()}
     origin["tokenizer_fingerprint"] = tokenizer.fingerprint
     records = {
@@ -85,11 +82,11 @@ def folder_texts(
         STATE: {**state, "step": place["step"], "environment": environment(device)},
     }
     texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
-    return {**texts, TEMPLATE: CHAT_TEMPLATE}
+    return {**texts, TEMPLATE: chat_template()}
 
 
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:
-    """config.json, with the special ids. Pad is null: transformers would freeze its embedding."""
+    """config.json. Pad is null: transformers would freeze its embedding."""
     return {
         **to_hf(config),
         "bos_token_id": tokenizer.special("<|bos|>"),
@@ -114,10 +111,10 @@ def load_model(
     model_tag: str | None = None,
     step: int | None = None,
 ) -> tuple[GPT, Tokenizer, dict]:
-    """(model, tokenizer, meta) of a stage's newest complete checkpoint, or of a checkpoint folder.
+    """(model, tokenizer, meta) of a stage's newest complete checkpoint, every file verified.
 
-    source: "base", "mid", "sft", "rl", or a path. phase: "train" or "eval". meta: run.json and
-    "path" (str). Every file is verified.
+    source: "base", "mid", "sft", "rl", or a checkpoint's folder. phase: "train" or "eval". meta:
+    run.json and "path" (str).
 
     Example: model, tokenizer, meta = load_model("sft", device, phase="eval")
     """
@@ -144,8 +141,8 @@ def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]
 
 
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
-    """As load_checkpoint, of a verified folder; CheckpointError for the tokenizer of another run,
-    or weights of another shape."""
+    """As load_checkpoint, of a verified folder; CheckpointError for another run's tokenizer, or
+    weights of another shape."""
     config = from_hf(read_json(path / CONFIG))
     run = read_json(path / RUN)
     tokenizer = Tokenizer.load(path)
@@ -185,7 +182,7 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
 
 def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:
     """(state.json, random generators, {optimizer name: {tensor name: tensor}}) of a verified
-    folder; the last is {} when the optimizers were left out."""
+    folder."""
     if not (path / RNG).is_file():
         raise CheckpointError(
             f"{path} has no {RNG}: it was imported, or saved by an earlier version, and cannot be "

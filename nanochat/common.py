@@ -1,4 +1,4 @@
-"""Errors, ranks, devices, dtypes and progress: what every part needs."""
+"""Errors, ranks, devices, dtypes and progress."""
 
 import atexit
 import contextlib
@@ -81,10 +81,8 @@ def gather(items: list) -> list:
 
 
 def on_rank0(function: Callable[[], T]) -> T:
-    """What function() returns, or raises, on rank 0, on every rank.
-
-    For every decision that looks at the disk: ranks that look for themselves may disagree.
-    """
+    """What function() returns, or raises, on rank 0, on every rank: for every decision that looks
+    at the disk, because ranks that look for themselves may disagree."""
     rank, world = rank_and_world()
     if world == 1:
         return function()
@@ -103,7 +101,7 @@ def on_rank0(function: Callable[[], T]) -> T:
 
 
 def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every rank holds the same bits, by their sums; for tensors of 32-bit numbers."""
+    """Whether every rank holds the same bits, by their sums; for 32-bit numbers."""
     if rank_and_world()[1] == 1:
         return True
     sums = torch.stack([t.view(torch.int32).sum(dtype=torch.int64) for t in tensors])
@@ -120,19 +118,15 @@ def barrier() -> None:
 
 
 def pick_device_type(wanted: str = "auto") -> str:
-    """What was asked for, or the best of "cuda", "mps" and "cpu" that is there."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return next(name for name, there in available.items() if there)
-    if wanted not in available:
-        raise ConfigError(f"device type {wanted!r} is unknown; choose one of auto, cuda, mps, cpu")
-    if not available[wanted]:
-        raise ConfigError(f"device type {wanted!r}: PyTorch {torch.__version__} finds none here")
-    return wanted
+    """`wanted`, or the best of "cuda", "mps" and "cpu" that is there for "auto"."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    if wanted not in ("auto", *available):
+        raise ConfigError(
+            f"device type {wanted!r}: PyTorch {torch.__version__} finds none here; choose auto or "
+            f"{', '.join(available)}"
+        )
+    return available[0] if wanted == "auto" else wanted
 
 
 def compute_init(
@@ -140,8 +134,8 @@ def compute_init(
 ) -> tuple[bool, int, int, int, torch.device]:
     """Joins torchrun's ranks, if any, picks the device, prints it and the compute dtype, seeds.
 
-    Returns (ddp, ddp_rank, ddp_local_rank, ddp_world_size, device). Equal runs give equal bits: on
-    a CPU always, on CUDA if `deterministic`.
+    Returns (ddp, ddp_rank, ddp_local_rank, ddp_world_size, device). Equal runs give equal bits on a
+    CPU, and on CUDA if `deterministic`.
     """
     device_type = pick_device_type(device_type)
     ddp = "RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -155,8 +149,7 @@ def compute_init(
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu" or deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # subtle: the same as use_deterministic_algorithms(True), which imports the compiler at once
-        # and so takes seconds even where nothing is compiled
+        # subtle: as use_deterministic_algorithms(True), which imports the compiler, for seconds
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         torch.set_deterministic_debug_mode("error")
     if ddp and not dist.is_initialized():
@@ -190,9 +183,7 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted := os.environ.get("NANOCHAT_DTYPE"):
         if wanted not in names:
-            raise ConfigError(
-                f"NANOCHAT_DTYPE={wanted!r} is unknown; choose one of {', '.join(names)}"
-            )
+            raise ConfigError(f"NANOCHAT_DTYPE={wanted!r} is unknown; choose {', '.join(names)}")
         return names[wanted], "NANOCHAT_DTYPE says so"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -211,8 +202,7 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def progress(
     description: str, total: int | None, unit: str = ""
 ) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n=1): a bar on a terminal, a line every ten seconds in a log, nothing on ranks
-    other than 0."""
+    """Yields advance(n=1), on rank 0 a bar on a terminal, or a line every ten seconds in a log."""
     if rank_and_world()[0] != 0:
         yield lambda n=1: None
     elif sys.stdout.isatty():

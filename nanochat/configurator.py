@@ -35,8 +35,8 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminated_by_exception() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, unless another handler is set already, or this is one of
-    torchrun's ranks, which would not react while it waits for another in C code."""
+    """SIGTERM raises Terminated meanwhile, unless it has another handler, or this is one of several
+    ranks, which would not react while it waits for another in C code."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -57,8 +57,8 @@ def terminated_by_exception() -> Iterator[None]:
 
 
 def cli(main: Callable[[Config], None], config_class: type[Config]) -> None:
-    """Runs `main` on the parsed flags. Exits with 1 after a NanochatError, which is printed without
-    a traceback, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs `main` on the parsed flags. Exits with 1 after a NanochatError, printed without a
+    traceback, 130 after Ctrl-C, 143 after SIGTERM."""
     config = parse(config_class)
     try:
         with terminated_by_exception():

@@ -6,6 +6,8 @@ ordinary text, so that nothing that a user or a data set wrote becomes a special
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,49 +24,16 @@ PART_MARKS = {
     "python_output": ("<|output_start|>", "<|output_end|>", 0),
 }
 
-# For transformers' apply_chat_template. subtle: a template makes one string, in which
-# "<|user_end|>" is markup whoever wrote it, so "<|" in content becomes "< |" (a visible change is
-# more honest than a zero-width character); neighbouring text parts are joined first, for "<" and
-# "|bos|>" may come in two. Without "<|" the ids are those of render().
-CHAT_TEMPLATE = (
-    "{{- '<|bos|>' -}}"
-    "{%- set ns = namespace(system='', text='', turns=0) -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
-    "{%- else -%}"
-    "{%- set parts = message['content'] -%}"
-    "{%- endif -%}"
-    "{%- if message['role'] == 'system' and loop.first -%}"
-    "{%- set ns.system = (parts | map(attribute='text') | join) ~ '\\n\\n' -%}"
-    "{%- elif message['role'] == 'user' and ns.turns % 2 == 0 -%}"
-    "{%- set ns.text = ns.system ~ (parts | map(attribute='text') | join) -%}"
-    "{{- '<|user_start|>' ~ (ns.text | replace('<|', '< |')) ~ '<|user_end|>' -}}"
-    "{%- set ns.system = '' -%}"
-    "{%- set ns.turns = ns.turns + 1 -%}"
-    "{%- elif message['role'] == 'assistant' and ns.turns % 2 == 1 -%}"
-    "{{- '<|assistant_start|>' -}}"
-    "{%- set ns.text = '' -%}"
-    "{%- for part in parts -%}"
-    "{%- if part['type'] == 'text' -%}"
-    "{%- set ns.text = ns.text ~ part['text'] -%}"
-    "{%- else -%}"
-    "{{- ns.text | replace('<|', '< |') -}}"
-    "{%- set ns.text = '' -%}"
-    "{%- set mark = {'python': 'python', 'python_output': 'output'}[part['type']] -%}"
-    "{{- '<|' ~ mark ~ '_start|>' ~ (part['text'] | replace('<|', '< |')) -}}"
-    "{{- '<|' ~ mark ~ '_end|>' -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{{- (ns.text | replace('<|', '< |')) ~ '<|assistant_end|>' -}}"
-    "{%- set ns.turns = ns.turns + 1 -%}"
-    "{%- else -%}"
-    "{{- raise_exception('Roles must alternate: user, assistant, ..., after at most one system '"
-    " ~ 'message; found ' ~ message['role'] ~ ' as message ' ~ loop.index) -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"
-)
+
+@lru_cache(1)
+def chat_template() -> str:
+    """The Jinja template that transformers' apply_chat_template renders conversations with.
+
+    subtle: a template makes one string, in which "<|user_end|>" is markup whoever wrote it, so "<|"
+    in content visibly becomes "< |"; text parts are joined first, for "<" and "|bos|>" may come in
+    two. Without "<|" the ids are those of render().
+    """
+    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -76,21 +45,19 @@ class Segment(NamedTuple):
     """One special token, or one text, of a rendered conversation; mask 1 where loss is taken."""
 
     text: str
-    special: bool
-    mask: int
+    special: bool = True
+    mask: int = 0
 
 
 def validate(conversation: dict, where: str) -> None:
-    """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed.
-
-    Well formed: at most one system message, first; then user and assistant in turns; a system or
-    user message holds text only. Keys other than "messages" are not looked at.
-    """
+    """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed:
+    at most one system message, first; then user and assistant in turns; text alone in system and
+    user messages. Keys other than "messages" are not looked at."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list) or not messages:
-        found = f"{type(conversation).__name__} {str(conversation)[:60]!r}"
         raise DataError(
-            f'{where}: found {found}, expected {{"messages": [...]}} with at least one message'
+            f'{where}: found {str(conversation)[:60]!r}, expected {{"messages": [...]}} with at '
+            f"least one message"
         )
     num_system = int(isinstance(messages[0], dict) and messages[0].get("role") == "system")
     for i, message in enumerate(messages):
@@ -111,9 +78,7 @@ def _problem(message: object, role: str) -> str | None:
     if isinstance(content, str):
         return None
     if not isinstance(content, list):
-        return (
-            f"found content of type {type(content).__name__}, expected a string or a list of parts"
-        )
+        return f"found content of type {type(content).__name__}, expected a string or a list"
     kinds = list(PART_MARKS) if role == "assistant" else ["text"]
     for part in content:
         if not isinstance(part, dict) or part.get("type") not in kinds:
@@ -126,7 +91,7 @@ def _problem(message: object, role: str) -> str | None:
 
 
 def _parts(content: str | list[dict]) -> list[tuple[str, str]]:
-    """(type, text) of each part; neighbouring texts joined: they are one text to the tokenizer."""
+    """(type, text) of each part; neighbouring texts joined, as one text for the tokenizer."""
     if isinstance(content, str):
         return [("text", content)]
     parts: list[tuple[str, str]] = []
@@ -143,7 +108,7 @@ def segments(conversation: dict) -> list[Segment]:
 
     Example: {"messages": [user "Hi"]} -> <|bos|> <|user_start|> "Hi" <|user_end|>, all with mask 0.
     """
-    out = [Segment("<|bos|>", True, 0)]
+    out = [Segment("<|bos|>")]
     system = ""
     for message in conversation["messages"]:
         parts = _parts(message["content"])
@@ -152,10 +117,9 @@ def segments(conversation: dict) -> list[Segment]:
         elif message["role"] == "user":
             text = system + "".join(text for _, text in parts)
             system = ""
-            out += [Segment("<|user_start|>", True, 0), Segment(text, False, 0)]
-            out.append(Segment("<|user_end|>", True, 0))
+            out += [Segment("<|user_start|>"), Segment(text, False), Segment("<|user_end|>")]
         else:
-            out.append(Segment("<|assistant_start|>", True, 0))
+            out.append(Segment("<|assistant_start|>"))
             for kind, text in parts:
                 start, end, mask = PART_MARKS[kind]
                 if start:
@@ -168,20 +132,14 @@ def segments(conversation: dict) -> list[Segment]:
 
 
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """(ids, mask) of a valid conversation: ids begin with <|bos|>, mask is 1 where loss is taken.
-
-    That is on what the assistant says, tool calls with their marks and <|assistant_end|> included;
-    not on what it is given: user turns, <|assistant_start|>, tool output with its marks.
-    """
-    ids: list[int] = []
-    mask: list[int] = []
-    for segment in segments(conversation):
-        if segment.special:
-            new = [tokenizer.special(segment.text)]
-        else:
-            new = tokenizer.encode_ordinary(segment.text)
+    """(ids, mask) of a valid conversation: ids begin with <|bos|>; mask is 1 on what the assistant
+    says, tool calls with their marks and <|assistant_end|> included, and 0 on what it is given:
+    user turns, <|assistant_start|>, tool output with its marks."""
+    ids, mask = [], []
+    for text, special, loss in segments(conversation):
+        new = [tokenizer.special(text)] if special else tokenizer.encode_ordinary(text)
         ids += new
-        mask += [segment.mask] * len(new)
+        mask += [loss] * len(new)
     return ids, mask
 
 
@@ -221,8 +179,7 @@ def prompt_ids(messages: list[dict], tokenizer: Tokenizer) -> list[int]:
     if messages[-1]["role"] != "assistant":
         return render_for_completion({"messages": messages}, tokenizer)
     ids, _ = render({"messages": messages}, tokenizer)
-    assert ids[-1] == tokenizer.special("<|assistant_end|>")
-    return ids[:-1]
+    return ids[:-1]  # without <|assistant_end|>
 
 
 def turns_of(messages: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
@@ -237,12 +194,12 @@ def fit_turns(
 ) -> tuple[list[int], int]:
     """(the ids after which the assistant speaks, turns left out) of a valid conversation.
 
-    If `forget`, the oldest turns go until a quarter of the `context` is free, or until only the
-    last is left; the system message stays. Raises ConfigError where no room for an answer is left.
+    If `forget`, the oldest turns but the last go until a quarter of the `context` is free; the
+    system message stays. ConfigError where no room for an answer is left.
     """
     system, turns = turns_of(messages)
-    # subtle: the parts are measured apart, so that a long history is tokenized twice, not once a
-    # turn; where they meet a token or two may differ, so the choice is made on this estimate
+    # subtle: the turns are measured apart, so that a long history is tokenized twice, not once a
+    # turn; a token or two may differ where they meet
     lengths = [len(render({"messages": turn}, tokenizer)[0]) for turn in turns]
     held = sum(lengths) + (len(prompt_ids(system + turns[-1], tokenizer)) - lengths[-1])
     first = 0

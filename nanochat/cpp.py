@@ -19,7 +19,8 @@ from typing import NamedTuple
 from nanochat.common import print0
 from nanochat.files import base_dir, write_atomic
 
-INSTALL = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"
+INSTALL = "To get one: Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"
+NO_COMPILER = f"no C++ compiler (looked for $CXX, g++, clang++, c++). {INSTALL}"
 
 
 class Source(NamedTuple):
@@ -41,14 +42,10 @@ def cpp_compiler() -> str | None:
 
 
 def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | None:
-    """The library, or None where there is no compiler or it fails; then a line says what is used
-    instead."""
+    """The library; None without a compiler that works: a line says what is used instead."""
     name = source.name
     if compiler is None:
-        print0(
-            f"{name}: no C++ compiler (looked for $CXX, g++, clang++, c++), so {instead}. "
-            f"To get one: {INSTALL}"
-        )
+        print0(f"{name}: {NO_COMPILER}. Meanwhile {instead}")
         return None
     named = os.environ.get("CXX", "").strip()
     if named and not shutil.which(shlex.split(named)[0]):
@@ -59,17 +56,14 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
         reason = " ".join(f"{error} {getattr(error, 'stderr', '')}".split())
         print0(
             f"{name}: the C++ compiler {compiler} does not work ({reason[-300:]}), so {instead}. "
-            f"Mend it, or name another in CXX. To get one: {INSTALL}"
+            f"Mend it, or name another in CXX. {INSTALL}"
         )
         return None
 
 
 def compiled(source: Source, compiler: str) -> Path:
-    """The library's path; compiled if it is not there, and whole once it is.
-
-    compiler: a command, with arguments if need be. Raises CalledProcessError where it fails,
-    OSError for a library that it did not write and a folder that cannot be written.
-    """
+    """The library's path; compiled if it is not there. CalledProcessError where the compiler, a
+    command with its arguments, fails; OSError where a file cannot be written or was not."""
     command = shlex.split(compiler)
     run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
     identity = [run([*command, "--version"]).stdout, shlex.join([*command[1:], *source.flags])]

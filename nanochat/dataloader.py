@@ -49,9 +49,8 @@ class PackedRows:
     """Rows of T + 1 ids, filled with pieces of documents that each begin with <|bos|>.
 
     Each epoch has all rows once. The shards are shuffled, and the rows of MIXED_SHARDS shards at a
-    time among themselves, so the first steps need the plans of those shards only.
-
-    mask_loss: no loss outside the shards' mask, nor on the <|bos|> between conversations.
+    time among themselves, so that the first steps need only their plans. mask_loss: no loss outside
+    the shards' mask, nor on the <|bos|> between conversations.
     """
 
     fixed_length = True
@@ -115,7 +114,7 @@ class PackedRows:
         return self._sizes[k]
 
     def _move_window(self, index: int) -> None:
-        """To where row `index` is; in the first epoch no shard after it is looked at."""
+        """To where row `index` is; in the first epoch, later shards are not looked at."""
         epoch, first = 0, 0
         while True:
             order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
@@ -138,10 +137,9 @@ class PackedRows:
 class PaddedRows:
     """One conversation a row, loss on what the assistant says; rows differ in length.
 
-    A step's rows are a random sample of all conversations. Inside the step they are sorted, longest
-    first, so that a micro-batch, on all ranks, holds rows of similar length. A conversation is kept
-    up to the last turn of the assistant that fits into seq_len inputs; `counts` says how many were
-    cut there, and how many dropped for want of one.
+    A step's rows are a random sample of all conversations, sorted longest first, so that a
+    micro-batch, on all ranks, holds rows of similar length. A conversation is kept up to the last
+    turn of the assistant that fits into seq_len inputs; `counts`: how many were cut or dropped.
     """
 
     fixed_length = False
@@ -159,9 +157,8 @@ class PaddedRows:
         if not len(self):
             raise DataError(
                 f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
-                f"tokens. Take longer rows, or look at the data"
+                f"tokens. Take longer rows"
             )
-        self._epochs: dict[int, np.ndarray] = {}  # the orders that the step below needs
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -183,12 +180,8 @@ class PaddedRows:
         """The conversations of a step: the next rows_per_step of the shuffled epochs, sorted."""
         indices = np.arange(step * self.rows_per_step, (step + 1) * self.rows_per_step)
         epochs, places = np.divmod(indices, len(self))  # a step may reach into the next epoch
-        known, self._epochs = self._epochs, {}
-        for epoch in np.unique(epochs).tolist():
-            if (order := known.get(epoch)) is None:
-                order = shuffled(len(self), self.seed, epoch, 0)
-            self._epochs[epoch] = order
-        rows = np.array([self._epochs[e][i] for e, i in zip(epochs, places, strict=True)])
+        orders = {e: shuffled(len(self), self.seed, e, 0) for e in np.unique(epochs).tolist()}
+        rows = np.array([orders[e][i] for e, i in zip(epochs, places, strict=True)])
         return rows[np.argsort(self._starts[rows] - self._ends[rows], kind="stable")]
 
 

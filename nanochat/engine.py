@@ -1,9 +1,9 @@
 """Continuous batching over a key/value cache; `GPT.generate` is its slow twin.
 
-Requests join and leave at every step: the scheduler says what a step computes, the fused model
-computes it in one pass, and a token is sampled for every sequence whose tokens are all computed.
-What stands between <|python_start|> and <|python_end|> is run while other sequences go on, and its
-result is forced in between <|output_start|> and <|output_end|>.
+Requests join and leave at every step: the scheduler says what to compute, the fused model computes
+it in one pass, and a token is sampled for every sequence whose tokens are all computed. What stands
+between <|python_start|> and <|python_end|> is run while other sequences go on, and its result is
+forced in between <|output_start|> and <|output_end|>.
 """
 
 import time
@@ -25,11 +25,10 @@ from nanochat.inference.request import Request, RequestState, TokenOutput
 from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
 
-__all__ = ["Engine", "TokenOutput", "Request", "SamplingParams"]
-
-STEPS_REMEMBERED = 4096  # for the tokens per second
+RATE_SECONDS = 10  # over which tokens per second are counted
+STEPS_REMEMBERED = 4096  # for that
 TOOL_THREADS = 4
-TOOL_WAIT = 0.05  # seconds to wait for a tool's result where there is nothing else to do
+TOOL_WAIT = 0.05  # seconds, for a tool's result where there is nothing else to do
 
 
 class Engine:
@@ -62,21 +61,20 @@ class Engine:
         self._answers: dict[int, RequestState] = {}
         self._ids = count()
         self._early: list[TokenOutput] = []  # what the next step returns first
-        self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")  # starts none before a call
+        self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")
         self._tool_calls: dict[int, Future[str]] = {}
         self._answer_tokens = 0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
 
     def refresh(self) -> None:
-        """Takes the model's present weights, in place, and forgets what is cached; requests under
-        way go on with the new weights."""
+        """Takes the model's present weights and forgets the cache; requests under way go on."""
         self.fused.refresh()
         self.scheduler.forget()
 
     # ------------------------------------------------------------ requests and steps
 
     def add(self, request: Request) -> int:
-        """Takes a request in and returns its id. Raises ConfigError for one that is impossible."""
+        """Takes a request in and returns its id; ConfigError if it is impossible."""
         config, id = self.model.config, next(self._ids)
         request.check(config.sequence_len, config.vocab_size)
         answer = RequestState(id, request, self.tokenizer, config.sequence_len)
@@ -85,15 +83,14 @@ class Engine:
         return id
 
     def cancel(self, id: int) -> None:
-        """Ends a request, unless it has ended: the next step may use its slot, and returns its last
-        output."""
+        """Ends a request, unless it has ended; the next step returns its last output."""
         if id in self._answers:
             self._early.append(self._answers[id].end("cancelled"))
             self._remove(id)
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute or return anything."""
+        """Whether a step would do anything."""
         return bool(self._answers or self._early)
 
     @torch.inference_mode()
@@ -118,15 +115,15 @@ class Engine:
         self._steps.append((time.monotonic(), tokens_came))
         return outputs
 
-    def stats(self, seconds: float = 10.0) -> dict[str, float]:
-        """What the engine does and has done; tokens_per_second over the last `seconds`."""
-        now = time.monotonic()
-        recent = [tokens for when, tokens in self._steps if when > now - seconds]
+    def stats(self) -> dict[str, float]:
+        """What the engine does and has done."""
+        since = time.monotonic() - RATE_SECONDS
+        recent = [tokens for when, tokens in self._steps if when > since]
         return {
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "slots": len(self.scheduler.slots),
-            "tokens_per_second": sum(recent) / seconds,
+            "tokens_per_second": sum(recent) / RATE_SECONDS,
             "read_tokens": self.scheduler.read_tokens,  # of prompts
             "reused_tokens": self.scheduler.reused_tokens,  # of prompts, found in the cache
             "answer_tokens": self._answer_tokens,
@@ -181,7 +178,7 @@ class Engine:
     def complete(
         self, prompts: Sequence[Sequence[int]], *, num_samples: int = 1, **options
     ) -> list[list[str]]:
-        """The completions of every prompt as text, special tokens named; options as in generate."""
+        """Every prompt's completions as text, special tokens named; options as in generate."""
         ids: list[list[list[int]]] = [[[] for _ in range(num_samples)] for _ in prompts]
         for i, s, token, _ in self.generate(prompts, num_samples=num_samples, **options):
             ids[i][s].append(token)
@@ -189,7 +186,7 @@ class Engine:
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(B, V) float32: the logits after each prompt, in one pass that leaves the cache alone."""
+        """(B, V) float32: the logits after each prompt, in one pass without the cache."""
         spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
         batch = AttentionBatch.of_spans(spans, self.model.config, self.fused.device)
         return self._logits([id for prompt in prompts for id in prompt], batch, batch.last_rows)
@@ -222,13 +219,13 @@ class Engine:
     # ------------------------------------------------------------ inside a step
 
     def _compute(self, scheduled: ScheduledStep) -> tuple[list[int], torch.Tensor]:
-        """The next token, and its logits (B, V), of each sequence whose last chunk is computed."""
+        """The next token, and its logits (B, V), of each sequence whose chunk is its last."""
         chunks, config = scheduled.chunks, self.model.config
         if self.graphs is None:
             slots = max(*(c.slot for c in chunks), *(copy.target for copy in scheduled.copies), 0)
             self.cache.reserve(slots + 1, max(c.start + len(c.tokens) for c in chunks))
         elif self.cache.reserve(len(self.scheduler.slots), config.sequence_len + 1):
-            self.graphs.clear()  # they hold the cache's addresses, so it is reserved all at once
+            self.graphs.clear()  # they hold the cache's addresses
         for copy in scheduled.copies:
             self.cache.copy(*copy)
         answers = [self._answers[chunk.sequence.id] for chunk in chunks if chunk.last]
@@ -250,7 +247,7 @@ class Engine:
         return sample(logits, params, noise, [one.sequence.tokens for one in answers]), logits
 
     def _logits(self, ids: list[int], batch: AttentionBatch, rows: list[int]) -> torch.Tensor:
-        """(len(rows), V): the logits after those rows of a pass."""
+        """(len(rows), V): the logits of those rows of a pass."""
         padding = [0] * (batch.size - len(ids))
         ids = torch.tensor(ids + padding, device=self.fused.device)
         features = self.fused.features(ids, batch)
@@ -264,8 +261,8 @@ class Engine:
     def _append(
         self, answer: RequestState, token: int, logits: torch.Tensor | None = None
     ) -> TokenOutput:
-        """The output for an answer's next token, drawn from logits (V,), or forced without. If it
-        completes a tool call, the tool is started."""
+        """The output for an answer's next token, drawn from logits (V,), or forced without; starts
+        the tool whose call it completes."""
         wanted = answer.request.logprobs
         asked = wanted is not None and logits is not None
         of_model = logprobs(logits, token, wanted) if asked else (None, ())
@@ -281,7 +278,7 @@ class Engine:
         return output
 
     def _collect_tool_results(self, wait_for_one: bool) -> list[TokenOutput]:
-        """The forced tokens of the tools that have answered; `wait_for_one` waits a moment where no
+        """The forced tokens of the tools that have answered. wait_for_one: for a moment, where no
         sequence can go on."""
         scheduler, special = self.scheduler, self.tokenizer.special
         full = len(scheduler.running) == len(scheduler.slots)
@@ -302,7 +299,7 @@ class Engine:
         return outputs
 
     def _remove(self, id: int) -> None:
-        """The request has ended: its slot is free, its tool call is not waited for."""
+        """Frees the slot of a request that has ended, and forgets its tool call."""
         self.scheduler.remove(id)
         if (call := self._tool_calls.pop(id, None)) is not None:
             call.cancel()

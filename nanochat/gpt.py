@@ -38,10 +38,9 @@ class GPTConfig:
             )
         if self.n_head % self.n_kv_head:
             divisors = [d for d in range(1, self.n_head + 1) if self.n_head % d == 0]
-            nearest = min(divisors, key=lambda d: abs(d - self.n_kv_head))
             raise ConfigError(
                 f"{self.n_kv_head} key/value heads do not divide {self.n_head} heads; "
-                f"the nearest that does is {nearest}"
+                f"the nearest that does is {min(divisors, key=lambda d: abs(d - self.n_kv_head))}"
             )
         if self.vocab_size % 64:
             raise ConfigError(
@@ -59,15 +58,10 @@ class GPTConfig:
         """
         if depth < 1:
             raise ConfigError(f"depth {depth}: a model has at least 1 layer")
-        n_embd = -(-64 * depth // head_dim) * head_dim
-        shape = {
-            "n_layer": depth,
-            "n_embd": n_embd,
-            "n_head": n_embd // head_dim,
-            "head_dim": head_dim,
-        }
-        shape["n_kv_head"] = shape["n_head"]
-        return cls(**{**shape, "vocab_size": vocab_size, **overrides})
+        heads = -(-64 * depth // head_dim)
+        shape = {"n_layer": depth, "n_embd": heads * head_dim, "head_dim": head_dim}
+        shape |= {"n_head": heads, "n_kv_head": heads, "vocab_size": vocab_size}
+        return cls(**shape | overrides)
 
 
 def norm(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -149,7 +143,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        # subtle: an empty weight, because drawing one on the meta device imports torch's compiler
+        # subtle: an empty weight, because drawing on the meta device imports torch's compiler
         weight = torch.empty(config.vocab_size, config.n_embd)
         self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -162,7 +156,7 @@ class GPT(nn.Module):
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 42):
-        """Weights are drawn from `seed`; None leaves them to whoever loads them."""
+        """seed: of the weights; None leaves them to whoever loads them."""
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
@@ -176,10 +170,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
-        """A model that takes over `weights` by name, on their device, without drawing any first.
-
-        Raises RuntimeError, as load_state_dict does, when names or shapes differ.
-        """
+        """A model that takes over `weights` by name, on their device; RuntimeError, as from
+        load_state_dict, when names or shapes differ."""
         with torch.device("meta"):
             model = cls(config, seed=None)
         model.load_state_dict(weights, assign=True)
@@ -190,13 +182,12 @@ class GPT(nn.Module):
         """Tables of every position, cos and sin (1, T, 1, K/2): made once, not in each layer."""
         c = self.config
         positions = torch.arange(c.sequence_len, device=self.device)[None]
-        for name, table in zip(
-            ("cos", "sin"), rotary_tables(positions, c.head_dim, c.rope_theta), strict=True
-        ):
-            self.register_buffer(name, table[:, :, None], persistent=False)
+        cos, sin = rotary_tables(positions, c.head_dim, c.rope_theta)
+        self.register_buffer("cos", cos[:, :, None], persistent=False)
+        self.register_buffer("sin", sin[:, :, None], persistent=False)
 
     @torch.no_grad()
-    def init_weights(self, seed: int = 42) -> None:
+    def init_weights(self, seed: int) -> None:
         """Uniform, standard deviation 1/sqrt(D); output projections zero and the head near zero, so
         that the first loss is ln V. Drawn from `seed` and the shape alone, on any device."""
         generator = torch.Generator().manual_seed(seed)
@@ -222,9 +213,8 @@ class GPT(nn.Module):
         return self.lm_head.weight.device
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm. T is at most
-        sequence_len; every position is read anew, inference/fused_model.py is the one with a cache.
-        """
+        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm; T at most
+        sequence_len. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = F.embedding(inputs, self.model.embed_tokens.weight).to(self.compute_dtype)
         x = norm(x, eps)
@@ -259,11 +249,8 @@ class GPT(nn.Module):
         top_p: float | None = None,
         seed: int = 42,
     ) -> Iterator[int]:
-        """Yields up to `max_tokens` ids that continue `tokens`, ending before a stop id.
-
-        The whole sequence is computed anew for each id: the slow twin of engine.py. Temperature 0
-        is greedy.
-        """
+        """Yields up to `max_tokens` ids that continue `tokens`, ending before a stop id. The slow
+        twin of engine.py: the whole sequence is computed anew for each id."""
         generator = torch.Generator().manual_seed(seed)
         ids = torch.tensor([tokens], device=self.device)
         for _ in range(max_tokens):
@@ -281,8 +268,8 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 
 
 def draw(logits, temperature, top_k, top_p, generator: torch.Generator) -> int:
-    """One id from logits (V,): greedy at temperature 0, else from the top k, then the smallest set
-    of mass top_p."""
+    """One id from logits (V,): greedy at temperature 0, else from the top k, of those from the
+    smallest set of mass top_p."""
     if temperature == 0:
         return int(logits.argmax())
     probs, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 class Card(NamedTuple):
     """What the maker's data sheet says of one card."""
 
-    flops: float  # dense bfloat16 FLOP/s with float32 sums (float16 where there is no bfloat16)
-    watts: float | None  # the most that the board takes; None: not known for sure
+    flops: float  # dense bfloat16 FLOP/s with float32 sums (float16 on cards without)
+    watts: float | None  # the most that the board takes; None: not known
 
 
 # By product, as it stands in the device's name. Consumer cards: NVIDIA's architecture white papers.
@@ -51,7 +51,7 @@ CARDS = {
     "V100": Card(125e12, 300),
     "T4": Card(65e12, 70),
 }
-# A name with one of these words is another card than the product that it begins with.
+# A name with one of these words is another card than the one it begins with.
 OTHER_CARDS = {"Laptop", "Max-Q", "Ti", "SUPER", "D", "MIG"}
 
 
@@ -70,9 +70,7 @@ def find_card(name: str) -> tuple[str, Card] | None:
 
 def attention_backends(device: torch.device, fixed_shapes: bool = True):
     """A context in which scaled_dot_product_attention prefers this device's fastest kernels.
-
-    fixed_shapes: shapes repeat, as in training; cuDNN plans anew for each one.
-    """
+    fixed_shapes: shapes repeat, as in training; cuDNN plans anew for each."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     names = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -82,7 +80,7 @@ def attention_backends(device: torch.device, fixed_shapes: bool = True):
 
 
 def device_name(device: torch.device) -> str:
-    """The product's name: of the card, or of the processor, with the number of threads."""
+    """The card's name, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -128,16 +126,13 @@ def synchronize(device: torch.device) -> None:
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak_flops: float) -> float:
-    """Model FLOP/s as a share of the hardware's peak: recomputed work is not counted.
-
-    Example: mfu(1000, 3e9, 6e12) == 0.5
-    """
+    """Model FLOP/s as a share of the peak. Example: mfu(1000, 3e9, 6e12) == 0.5."""
     return tokens_per_second * flops_per_token / peak_flops
 
 
 def peak_rss() -> int:
     """The most main memory that this process has held, in bytes."""
-    # subtle: Linux's ru_maxrss also counts the memory of the process that started this one.
+    # subtle: Linux's ru_maxrss also counts the parent process's memory.
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024

@@ -56,16 +56,14 @@ class Product8(torch.autograd.Function):
 
 
 def linear8(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """F.linear in 8 bits, of bfloat16 x (..., C) and float32 weight (R, C); R, C and the number of
-    rows must be multiples of 16."""
+    """F.linear in 8 bits, of bfloat16 x (..., C) and float32 weight (R, C); R, C and the rows of x
+    must be multiples of 16."""
     return Product8.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
-    """A bias-free linear map whose float32 master weight is cast to the input's dtype.
-
-    fp8: products in 8 bits wherever gradients are taken; evaluation stays as it is.
-    """
+    """A linear map without bias whose float32 master weight is cast to the input's dtype. fp8:
+    products in 8 bits where gradients are taken, not in evaluation."""
 
     fp8 = False
 

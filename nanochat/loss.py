@@ -6,6 +6,8 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+from nanochat.gpt import soft_cap
+
 # Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
@@ -15,9 +17,7 @@ SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
 def plain_loss(features, weight, targets, softcap: float | None, factors=None) -> torch.Tensor:
     """Sum of -log p(target), times its factor where there are some, over targets != -1, by the
     definition; the twin of chunked_loss."""
-    logits = F.linear(features, weight.to(features.dtype)).float()  # (N, V)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = soft_cap(F.linear(features, weight.to(features.dtype)).float(), softcap)  # (N, V)
     losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
     return (losses if factors is None else losses * factors).sum()
 
@@ -33,8 +33,7 @@ def loss_and_grad(
     valid = (targets >= 0).float()  # (N,)
     if factors is not None:
         valid = valid * factors
-    x = logits.float()
-    y = x if softcap is None else softcap * torch.tanh(x / softcap)
+    y = soft_cap(logits.float(), softcap)
     if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
         lse = y.exp().sum(dim=-1, keepdim=True).log()
     else:
@@ -93,22 +92,15 @@ class ChunkedLoss(torch.autograd.Function):
 def chunked_loss(
     features, weight, targets, softcap, kernel=loss_and_grad, factors=None
 ) -> torch.Tensor:
-    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory.
-
-    `kernel` is loss_and_grad or its compiled form. The result is a float32 scalar whose gradients
-    reach both features and weight.
-    """
+    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory, as a
+    float32 scalar. kernel: loss_and_grad or its compiled form."""
     need_grad = torch.is_grad_enabled()
     return ChunkedLoss.apply(features, weight, targets, softcap, kernel, need_grad, factors)
 
 
 def rows_with_target(targets) -> torch.Tensor:
     """Places (M,) of the targets >= 0 of (N,), and of some without one, so that M is a multiple of
-    GATHER_MULTIPLE where there are as many.
-
-    subtle: oneDNN keeps a compiled kernel of some MB for each size of a matrix product, so the
-    sizes are kept few.
-    """
+    GATHER_MULTIPLE where there are as many: oneDNN keeps a kernel of some MB for each size."""
     chosen, others = (targets >= 0).nonzero()[:, 0], (targets < 0).nonzero()[:, 0]
     return torch.cat([chosen, others[: -len(chosen) % GATHER_MULTIPLE]])
 
@@ -116,15 +108,15 @@ def rows_with_target(targets) -> torch.Tensor:
 class LossFn:
     """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
 
-    `features` is the model's own, compiled; evaluation shares it on a GPU. On a CPU the head is
-    computed only where there is a target: a gather is cheap, and the head a third of a small
-    model's work. On other devices a gather would make the host wait.
+    On a CPU the head, a third of a small model's work, is computed only where there is a target;
+    elsewhere that gather would make the host wait. `features`: the model's own, compiled;
+    evaluation shares it on a GPU.
     """
 
     def __init__(self, model, compiled: bool):
         self.gather = model.device.type == "cpu"
         self.features = torch.compile(model.features, dynamic=False) if compiled else model.features
-        # subtle: gathered rows differ in number at every step; dynamic, so as not to compile each.
+        # subtle: gathered rows differ in number, so dynamic, lest each be compiled
         self.kernel = (
             torch.compile(loss_and_grad, dynamic=self.gather) if compiled else loss_and_grad
         )

@@ -32,8 +32,8 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -
 
 def muon_update(grads, momenta, momentum, dtype: torch.dtype) -> torch.Tensor:
     """Stacked gradients and momenta (G, R, C) -> the direction to subtract at lr 1; momenta change
-    in place. Nesterov: the orthogonalised matrix is lerp(grad, new momentum, momentum). Tall
-    matrices step sqrt(R / C) further, so that outputs change alike for every shape."""
+    in place. Nesterov: lerp(grad, new momentum, momentum) is orthogonalised. Tall matrices step
+    sqrt(R / C) further, so that outputs change alike for every shape."""
     momenta.lerp_(grads, 1 - momentum)
     direction = orthogonalize(grads.lerp(momenta, momentum), dtype)
     rows, columns = grads.shape[-2:]
@@ -45,16 +45,8 @@ class Muon(NamedOptimizer):
 
     STATE = ("momentum_buffer",)
 
-    def __init__(
-        self,
-        groups,
-        lr=0.02,
-        momentum=0.95,
-        weight_decay=0.0,
-        dtype=torch.bfloat16,
-        compiled=False,
-    ):
-        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    def __init__(self, groups, weight_decay=0.0, dtype=torch.bfloat16, compiled=False):
+        super().__init__(groups, dict(lr=0.02, momentum=0.95, weight_decay=weight_decay))
         self.dtype = dtype
         self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
         self.stacks: list[tuple[dict, list, torch.Tensor]] = []  # group, params, momenta (G, R, C)

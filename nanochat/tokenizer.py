@@ -1,11 +1,10 @@
 """The tokenizer: byte-level BPE, nine special tokens, one form on disk (Hugging Face's).
 
-Ids 0..255 are the bytes in order, then come the merges in the order they were learned, then ids
-that nothing uses, and last the special tokens. bpe/reference.py shows how merges are learned and
-used; bpe/core.cpp, compiled at first use, does it hundreds of times faster.
+Ids 0..255 are the bytes, then come the merges in the order they were learned, then unused ids, and
+last the special tokens. bpe/reference.py shows how merges are learned and used; bpe/core.cpp,
+compiled at first use, does it hundreds of times faster.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -36,13 +35,13 @@ SPECIAL_TOKENS = (
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Raises ConfigError, naming the nearest size that works, unless `vocab_size` is possible."""
+    """Raises ConfigError unless `vocab_size` is possible."""
     smallest = -(-(256 + len(SPECIAL_TOKENS) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if vocab_size % VOCAB_MULTIPLE or vocab_size < smallest:
         nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
         raise ConfigError(
-            f"vocabulary size {vocab_size} is not possible: it must be a multiple of "
-            f"{VOCAB_MULTIPLE} and at least {smallest}. Nearest: {nearest}"
+            f"vocabulary size {vocab_size}: expected a multiple of {VOCAB_MULTIPLE}, at least "
+            f"{smallest}. Nearest: {nearest}"
         )
 
 
@@ -66,15 +65,15 @@ class Tokenizer:
         self.special_ids = dict(special_ids)
         self.vocab_size = vocab_size
         self._ids = ids
-        dtype = np.uint16 if vocab_size <= 65536 else np.uint32
+        self.id_dtype = np.dtype(np.uint16 if vocab_size <= 65536 else np.uint32)
         if core := native.core(split_pattern):
             number = {bytes([byte]): byte for byte in range(256)}  # as nanochat.bpe counts
             number |= {a + b: 256 + i for i, (a, b) in enumerate(self.merges)}
             pairs = [(number[a], number[b]) for a, b in self.merges]
             used_ids = [ids[token] for token in number]
-            self._encoder = native.NativeEncoder(core, pairs, used_ids, dtype)
+            self._encoder = native.NativeEncoder(core, pairs, used_ids, self.id_dtype)
         else:
-            self._encoder = LibraryEncoder(self.to_json(), split_pattern, dtype)
+            self._encoder = LibraryEncoder(self.to_json(), split_pattern, self.id_dtype)
         names = sorted(self.special_ids, key=len, reverse=True)  # the longest that fits
         self._specials = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         self._bytes = [b""] * vocab_size  # what each id decodes to; unused ids to nothing
@@ -91,9 +90,9 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
 
-        vocab_size counts everything, special and unused ids too. Another split pattern is learned
-        with in plain Python. Raises ConfigError for a size that is not possible, a pattern that
-        does not compile or that `tokenizers` understands otherwise.
+        vocab_size counts special and unused ids too. With another split pattern, plain Python
+        learns. Raises ConfigError for an impossible size, or a pattern that does not compile or
+        that `tokenizers` understands otherwise.
         Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
         check_vocab_size(vocab_size)
@@ -166,10 +165,8 @@ class Tokenizer:
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Ids of what a user or a data set wrote: "<|bos|>" is seven ordinary characters.
-
-        A lone surrogate, which UTF-8 cannot hold, is encoded as U+FFFD.
-        """
+        """Ids of what a user or a data set wrote: "<|bos|>" is seven ordinary characters. A lone
+        surrogate becomes U+FFFD."""
         return self._encoder.encode(text)
 
     def encode_ordinary_batch(
@@ -177,8 +174,8 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids of many texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
 
-        ids is flat, uint16 (uint32 where the vocabulary has more than 65,536 ids); offsets is int64
-        (len(texts) + 1,). num_threads: None for all processors.
+        ids is flat, uint16 (uint32 above 65,536 ids); offsets is int64 (len(texts) + 1,).
+        num_threads: None for all processors.
         """
         return self._encoder.encode_batch(texts, num_threads)
 
@@ -190,7 +187,7 @@ class Tokenizer:
             wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
             hint = "; -1 marks a target without loss" if wrong == -1 else ""
             raise DataError(f"{wrong} is no id: they go from 0 to {self.vocab_size - 1}{hint}")
-        return b"".join([self._bytes[token_id] for token_id in ids])
+        return b"".join(self._bytes[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD."""
@@ -200,14 +197,10 @@ class Tokenizer:
         """The text of every id that is neither special nor unused."""
         return [self.decode([i]) for i in sorted(self._ids.values())]
 
-    def stream_decoder(self) -> "StreamDecoder":
-        """A decoder to push ids into one by one."""
-        return StreamDecoder(self)
-
     # ------------------------------------------------------------ what it is
 
     def special(self, name: str) -> int:
-        """The id of a special token such as "<|user_start|>"; KeyError names those there are."""
+        """The id of a special token such as "<|user_start|>"."""
         if name not in self.special_ids:
             raise KeyError(f"no special token {name!r}; there are {', '.join(self.special_ids)}")
         return self.special_ids[name]
@@ -230,19 +223,3 @@ class Tokenizer:
         merges = visible_merges(self.merges)
         identity = {"split": self.split_pattern, "merges": merges, "specials": self.special_ids}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-class StreamDecoder:
-    """Turns ids into text as they arrive; a character whose bytes are not all there yet waits."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """The text that this id completes; may be empty."""
-        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD if a character was never completed, else nothing."""
-        return self._utf8.decode(b"", final=True)

@@ -61,7 +61,7 @@ class Periodic:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields asked(): whether SIGTERM or Ctrl-C came. A second one ends the program at once."""
+    """Yields asked(): whether SIGTERM or Ctrl-C came; a second one ends the program at once."""
     received: list[int] = []
     previous = {}
 
@@ -81,7 +81,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def reduce_gradients(model) -> None:
-    """Sums the gradients over the ranks; each rank has already divided by the global count."""
+    """Sums the gradients over the ranks, each already divided by the global count."""
     if rank_and_world()[1] > 1:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         for work in [dist.all_reduce(g, async_op=True) for g in grads]:
@@ -89,16 +89,16 @@ def reduce_gradients(model) -> None:
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
-    """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, at the
-    median of the steps' `durations`. Rank 0's figure counts on all ranks."""
+    """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, by the
+    median of rank 0's `durations`."""
     typical = sorted(durations)[len(durations) // 2]
     return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
 
 
 @dataclass
 class LossScaler:
-    """float16 loses gradients below 6e-8: the loss is multiplied by a power of two that is doubled
-    after 2,000 good steps and halved at an overflow (Micikevicius et al. 2018)."""
+    """float16 loses gradients below 6e-8, so the loss is multiplied by a power of two: doubled
+    after 2,000 good steps, halved at an overflow (Micikevicius et al. 2018)."""
 
     scale: float = 2.0**14
     good_steps: int = 0
@@ -111,8 +111,8 @@ class LossScaler:
             self.scale /= 2
             if self.scale < SMALLEST_SCALE:
                 raise DivergedError(
-                    f"float16 overflowed again and again, down to a scale of {self.scale}: the "
-                    f"weights have grown too large. {WHAT_TO_TRY}"
+                    f"float16 overflows down to a scale of {self.scale}: the weights have grown "
+                    f"too large. {WHAT_TO_TRY}"
                 )
         elif self.good_steps % 2000 == 0:
             self.scale *= 2
@@ -155,14 +155,14 @@ def seconds_between(start, end) -> float:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in main memory; from CUDA it is complete once the queue has reached this point."""
+    """A copy in main memory; from CUDA, complete once the queue has come to this point."""
     if not tensor.is_cuda:
         return tensor
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
-    """(n,) int64: each number's sum over all ranks; on the device if there are several."""
+    """(n,) int64: each number's sum over all ranks."""
     totals = torch.tensor(numbers)
     if rank_and_world()[1] == 1:
         return totals

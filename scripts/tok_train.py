@@ -8,7 +8,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from nanochat.bpe.pieces import as_bytes
 from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
-from nanochat.data.sources import Shard, open_source
+from nanochat.data.sources import fetched, open_source
 from nanochat.files import base_dir, write_atomic
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
 
@@ -34,7 +33,7 @@ class Config:
     max_chars: int = 2_000_000_000
     """Characters to learn from, at most."""
     doc_cap: int = 10_000
-    """Characters of one document that are used, at most, so that a few long ones do not rule."""
+    """Characters of one document, at most, so that a few long ones do not rule."""
     val_chars: int = 1_000_000
     """Characters of validation text that the tokenizer is measured on."""
     split_pattern: str = SPLIT_PATTERN
@@ -43,19 +42,6 @@ class Config:
     """Folder to write to; unset: tokenizer/ under the base folder."""
     resume: bool = False
     """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
-
-
-def fetched(shards: list[Shard], ahead: int = 4) -> Iterator[Shard]:
-    """The shards in order, each when it is on this disk, while the next ones are downloaded."""
-    pool = ThreadPoolExecutor(ahead)
-    try:
-        waiting = [pool.submit(shard.fetch) for shard in shards[:ahead]]
-        for i, shard in enumerate(shards):
-            waiting.pop(0).result()
-            waiting += [pool.submit(later.fetch) for later in shards[i + ahead : i + ahead + 1]]
-            yield shard
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def capped(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[str]:

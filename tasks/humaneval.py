@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, print0, rank_and_world
-from nanochat.data.offline_corpus import human_eval
+from nanochat.data.offline_corpus import files
 from nanochat.data.sources import read_rows
 from tasks.source import data_file
 from tasks.task import Task, check_split, exchange, final_text
@@ -95,7 +95,8 @@ def read_problems(source: str | Path | None) -> tuple[list[dict], str | Path]:
     """(rows, where they are from)."""
     if source in (None, PACKAGE):
         try:
-            return human_eval(), f"package {PACKAGE}"
+            (path,) = files(PACKAGE, "data/HumanEval.jsonl.gz")
+            return list(read_rows(path)), f"package {PACKAGE}"
         except DataError as error:
             if source is not None:
                 raise

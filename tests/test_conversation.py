@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import DataError
 from nanochat.conversation import (
-    CHAT_TEMPLATE,
+    chat_template,
     render,
     render_batch,
     render_for_completion,
@@ -31,7 +31,7 @@ def hub_tokenizer(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder)
     hub = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    hub.chat_template = CHAT_TEMPLATE
+    hub.chat_template = chat_template()
     return hub
 
 

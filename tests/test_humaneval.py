@@ -181,7 +181,7 @@ def test_the_hub_is_asked_where_the_package_is_not_installed(monkeypatch, capsys
     def missing(package, pattern):
         raise DataError(f"package {package} is not installed.")
 
-    monkeypatch.setattr("nanochat.data.offline_corpus.files", missing)
+    monkeypatch.setattr("tasks.humaneval.files", missing)
     monkeypatch.setattr("tasks.source.hub_file", lambda repo, name: pytest.fail(f"{repo} {name}"))
     with pytest.raises(DataError, match="is not installed"):
         HumanEval(PACKAGE)

@@ -64,10 +64,10 @@ snake_case camelCase HTMLParser CONSTANT __init__ a==b!=c {[(<>)]} #$%&@ x=-1 //
 
 
 def refuse_ambiguous(pattern: str) -> None:
-    """ConfigError unless `tokenizers` splits as we do, which reads tokenizer.json elsewhere.
+    """ConfigError unless `tokenizers`, which reads tokenizer.json elsewhere, cuts PROBES as we do.
 
-    Its regular expressions are Oniguruma's, ours those of the package regex: `{1,3}+` is possessive
-    in one of them alone. Only PROBES are tried.
+    Its regular expressions are Oniguruma's, ours the package regex's: `{1,3}+` is possessive in one
+    of them alone.
     """
     splitter = Splitter(pattern)
     try:
@@ -81,6 +81,6 @@ def refuse_ambiguous(pattern: str) -> None:
         if (ours := splitter.pieces(probe)) != theirs:
             differing = next((p for p in zip(ours, theirs, strict=False) if p[0] != p[1]), None)
             raise ConfigError(
-                f"split pattern {pattern!r} means two things: the packages regex and tokenizers "
-                f"cut {probe!r:.60} differently, {differing}. Write it so that both agree"
+                f"split pattern {pattern!r}: the packages regex and tokenizers cut {probe!r:.60} "
+                f"differently, {differing}. Write it so that both agree"
             )

@@ -23,7 +23,7 @@ from nanochat.cpp import Source, cpp_compiler, load
 BATCH = 1 << 24  # characters of text that are handed to the core at once
 MERGES_AT_ONCE = 500  # between two steps of the progress bar
 LONG = 1_000_000  # characters of a text that is cut into portions
-COPIED = 1000  # characters up to which copying a text costs less than a call to find it
+COPIED = 1000  # characters up to which a copy costs less than a call to find the text
 ASCII_ADDRESS = ctypes.PYFUNCTYPE(c_void_p, ctypes.py_object)(
     ("PyUnicode_AsUTF8", ctypes.pythonapi)
 )
@@ -33,8 +33,8 @@ SOURCE = Source(
     ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
 )
 INSTEAD = (
-    "the Python reference is used: training then takes about 1.5 s a megabyte and encoding 0.4 s, "
-    "a hundred times as long"
+    "the Python reference is used: a hundred times as long, about 1.5 s a megabyte of training and "
+    "0.4 s of encoding"
 )
 
 # What each function of the core takes and returns.
@@ -62,7 +62,7 @@ class Core:
             setattr(self, name, function)
 
     def checked(self, result):
-        """`result`, unless it is the null pointer or negative number that stands for failure."""
+        """`result`, unless it is the null pointer or negative number of a failure."""
         if result is None or result < 0:
             raise RuntimeError(f"nanochat.bpe: {self.error().decode()}")
         return result
@@ -71,8 +71,8 @@ class Core:
 class Owned:
     """A pointer to what the core made, freed when nothing refers to it any more.
 
-    subtle: a thread may be at work with it after its caller was interrupted, or while the
-    interpreter ends. That thread's reference keeps it, and at the end it is not freed.
+    subtle: a thread may still work with it when its caller was interrupted (its reference keeps
+    it) or the interpreter ends (then it is not freed).
     """
 
     def __init__(self, address: int, free: Callable[[int], None]):
@@ -80,24 +80,19 @@ class Owned:
         weakref.finalize(self, free, address).atexit = False
 
 
+@cache
 def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
     """core.cpp, compiled at first use; None where Python has to do the work: for another pattern,
-    and, after a line that says so, with NANOCHAT_BPE=python or without a compiler."""
+    and, after a line that says so once, with NANOCHAT_BPE=python or without a compiler."""
     if split_pattern != SPLIT_PATTERN:
         return None
     wanted = os.environ.get("NANOCHAT_BPE", "")
     if wanted not in ("", "python"):
         raise ConfigError(f"NANOCHAT_BPE={wanted!r} is unknown; choose python, or leave it unset")
-    return _core(wanted, cpp_compiler())
-
-
-@cache
-def _core(wanted: str, compiler: str | None) -> Core | None:
-    """core(), once a process: so a line is printed once."""
     if wanted == "python":
         print0(f"bpe: NANOCHAT_BPE=python, so {INSTEAD}")
         return None
-    library = load(SOURCE, compiler, INSTEAD)
+    library = load(SOURCE, cpp_compiler(), INSTEAD)
     return Core(library) if library else None
 
 
@@ -107,7 +102,7 @@ def _core(wanted: str, compiler: str | None) -> Core | None:
 class Batch:
     """Texts as the core takes them: addresses, lengths in bytes and their number.
 
-    subtle: a long ASCII string, which is UTF-8 already, is read where it lies. Of any other string
+    subtle: a long ASCII string, which is UTF-8 already, is read where it lies; of any other
     PyUnicode_AsUTF8 would keep a copy as long as it lives.
     """
 
@@ -143,8 +138,7 @@ def in_lists(texts: Iterable[str], chars: int = BATCH) -> Iterator[list[str]]:
 def ahead(work: Callable, items: Iterable) -> Iterator:
     """map(work, items), with work in a thread of its own while the next items are made.
 
-    subtle: one item waits while work is at another, so that work never waits for the interpreter's
-    lock between two of them.
+    subtle: one item always waits, so that work need not wait for the interpreter's lock.
     """
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(1) as pool:
@@ -167,10 +161,8 @@ def usable_processors() -> int:
 def train(
     core: Core, texts: Iterable[str], max_merges: int, num_threads: int | None = None
 ) -> list[Pair]:
-    """reference.learn_merges of reference.count_words of the texts.
-
-    Of the texts only a few batches are in memory at a time. num_threads: None for all processors.
-    """
+    """reference.learn_merges of reference.count_words of the texts, of which only a few batches are
+    in memory at a time. num_threads: None for all processors."""
     trainer = Owned(core.checked(core.trainer()), core.trainer_free)
     threads = num_threads or usable_processors()
 
@@ -194,10 +186,8 @@ def train(
 
 
 class NativeEncoder:
-    """Text to ids by the core; safe to use by many threads at once.
-
-    ids: what is written for each of the 256 bytes and the merges; dtype: uint16 or uint32.
-    """
+    """Text to ids by the core, for any number of threads at once. ids: what is written for each of
+    the 256 bytes and the merges."""
 
     def __init__(self, core: Core, merges: Sequence[Pair], ids: Sequence[int], dtype: type):
         self._core, self._dtype = core, np.dtype(dtype)

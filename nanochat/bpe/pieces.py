@@ -1,8 +1,8 @@
 """Text cut into pieces by a regular expression, with the letters and numbers of Unicode 16.0.
 
 The slow twin of scanner.h, and the splitter of other patterns than Llama-3's. Every version of
-Unicode has more letters, so installed packages differ: `regex` 2026.11 calls 17,480 more code
-points letters or numbers than tiktoken and `tokenizers` do. Here, as there, unicode_ranges.h says.
+Unicode has more letters: `regex` 2026.11 calls 17,480 more code points letters or numbers than
+tiktoken and `tokenizers` do. Here, as in scanner.h, unicode_ranges.h says.
 """
 
 import re
@@ -33,8 +33,8 @@ def unicode_ranges(name: str) -> list[tuple[int, int]]:
 
 @cache
 def stand_ins() -> dict[str, str]:
-    """For each character that the installed `regex` puts into another class than unicode_ranges.h
-    does, one of the right class; empty where the versions agree."""
+    """For each character that the installed `regex` classes otherwise than unicode_ranges.h does,
+    one of the right class."""
     every, found = "".join(map(chr, range(0x110000))), {}
     for name, known in (("LETTERS", r"\p{L}"), ("NUMBERS", r"\p{N}")):
         expected = {chr(c) for a, b in unicode_ranges(name) for c in range(a, b + 1)}
@@ -73,7 +73,7 @@ class Splitter:
             raise ConfigError(f"split pattern {pattern!r} does not compile: {error}") from error
 
     def pieces(self, text: str) -> list[bytes]:
-        """The pieces, which together are the text: also what the pattern does not match is one."""
+        """The pieces, which together are the text: what the pattern does not match is one too."""
         text = as_bytes(text).decode()
         cuts = {0, len(text)}
         for found in self._pattern.finditer(as_in_unicode_16(text)):

@@ -100,7 +100,7 @@ def encode(text: str, merges: Mapping[Pair, int], splitter: Splitter) -> list[in
 
 
 def token_bytes(merges: Iterable[Pair]) -> list[bytes]:
-    """The bytes that each id stands for; joined over ids they are the text: that is decoding.
+    """The bytes that each id stands for; joined over ids they are the text.
 
     Example: token_bytes([(104, 105)])[256] == b"hi"
     """

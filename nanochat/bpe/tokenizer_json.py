@@ -40,10 +40,8 @@ class Parts(NamedTuple):
 
 
 def to_json(parts: Parts) -> str:
-    """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first.
-
-    Every id below vocab_size gets a name, so that no reader finds holes.
-    """
+    """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first. Every
+    id below vocab_size gets a name, so that no reader finds holes."""
     alphabet = byte_alphabet()
     # subtle: no real token's name holds a space, so these names collide with none.
     names = [f"<|unused {token_id}|>" for token_id in range(parts.vocab_size)]

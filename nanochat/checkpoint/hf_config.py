@@ -29,7 +29,7 @@ FIXED = {
 
 
 def to_hf(config: GPTConfig) -> dict:
-    """config.json of transformers' class, every field but the special ids (the tokenizer's)."""
+    """config.json of transformers' class, but for the special ids."""
     return {
         "architectures": ["NanoChatForCausalLM"],
         **FIXED,

@@ -44,8 +44,8 @@ def step_dir(stage: str, tag: str, step: int) -> Path:
 
 
 def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = print0) -> list[Found]:
-    """Those that have a manifest, newest first by the time in it; says a line for each other step
-    folder. Files are not checked. A folder that an interrupted save moved away counts."""
+    """Those with a manifest, newest first by the time in it, also if an interrupted save moved them
+    away; says a line for each other step folder. Files are not checked."""
     found = []
     for path in (path for folder in run_folders for path in folder.glob("*step_*")):
         if re.fullmatch(r"step_\d+", (manifest.vacated_place(path) or path).name):
@@ -62,7 +62,7 @@ def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = pri
 def available_checkpoints(
     stage: str | None = None, tag: str | None = None, say: Callable[[str], None] = print0
 ) -> list[Found]:
-    """Those under the base folder: see checkpoints_in."""
+    """checkpoints_in the base folder."""
     stages = [stage] if stage else STAGES
     return checkpoints_in([run for s in stages for run in checkpoint_dir(s).glob(tag or "*")], say)
 
@@ -88,11 +88,9 @@ def first_whole(candidates: list[Found]) -> Path | None:
 
 
 def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None) -> Path:
-    """The newest complete checkpoint of a stage, by the time in its manifest, every file verified.
-
-    Broken ones are passed over with a printed line each. CheckpointError when none is left, which
-    lists those there are and names the command that makes one.
-    """
+    """The newest complete checkpoint of a stage, every file verified. Broken ones are passed over
+    with a printed line; CheckpointError when none is left, with those there are and the command
+    that makes one."""
     candidates = available_checkpoints(stage, tag)
     path = first_whole([f for f in candidates if step is None or f.step == step])
     if path is None:
@@ -106,14 +104,14 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
     """The folder that `source` names, every file verified: a stage's newest complete checkpoint
-    (see find_checkpoint), or a folder, of which there is no other tag or step."""
+    (see find_checkpoint), or the folder itself."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     if Path(source).is_dir():
         if tag is not None or step is not None:
             raise ConfigError(
                 f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
-                f"stage's. Leave them out, or name the stage ({', '.join(STAGES)})"
+                f"stage's. Leave them out, or name the stage"
             )
         verify(source)
         return Path(source)
@@ -129,11 +127,8 @@ def good_checkpoint(run_folder: Path) -> str:
 
 
 def verify(path: Path | str) -> None:
-    """Compares every file with the manifest.
-
-    CheckpointError names the file, what was found, what was expected, and the run's newest good
-    checkpoint.
-    """
+    """Compares every file with the manifest; CheckpointError names the first that differs, and the
+    run's newest good checkpoint."""
     try:
         manifest.check(Path(path))
     except CheckpointError as error:
@@ -141,11 +136,9 @@ def verify(path: Path | str) -> None:
 
 
 def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> None:
-    """Deletes a run's old checkpoints; one rank calls it.
-
-    Kept: the newest `keep_last`, those whose step is a multiple of `keep_every` (0: none), and
-    always the newest whose files all verify. Folders without a readable manifest stay.
-    """
+    """Deletes a run's old checkpoints; one rank calls it. Kept are the newest `keep_last`, those
+    whose step is a multiple of `keep_every` (0: none), the newest whose files all verify, and
+    folders without a readable manifest."""
     found = available_checkpoints(stage, tag)
     doomed = [f for f in found[keep_last:] if not keep_every or f.step % keep_every]
     newest = first_whole(found) if doomed else None

@@ -1,7 +1,7 @@
 """Folders that are whole or not there: a manifest of sizes and SHA-256, and an atomic rename.
 
 A folder is written under a hidden name beside its place, gets its manifest last, and is renamed.
-The hidden name ends in the number of the process that writes, so that others leave it alone.
+The hidden name ends in the writing process's number, so that others leave it alone.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def write_manifest(folder: Path, record: dict) -> dict:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of `folder`; CheckpointError when there is none or it is not as written."""
+    """The manifest of `folder`; CheckpointError when it is missing or damaged."""
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(
@@ -60,15 +60,14 @@ def read_manifest(folder: Path) -> dict:
     remedy = "Delete the folder, or restore it from a copy"
     record = read_json(path, remedy, CheckpointError)
     body = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
-    # subtle: comparing the spelling, not only the checksum, also catches damage between the values.
+    # subtle: comparing the spelling also catches damage between the values.
     if render(body).encode() != path.read_bytes():
         raise CheckpointError(f"{path} is damaged: its checksum does not fit its text. {remedy}")
     return body
 
 
 def check(folder: Path) -> None:
-    """Compares every file with the manifest; CheckpointError names the first that is missing, cut
-    short or changed."""
+    """Compares every file with the manifest; CheckpointError names the first that differs."""
     files = read_manifest(folder)["files"]
     for name, expected in files.items():
         path = folder / name
@@ -97,9 +96,9 @@ def temporary_beside(final: Path) -> Path:
 def publish(temporary: Path, final: Path, replace: bool = True) -> None:
     """Flushes `temporary` to disk and renames it to `final`.
 
-    A folder that stands there is moved away first, to `.NAME.old-PID`. A crash between the two
-    renames leaves it whole for readers (see vacated_place) and for the next sweep. replace=False:
-    CheckpointError if something stands there, even if another process put it there just now.
+    A folder that stands there is moved to `.NAME.old-PID` first; a crash between the two renames
+    leaves it whole for readers (see vacated_place) and the next sweep. replace=False:
+    CheckpointError if something stands there, even if it came just now.
     """
     for path in [*temporary.rglob("*"), temporary]:
         flush(path)
@@ -119,21 +118,21 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder so that a crash leaves it whole or hidden, never half of it in its place."""
+    """Deletes a folder; a crash leaves it whole or hidden."""
     hidden = temporary_beside(folder)
     os.replace(folder, hidden)
     shutil.rmtree(hidden)
 
 
 def vacated_place(path: Path) -> Path | None:
-    """The place from which `.NAME.old-PID` was moved away, if nothing stands there; else None."""
+    """Where `.NAME.old-PID` was moved away from, if nothing stands there; else None."""
     match = HIDDEN.fullmatch(path.name)
     final = path.with_name(match[1]) if match and match[2] == "old" else None
     return final if final and not final.exists() else None
 
 
 def is_alive(pid: int) -> bool:
-    """Whether another process of this machine has this number."""
+    """Whether another process has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -145,11 +144,8 @@ def is_alive(pid: int) -> bool:
 
 def sweep(parent: Path, name: str | None = None) -> None:
     """After a crash: puts back folders that were moved away, deletes unfinished ones, and prints a
-    line for each. What a living process writes is left alone.
-
-    name: of the only folder beside which to sweep, for in a user's folder other names may not be
-    ours.
-    """
+    line for each. What a living process writes is left alone. name: the only folder to sweep for,
+    where others may not be ours."""
     for path in sorted(parent.glob(".*")):  # .old- before .tmp-
         match = HIDDEN.fullmatch(path.name)
         if not match or name not in (None, match[1]) or is_alive(int(match[3])):
@@ -157,14 +153,11 @@ def sweep(parent: Path, name: str | None = None) -> None:
         final = vacated_place(path)
         try:
             os.replace(path, final) if final else shutil.rmtree(path)
-        except OSError as error:  # for example: another process sweeps, too
+        except OSError as error:  # another process may sweep, too
             print0(f"{path}: left over from an interrupted save, not cleared up: {error}")
         else:
-            print0(
-                f"{final}: put back as it was before an interrupted save"
-                if final
-                else f"{path}: deleted, left over from an interrupted save"
-            )
+            done = "put back as it was before" if final else "deleted, left over from"
+            print0(f"{final or path}: {done} an interrupted save")
 
 
 def flush(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,7 @@ WAITS = (2, 10, 60)  # seconds before a copy that failed is tried again
 
 
 def place_in_mirror(path: Path) -> Path:
-    """<stage>_checkpoints/<tag>/step_<n>: as under the base folder, so that it can serve as one."""
+    """<stage>_checkpoints/<tag>/step_<n>, as under the base folder: a mirror can serve as one."""
     return Path(*path.resolve().parts[-3:])
 
 
@@ -36,8 +35,8 @@ def copy_to_folder(path: Path, root: Path) -> None:
 
 
 def copy_to_hub(path: Path, repo_id: str) -> None:
-    """Uploads the checkpoint in one commit, to a private repository if it is new; CheckpointError
-    if a file did not arrive as it is here."""
+    """Uploads the checkpoint in one commit, to a private repository if it is new, and verifies it;
+    CheckpointError if a file arrived changed."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -57,7 +56,7 @@ def copy_to_hub(path: Path, repo_id: str) -> None:
 
 
 def check_arrived(path: Path, file, what: str) -> None:
-    """CheckpointError unless `file`, what the hub says of `what`, is the file at `path`."""
+    """CheckpointError unless `file`, the hub's record of `what`, is the file at `path`."""
     from huggingface_hub.utils.sha import git_hash
 
     # The hub knows large files by SHA-256 and small ones by git's object id.
@@ -65,19 +64,6 @@ def check_arrived(path: Path, file, what: str) -> None:
     here = manifest.sha256_of(path) if file and file.lfs else git_hash(path.read_bytes())
     if found != here:
         raise CheckpointError(f"{what} arrived as {found}, expected {here}; give the command again")
-
-
-def copier(spec: str) -> Callable[[Path], None]:
-    """The function that copies a checkpoint to `spec`; CheckpointError for an impossible one."""
-    if spec.startswith(HUB):
-        repo_id = spec.removeprefix(HUB).strip("/")
-        if len(repo_id.split("/")) != 2:
-            raise CheckpointError(f"mirror {spec!r}: expected hf://user/repo")
-        return lambda path: copy_to_hub(path, repo_id)
-    root = Path(spec).expanduser()
-    if root.resolve() == base_dir().resolve():
-        raise CheckpointError(f"mirror {root} is the base folder itself; name another place")
-    return lambda path: copy_to_folder(path, root)
 
 
 class Mirror:
@@ -88,7 +74,15 @@ class Mirror:
     """
 
     def __init__(self, spec: str):
-        self.spec, self.copy = spec, copier(spec)
+        self.spec = spec
+        if spec.startswith(HUB):
+            self.copy, self.place = copy_to_hub, spec.removeprefix(HUB).strip("/")
+            if self.place.count("/") != 1:
+                raise CheckpointError(f"mirror {spec!r}: expected hf://user/repo")
+        else:
+            self.copy, self.place = copy_to_folder, Path(spec).expanduser()
+            if self.place.resolve() == base_dir().resolve():
+                raise CheckpointError(f"mirror {spec} is the base folder itself; name another")
         self.pool = ThreadPoolExecutor(1)
         self.newest: Future | None = None
 
@@ -107,7 +101,7 @@ class Mirror:
     def _copy_with_retries(self, path: Path) -> None:
         for wait in (*WAITS, None):
             try:
-                self.copy(path)
+                self.copy(path, self.place)
                 print0(f"mirror: {path.name} copied to {self.spec} and verified")
                 return
             # subtle: the hub's client raises many kinds; none is lost.

@@ -26,7 +26,7 @@ def write_folder(
     place: dict,
     replace: bool = True,
 ) -> None:
-    """Writes the files beside `final`, their manifest last, and renames the folder into place; or
+    """Writes the files beside `final`, their manifest last, and renames the folder into place, or
     leaves nothing behind. replace: see manifest.publish."""
     temporary = manifest.temporary_beside(final)
     manifest.sweep(final.parent)
@@ -54,8 +54,8 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
     """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
     metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
     save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
-    # subtle: safetensors writes the metadata in an order that changes from process to process. The
-    # same header with its keys in order has the same length.
+    # subtle: safetensors orders the metadata differently in each process; ordered, the header has
+    # the same length.
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -68,7 +68,7 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
 
 
 def own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, in storage of its own as safetensors wants it."""
+    """The tensor on the CPU, in storage of its own, as safetensors wants it."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
@@ -85,8 +85,8 @@ def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Writer:
-    """Runs rank 0's writing beside the next training steps, one task at a time; an error is raised
-    on all ranks at the next `run` or `wait`. All ranks call every method."""
+    """Runs rank 0's writing beside the next training steps, one task at a time; its error is raised
+    on all ranks at the next `run` or `wait`, which all ranks call."""
 
     def __init__(self):
         self.pool = ThreadPoolExecutor(1)

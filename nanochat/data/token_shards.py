@@ -2,7 +2,7 @@
 
 A folder under $NANOCHAT_BASE_DIR/tokens is named after the source, the tokenizer's fingerprint and
 the data's. A shard is NAME.uint16 or .uint32 (the ids, without <|bos|>), NAME.offsets.npy (written
-last: what has one is complete) and a plan for each row length, NAME.plan512.npy.
+last) and a plan for each row length, NAME.plan512.npy.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,23 +24,20 @@ from nanochat.bpe.native import ahead, in_lists
 from nanochat.common import DataError, barrier, on_rank0, rank_and_world
 from nanochat.conversation import render_batch, validate
 from nanochat.data.packing import plan_rows
-from nanochat.data.sources import Shard, Source
+from nanochat.data.sources import Shard, Source, fetched
 from nanochat.files import base_dir, write_atomic
 from nanochat.tokenizer import Tokenizer
 
+OFFSETS = "offsets.npy"
 CHUNK_CHARS = 4_000_000  # text in memory while it is tokenized
 CHUNK_CONVERSATIONS = 2_000
-DOWNLOADS_AT_ONCE = 4
 SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]].
-
-    mask, if there is one, is 1 at tokens that loss is taken on. path is the shard's file name
-    without suffix.
-    """
+    """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]]. mask: 1 at tokens that
+    loss is taken on. path: the shard's file name without suffix."""
 
     name: str
     tokens: np.ndarray
@@ -56,7 +52,7 @@ class TokenShard:
             if row_tokens not in self._plans:
                 self._plans[row_tokens] = plan_rows(self.offsets, row_tokens)
             return self._plans[row_tokens]
-        path = self.path.with_name(f"{self.path.name}.plan{row_tokens}.npy")
+        path = _file(self.path, f"plan{row_tokens}.npy")
         if not path.exists():
             _write_array(path, plan_rows(self.offsets, row_tokens))
         return _read_array(path)
@@ -83,11 +79,8 @@ class TokenShards:
 def tokenize_conversations(
     conversations: Iterable[dict], tokenizer: Tokenizer, *, name: str
 ) -> TokenShards:
-    """Renders conversations into one shard in memory, with the loss mask of fine-tuning.
-
-    Under torchrun rank 0 does the work, and sends the others the result. Raises DataError, naming
-    `name` and the conversation's number, for one that is malformed.
-    """
+    """Renders conversations into one shard in memory, with the loss mask of fine-tuning; rank 0 for
+    all. DataError names `name` and the number of a malformed conversation."""
 
     def render_all() -> TokenShard:
         ids, masks, lengths, seen = [], [], [], 0
@@ -114,36 +107,31 @@ def tokenize_conversations(
 
 
 def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenShards:
-    """Tokenizes the shards of a source that are not yet on disk, one by one, and opens them all.
-
-    A killed run continues at the first shard that is missing. Under torchrun rank 0 does the work
-    and the others wait (on several machines without a common disk: one on each).
-    """
+    """Opens the shards of a source, after tokenizing those that are not yet on disk: on rank 0, or
+    without a common disk on one rank of each machine, while the others wait."""
     shards = source.shards(split)
     if not shards:
-        raise DataError(
-            f"{source.name}: found no {split} shard, expected at least one file of text"
-        )
+        raise DataError(f"{source.name}: found no {split} shard, expected at least one")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")
-    folder = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
-    folder = base_dir() / "tokens" / folder
+    name = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    folder = base_dir() / "tokens" / name
     paths = [folder / f"{split}-{quote(shard.name, safe='')}" for shard in shards]
     rank, _ = rank_and_world()
-    # subtle: no rank waits for tokenizing at a barrier, which would time out; they wait for the
-    # lock, which rank 0 has taken by the time they pass this barrier.
+    # subtle: a barrier would time out, so the ranks wait for the lock, which rank 0 holds by the
+    # time they pass this one.
     if rank > 0:
         barrier()
     with _locked(folder):
         if rank == 0:
             barrier()
         pairs = zip(shards, paths, strict=True)
-        if missing := [(s, path) for s, path in pairs if not _offsets_file(path).exists()]:
+        if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
             label = f"tokenizing {source.name} ({split})"
             _tokenize_shards(missing, len(shards), tokenizer, label)
             for what in sorted(source.counts.keys() - {"documents"}):
                 print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
-    barrier()  # subtle: else rank 0 could take the next call's lock before the others had this one
-    opened = [_open(path, _dtype(tokenizer)) for path in paths]
+    barrier()  # subtle: else rank 0 could take the next call's lock before others had this one
+    opened = [_open(path, tokenizer.id_dtype) for path in paths]
     return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
 
 
@@ -159,11 +147,8 @@ def _tokenize_shards(
         counts = f"{documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
         return f"{label}: {done} of {num_shards} shards, {counts}"
 
-    pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
-    try:
-        arrivals = [pool.submit(shard.fetch) for shard, _ in missing]
-        for (shard, path), arrival in zip(missing, arrivals, strict=True):
-            arrival.result()
+    with contextlib.closing(fetched([shard for shard, _ in missing])) as arrived:
+        for shard, (_, path) in zip(arrived, missing, strict=True):
             for offsets in _tokenize_shard(shard, path, tokenizer):
                 documents += len(offsets) - 1
                 empty += int((np.diff(offsets) == 0).sum())
@@ -172,13 +157,11 @@ def _tokenize_shards(
                     last = time.monotonic()
                     print(report(), flush=True)
             done += 1
-    finally:
-        pool.shutdown(cancel_futures=True)
     print(f"{report()}; {empty:,} documents were empty", flush=True)
 
 
 def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Writes one shard; yields the offsets of each chunk (from 0) when the chunk is written."""
+    """Writes one shard; yields the offsets of each chunk (from 0) when it is written."""
     partial = path.with_name(f".{path.name}.partial")
     lengths = []
     try:
@@ -190,14 +173,14 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
                 yield offsets
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, _tokens_file(path, _dtype(tokenizer)))
-        _write_array(_offsets_file(path), _offsets(lengths))
+        os.replace(partial, _file(path, tokenizer.id_dtype.name))
+        _write_array(_file(path, OFFSETS), _offsets(lengths))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
             f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free some, "
-            f"or point NANOCHAT_BASE_DIR at another disk; finished shards are kept"
+            f"or point NANOCHAT_BASE_DIR elsewhere; finished shards are kept"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -206,16 +189,8 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
 # ---------------------------------------------------------------- files
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
-
-
-def _tokens_file(path: Path, dtype: np.dtype) -> Path:
-    return path.with_name(f"{path.name}.{dtype.name}")
-
-
-def _offsets_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.offsets.npy")
+def _file(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}.{ending}")
 
 
 def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
@@ -238,22 +213,22 @@ def _read_array(path: Path) -> np.ndarray:
 
 def _open(path: Path, dtype: np.dtype) -> TokenShard:
     """Maps a shard into memory; raises DataError when its two files do not belong together."""
-    file, offsets = _tokens_file(path, dtype), _read_array(_offsets_file(path))
+    file, offsets = _file(path, dtype.name), _read_array(_file(path, OFFSETS))
     found = file.stat().st_size if file.exists() else 0
     expected = int(offsets[-1]) * dtype.itemsize
     if found != expected or not file.exists():
         raise DataError(
-            f"{file}: found {found:,} bytes, expected {expected:,}; delete {_offsets_file(path)}, "
-            f"and the shard is made again"
+            f"{file}: found {found:,} bytes, expected {expected:,}; delete "
+            f"{_file(path, OFFSETS)}, and the shard is made again"
         )
-    # An empty file cannot be mapped. subtle: slicing a np.memmap is slower than a plain array.
+    # An empty file cannot be mapped. subtle: a np.memmap is sliced more slowly than an array.
     tokens = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)
     return TokenShard(path.name, tokens, offsets, path=path)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against other processes and ranks; waits while another holds it."""
+    """Holds the folder against other processes and ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -20,7 +20,7 @@ from nanochat.common import (
     print0,
     require_package,
 )
-from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.conversation import chat_template
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import soft_cap
@@ -123,7 +123,7 @@ class TransformersTokenizer:
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         template = self.tokenizer.chat_template
-        if template != CHAT_TEMPLATE:  # only our own knows messages that are made of parts
+        if template != chat_template():  # only our own knows messages that are made of parts
             messages = [m | {"content": text_of(m["content"])} for m in messages]
         if template is None:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"

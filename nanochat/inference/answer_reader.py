@@ -1,5 +1,6 @@
 """Reads an answer as its ids come: whole characters, stop strings, tool calls."""
 
+import codecs
 from collections.abc import Sequence
 
 from nanochat.conversation import PART_MARKS
@@ -8,11 +9,10 @@ from nanochat.conversation import PART_MARKS
 class AnswerReader:
     """Turns the ids of an answer into text, one by one.
 
-    push(token) returns the text that the token releases, whole characters only; `kind` is the type
-    of part that the next text belongs to: "text", "python" or "python_output". After the end of a
-    tool call, `call` is its text, else None. Text that may be the beginning of a stop string is
-    held back; once one is complete in a part of kind "text", `stopped` is true, and neither it nor
-    what follows is released.
+    push(token) returns the whole characters that the token releases; `kind` is the type of part
+    that the next text belongs to: "text", "python" or "python_output". After the end of a tool
+    call, `call` is its text, else None. Text that may begin a stop string is held back; once one is
+    complete in a part of kind "text", `stopped` is true, and nothing more is released.
 
     Example: with stop_strings ("END",), "a", "E", "x", "EN", "D" release "a", "", "Ex", "", "".
     """
@@ -22,7 +22,8 @@ class AnswerReader:
         self._stop_strings = tuple(stop_strings)
         self._held = ""
         self._part = ""  # released since the last mark
-        self._decoder = tokenizer.stream_decoder()
+        self._decode_bytes = tokenizer.decode_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._kind_after: dict[int, str] = {}
         for kind, (start, end, _) in PART_MARKS.items():
             if start:
@@ -33,7 +34,7 @@ class AnswerReader:
     def push(self, token: int) -> str:
         self.call = None
         if token not in self._kind_after:
-            text = self._release(self._decoder.push(token))
+            text = self._release(self._utf8.decode(self._decode_bytes([token])))
             self._part += text
             return text
         text = self.flush()
@@ -43,13 +44,13 @@ class AnswerReader:
         return text
 
     def flush(self) -> str:
-        """What is left at the end: what was held back, and U+FFFD for an unfinished character."""
-        text = self._release(self._decoder.flush()) + self._held
+        """What was held back, and U+FFFD for an unfinished character."""
+        text = self._release(self._utf8.decode(b"", final=True)) + self._held
         self._held = ""
         return text
 
     def _release(self, text: str) -> str:
-        """The part of what was held back and `text` that can be released now."""
+        """What of the held text and `text` can be released now."""
         if self.stopped:
             return ""
         if not self._stop_strings or self.kind != "text":

@@ -1,8 +1,7 @@
-"""The tool behind the model's python calls: arithmetic and a few string methods, parsed, never
-eval.
+"""The tool behind the model's python calls: arithmetic and a few string methods, without eval.
 
 An expression is parsed with `ast` and walked through a whitelist, so that nothing that a model
-writes is ever run as Python. Every size is bounded: an expression of any content returns at once.
+writes is run as Python. Every size is bounded, so that any expression returns at once.
 """
 
 import ast
@@ -48,11 +47,8 @@ def evaluate(expression: str) -> str:
 
 
 def calculate(expression: str) -> str:
-    """As `evaluate`, but raises CalculatorError, which says why there is no value.
-
-    Integers have no point, other numbers ten significant digits: 24.0 is "24", 1/3 is
-    "0.3333333333".
-    """
+    """As `evaluate`, but raises CalculatorError where there is no value. Integers have no point,
+    other numbers ten significant digits: 24.0 is "24", 1/3 is "0.3333333333"."""
     if len(expression) > MAX_CHARS:
         raise CalculatorError(f"{len(expression)} characters; at most {MAX_CHARS} are calculated")
     source = expression.strip()
@@ -77,7 +73,7 @@ def calculate(expression: str) -> str:
 
 
 def value_of(node: ast.expr, wanted: type | tuple[type, ...] = (int, float, str)):
-    """The value of one parsed node, by the whitelist, of a wanted type and within the bounds."""
+    """The value of one node, by the whitelist, of a wanted type and within the bounds."""
     match node:
         case ast.Constant(value=int() | float() | str() as constant):
             value = constant

@@ -1,9 +1,8 @@
 """A decode step's work on the CPU in bfloat16: cpu_kernels.cpp, or PyTorch.
 
-A decode step reads every weight for a few rows. There, on one core of a Zen 4, PyTorch's products
+A decode step reads every weight for a few rows. On one core of a Zen 4, PyTorch's products then
 reach a third to a half of the memory bandwidth, these about 85%; its attention of single queries
-took half of a step of 32 sequences. The source is compiled at first use, and kept under
-$NANOCHAT_BASE_DIR/cpu_kernels.
+took half of a step of 32 sequences.
 """
 
 import ctypes
@@ -61,7 +60,7 @@ def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def can_attend(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `attend_singles` works for such tensors here."""
+    """Whether `attend_singles` works here."""
     fits = device.type == "cpu" and dtype == torch.bfloat16 and head_dim in (64, 128, 256, 512)
     return fits and library() is not None
 
@@ -94,9 +93,9 @@ def rotate_and_keep(
     values: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """Rotates and normalises the queries and keys of qkv (N, H + 2 Hkv, K), keeps keys and values
-    in their slots (R, Hkv, S, K) and returns the queries (N, H, K). tables: cos and sin, each
-    (..., K) for a position. Only where `can_attend`."""
+    """Rotates and normalises queries and keys of qkv (N, H + 2 Hkv, K), keeps keys and values in
+    their slots (R, Hkv, S, K), returns the queries (N, H, K). tables: cos and sin, (..., K) for a
+    position. Only where `can_attend`."""
     (N, heads, K), (_, Hkv, room, _) = qkv.shape, keys.shape
     H = heads - 2 * Hkv
     assert qkv.is_contiguous() and keys.is_contiguous() and values.is_contiguous()
@@ -112,18 +111,13 @@ def library_for(x: torch.Tensor) -> ctypes.CDLL | None:
     return library() if few else None
 
 
+@cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where PyTorch has to do: then one line has said why.
-    NANOCHAT_CPU_KERNELS=torch forces that."""
+    """The compiled functions, or None where PyTorch does the work: by NANOCHAT_CPU_KERNELS=torch,
+    on other processors, or after a line that says why not."""
     wanted = os.environ.get("NANOCHAT_CPU_KERNELS", "")
     if wanted not in ("", "torch"):
         raise ConfigError(f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or unset it")
-    return _library(wanted)
-
-
-@cache
-def _library(wanted: str) -> ctypes.CDLL | None:
-    """library(), once a process: so a line is printed once."""
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     if wanted == "torch" or platform.system() != "Linux" or not probe():
         return None  # it was asked for, or made for other processors: nothing to say

@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: one launch computes and samples a token for every sequence.
 
-A graph has fixed shapes and addresses, so it computes the slots [0, rows) whoever is in them, for a
-few numbers of rows and of places read. An idle row writes to a place that no sequence reaches.
+A graph has fixed shapes and addresses: it computes the slots [0, rows), for a few numbers of rows
+and of places read. An idle row writes to a place that no sequence reaches.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,7 @@ def power_of_two(n: int) -> int:
 
 class DecodeGraphs:
     """Runs a step in which every sequence computes one token; captures its graph the first time.
-
-    The cache's tensors must stay where they are: `clear` after they moved.
-    """
+    Call `clear` when the cache's tensors have moved."""
 
     def __init__(self, model: FusedModel, cache: KVCache):
         self.model, self.cache = model, cache
@@ -45,8 +43,8 @@ class DecodeGraphs:
     def run(
         self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: torch.Tensor
     ) -> tuple[list[int], torch.Tensor]:
-        """The chosen token and the logits (B, V) of every chunk, each a single token; params and
-        noise as in `sample`."""
+        """The chosen token and the logits (B, V) of every chunk, a single token; otherwise as
+        `sample`."""
         rows = min(power_of_two(max(chunk.slot for chunk in chunks) + 1), self.cache.slots)
         longest = max(chunk.start for chunk in chunks) + 1
         read = min(max(power_of_two(longest), SMALLEST_READ), self.cache.room)

@@ -1,7 +1,7 @@
 """The model's weights once more, in compute dtype and laid out for generation; gpt.py is its twin.
 
-Query, key and value projections are one matrix. Tokens of several sequences form one flat row (N,),
-so that no product is padded; attention alone knows whose token is whose (kv_cache.AttentionBatch).
+Query, key and value projections are one matrix. Tokens of several sequences form one flat row (N,);
+attention alone knows whose token is whose (kv_cache.AttentionBatch).
 """
 
 from typing import NamedTuple
@@ -24,8 +24,7 @@ class Layer(NamedTuple):
 
 
 class FusedModel:
-    """A GPT's function, for generation only. Where the compute dtype is float32, all matrices but
-    qkv are the GPT's own.
+    """A GPT's function, for generation. In float32 all matrices but qkv are the GPT's own.
 
     Example: fused = FusedModel(model); batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)],
     model.config, "cpu"); fused.logits(fused.features(ids, batch)) is (5, V), model(ids[None])[0].
@@ -59,7 +58,7 @@ class FusedModel:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copies the GPT's present weights into those here, in place."""
+        """Copies the GPT's present weights here, in place."""
         own = [self.embedding, self.head, *(matrix for layer in self.layers for matrix in layer)]
         for matrix, weights in zip(own, self._masters(), strict=True):
             for part, weight in zip(matrix.split([len(w) for w in weights]), weights, strict=True):
@@ -67,7 +66,7 @@ class FusedModel:
                     part.copy_(weight)
 
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a token's computation reads: all but the embedding table."""
+        """Bytes of weights that a token reads: all but the embedding table."""
         return self.head.nbytes + sum(w.nbytes for layer in self.layers for w in layer)
 
     # ------------------------------------------------------------ the function
@@ -99,7 +98,7 @@ class FusedModel:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        """gpt.norm, over the last dimension: in float32 inside, and the same bits."""
+        """gpt.norm, with the same bits."""
         return rms_norm(x, self.config.rms_norm_eps)
 
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Keys and values of the tokens that a model has already read, and attention to them.
 
-A sequence has a slot of the cache, and attention reads it there: nothing is gathered. Dimensions: N
-tokens of one pass, of several sequences, one after another; R slots, each with room for S tokens; H
-heads, Hkv key/value heads, K head_dim.
+A sequence has a slot of the cache, where attention reads it: nothing is gathered. Dimensions: N
+tokens of one pass, sequence after sequence; R slots, each with room for S tokens; H heads, Hkv
+key/value heads, K head_dim.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def padded_size(n: int) -> int:
-    """Rows of a pass of n tokens. Few sizes are used, because libraries keep a compiled product for
-    each.
+    """Rows of a pass of n tokens: few sizes, because libraries keep a compiled product for each.
 
     Example: [padded_size(n) for n in (3, 9, 70)] == [3, 16, 128]
     """
@@ -49,8 +48,8 @@ class KVCache:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
     def reserve(self, slots: int, tokens: int) -> bool:
-        """Makes room for `tokens` tokens in each of `slots` slots, keeping what is there; whether
-        anything moved. At least doubles what is short, so that growing costs little in all."""
+        """Makes room for `tokens` tokens in each of `slots` slots, or more, so as to grow seldom;
+        keeps what is there. Returns whether anything moved."""
         if slots <= self.slots and tokens <= self.room:
             return False
         if slots > self.slots:
@@ -81,8 +80,8 @@ class TokenSpan(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The rows of one span, which one attention call computes; mask (T, start + T), None for a
-    sequence's beginning, which is causal."""
+    """The rows of one span, for one attention call; mask (T, start + T), None for a sequence's
+    beginning, which is causal."""
 
     rows: slice
     span: TokenSpan
@@ -103,8 +102,8 @@ class Run(NamedTuple):
 class AttentionBatch:
     """What attention needs to know about one pass; made by `of_spans` or `of_slots`.
 
-    positions: (size,), of every row; the rows after the first `tokens` are padding. The rows come
-    in this order: those that cpu_kernels attends for, runs, chunks, padding.
+    positions: (size,), of every row. The rows come in this order: those that cpu_kernels attends
+    for, runs, chunks, padding after the first `tokens`.
     """
 
     config: GPTConfig
@@ -122,8 +121,8 @@ class AttentionBatch:
     def of_spans(
         cls, spans: Sequence[TokenSpan], config: GPTConfig, device, cache: KVCache | None = None
     ) -> "AttentionBatch":
-        """A pass over these spans, single tokens first, by slot. Without a cache every span is a
-        whole sequence, and nothing is kept."""
+        """A pass over these spans, single tokens first, by slot; without a cache, whole sequences
+        of which nothing is kept."""
         places = [span.start + i for span in spans for i in range(span.length)]
         tokens = len(places)
         positions = torch.tensor(places + [0] * (padded_size(tokens) - tokens), device=device)
@@ -158,8 +157,8 @@ class AttentionBatch:
 
     @classmethod
     def of_slots(cls, positions: torch.Tensor, read: int, cache: KVCache) -> "AttentionBatch":
-        """One token, at positions[i], for each of the first slots; nothing is read on the host, so
-        that a CUDA graph can hold it. `read` places are looked at, visible or not."""
+        """One token, at positions[i], for each of the first slots; `read` places are looked at,
+        visible or not. Nothing is read on the host, so that a CUDA graph can hold it."""
         n = len(positions)
         run = Run(slice(n), slice(n), read, single_masks(positions, read, cache.dtype))
         index = flat_index(torch.arange(n, device=cache.device), positions, cache)
@@ -194,8 +193,8 @@ class AttentionBatch:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def rotate_and_attend(self, layer: int, qkv: torch.Tensor, tables, eps: float) -> torch.Tensor:
-        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, where cpu_kernels attends for
-        all rows: tables are cos and sin of every position."""
+        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, if cpu_kernels attends for all
+        rows. tables: cos and sin of every position."""
         n, keys, values = self.kernel_rows, self.cache.keys[layer], self.cache.values[layer]
         places = self.kernel_slots, self.positions
         q = rotate_and_keep(qkv[:n], tables, *places, keys, values, eps)

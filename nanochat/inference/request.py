@@ -13,8 +13,8 @@ MOST_LOGPROBS = 100
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how. stop: ids that end the answer and are no part of it (default:
-    <|assistant_end|> and <|bos|>). logprobs: how many alternatives to name at each token."""
+    """What to continue, and how. stop: ids that end the answer, which they are no part of (default:
+    <|assistant_end|>, <|bos|>). logprobs: alternatives to name at each token."""
 
     prompt: list[int]
     max_tokens: int
@@ -43,17 +43,17 @@ class Request:
         if not 0 <= (self.logprobs or 0) <= MOST_LOGPROBS:
             raise ConfigError(f"logprobs is {self.logprobs}; choose 0 to {MOST_LOGPROBS}, or None")
         if "" in self.stop_strings:
-            raise ConfigError("a stop string is empty, and every text begins so. Leave it out")
+            raise ConfigError("a stop string is empty; leave it out")
 
 
 @dataclass(frozen=True)
 class TokenOutput:
     """One token of request `id`; the last one has `finish`, and its token may be None.
 
-    forced: an id of a tool's result. text: what the token releases, whole characters only, which
-    belongs to a part of type `kind`; marks have no text. logprob: of the token in the model's own
-    distribution, before temperature, penalty and cuts; None unless asked for, and for forced ids.
-    top_logprobs: (id, logprob), the likeliest first.
+    forced: an id of a tool's result. text: the whole characters that the token releases, of a part
+    of type `kind`; marks have none. logprob: in the model's own distribution, before temperature,
+    penalty and cuts; None unless asked for, and for forced ids. top_logprobs: (id, logprob), the
+    likeliest first.
     """
 
     id: int
@@ -98,6 +98,6 @@ class RequestState:
         return TokenOutput(id, token, forced, logprob, top_logprobs, text, kind, finish)
 
     def end(self, finish: str) -> TokenOutput:
-        """The last output of an answer that ends without a token: the text that was held back."""
+        """The last output of an answer that ends without a token: the text held back."""
         kind, text = self.reader.kind, self.reader.flush()
         return TokenOutput(self.sequence.id, None, text=text, kind=kind, finish=finish)

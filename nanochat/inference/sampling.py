@@ -1,9 +1,8 @@
 """Draws the next token from logits, with noise that depends on counters alone.
 
 The noise of a token is a hash of (seed, sample, position), and a row's token depends on its own
-logits, settings and noise only: a sample is the same alone and in a crowd, and can be drawn again.
-Probabilities become integers, whose sums are exact in any order and on every device. Dimensions: B
-rows, V vocabulary.
+logits, settings and noise only: a sample is the same alone and in a crowd. Probabilities become
+integers, whose sums are exact in any order. Dimensions: B rows, V vocabulary.
 """
 
 import math
@@ -50,8 +49,7 @@ class SamplingParams:
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """One step of the splitmix64 generator from state x, uint64 -> uint64, element by element
-    (Steele et al. 2014).
+    """One step of the splitmix64 generator from state x, element by element (Steele et al. 2014).
 
     Example: splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
     """
@@ -75,8 +73,8 @@ def sample(
     noise: torch.Tensor,
     histories: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """The next token of each row: logits (B, V), which stay as they are; noise (B,) in [0, 1);
-    histories: the ids that each row's repetition penalty counts as seen."""
+    """The next token of each row from logits (B, V) and noise (B,) in [0, 1); histories: the ids
+    that each row's repetition penalty counts as seen."""
     if any(one.repetition_penalty != 1 for one in params):
         logits = logits.clone()
         for row, one, history in zip(logits, params, histories, strict=True):
@@ -105,8 +103,8 @@ def sample(
 
 
 def settings_table(params: Sequence[SamplingParams]) -> torch.Tensor:
-    """(B, 4) float64: temperature, top_k, top_p and min_p of each row, as `draw` reads them: what
-    is None becomes a number that keeps every token, temperature 0 becomes top_k 1."""
+    """(B, 4) float64: temperature, top_k, top_p and min_p of each row. None becomes a number that
+    keeps every token, temperature 0 becomes top_k 1."""
     return torch.tensor(
         [
             (1.0, 1, 1.0, 0.0)
@@ -123,15 +121,14 @@ def draw(
 ) -> torch.Tensor:
     """The next token of each row: logits (B, V), settings (B, 4), noise (B,) -> ids (B,) int64.
 
-    Inverse transform sampling: ids in order share [0, 1) in proportion to their probability. One
-    sequence of kernels that never waits for the device, so that a CUDA graph can hold it. `ranked`
-    may be False where no row has a top_k or top_p: then nothing is sorted.
+    Inverse transform sampling: ids in order share [0, 1) in proportion to their probability. It
+    never waits for the device, so that a CUDA graph can hold it. ranked=False sorts nothing, where
+    no row has a top_k or top_p.
     """
     temperature, top_k, top_p, min_p = (column[:, None] for column in settings.unbind(-1))
+    # share: the probability as a part of the likeliest token's
     share = logits - logits.amax(-1, keepdim=True)
-    share = share.div_(
-        temperature.float().clamp(min=1e-30)
-    ).exp_()  # of the likeliest token's probability
+    share = share.div_(temperature.float().clamp(min=1e-30)).exp_()
     weights = (share * ONE).long()
     if ranked:
         order = logits.sort(dim=-1, descending=True, stable=True).indices  # of equal ones low ids

@@ -1,9 +1,8 @@
 """Says what the next step computes: sequences, slots, reused prefixes, chunks. Touches no tensor.
 
-A sequence is one request's tokens, prompt first; a slot is its place in the key/value cache. What a
-sequence leaves in its slot stays there until the slot is taken, and serves later sequences that
-begin with the same tokens: in place (a conversation's next turn), or as a copy (a system prompt
-that two share).
+A sequence is one request's tokens, prompt first; a slot is its place in the key/value cache. Its
+tokens stay there until the slot is taken, and serve later sequences that begin with the same: in
+place (a conversation's next turn), or as a copy (a system prompt that two share).
 """
 
 from collections import deque
@@ -21,8 +20,8 @@ class Copy(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tokens of a sequence to compute now, the first at position `start`; `last`: no known token is
-    left then, so that the next one is sampled."""
+    """Tokens of a sequence to compute now, the first at position `start`; `last`: none is left, so
+    the next one is sampled."""
 
     sequence: "Sequence"
     slot: int
@@ -44,11 +43,10 @@ class ScheduledStep(NamedTuple):
 
 @dataclass(eq=False)
 class Sequence:
-    """One request's tokens, of which the first `computed` are in slot `slot` of the cache. New ones
-    are appended to `tokens`."""
+    """One request's tokens, of which the first `computed` are in slot `slot` of the cache."""
 
     id: int
-    tokens: list[int]
+    tokens: list[int]  # new ones are appended
     slot: int | None = None
     computed: int = 0
     paused: bool = False  # waits for a tool's result
@@ -61,13 +59,13 @@ class Sequence:
 
     @property
     def missing(self) -> int:
-        """Known tokens that are still to be computed."""
+        """Tokens that are still to be computed."""
         return len(self.tokens) - self.computed
 
 
 @dataclass(eq=False)
 class Slot:
-    """A place in the cache; `held` are the tokens in it while no sequence owns it."""
+    """A place in the cache; `held`: the tokens in it while no sequence owns it."""
 
     number: int
     owner: Sequence | None = None
@@ -76,10 +74,7 @@ class Slot:
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens a and b have in common at their start.
-
-    Example: common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    """
+    """How many first tokens a and b share. Example: common_prefix([1, 2, 3], [1, 2, 4]) == 2."""
     low, high = 0, min(len(a), len(b))
     while low < high:  # a[:low] == b[:low] always; slices compare at C's speed
         middle = 16 if low == 0 and high > 16 else (low + high + 1) // 2
@@ -93,16 +88,15 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 class Scheduler:
     """Keeps sequences and slots; `schedule` says what the next step computes and counts it as done.
 
-    slots: sequences that run at once. chunk: tokens of prompts that one step may read, so that a
-    long prompt does not stall the others. idle: slots without a sequence that keep their tokens
-    before the oldest is taken again. share: the shortest prefix that is worth reusing.
+    slots: sequences that run at once. chunk: tokens of prompts that one step may read, lest a long
+    prompt stall the others. idle: free slots that keep their tokens before the oldest is taken
+    again. share: the shortest prefix that is worth reusing.
 
-    Example: s = Scheduler(slots=2); s.add(Sequence(7, [1, 2, 3])); s.schedule().chunks[0].tokens ==
-    [1, 2, 3]; then s.sequences[7].tokens.append(4), and the next step computes [4].
+    Example: after s.add(Sequence(7, [1, 2, 3])), s.schedule().chunks[0].tokens == [1, 2, 3]; then,
+    after s.sequences[7].tokens.append(4), the next step computes [4].
     """
 
     def __init__(self, slots: int, chunk: int = 256, idle: int = 8, share: int = 16):
-        assert slots >= 1 and chunk >= 1 and idle >= 0 and share >= 1
         self.chunk, self.idle, self.share = chunk, idle, share
         self.slots = [Slot(i) for i in range(slots)]
         self.sequences: dict[int, Sequence] = {}  # waiting and running ones
@@ -112,17 +106,16 @@ class Scheduler:
         self._clock = count(1)
 
     def grow(self, slots: int) -> None:
-        """Makes sure that at least so many sequences can run at once."""
+        """Lets at least so many sequences run at once."""
         self.slots += [Slot(i) for i in range(len(self.slots), slots)]
 
     def add(self, sequence: Sequence) -> None:
         """Puts a sequence in line; it runs when a slot is free."""
-        assert sequence.tokens and sequence.id not in self.sequences
         self.sequences[sequence.id] = sequence
         self.waiting.append(sequence)
 
     def remove(self, id: int) -> None:
-        """A sequence leaves: its slot is free at once, and keeps what was computed."""
+        """A sequence leaves; its slot is free at once, and keeps what was computed."""
         sequence = self.sequences.pop(id)
         if sequence.slot is None:
             self.waiting.remove(sequence)
@@ -133,16 +126,16 @@ class Scheduler:
         slot.released = next(self._clock)
 
     def forget(self) -> None:
-        """The cache's contents are void (new weights, a step that broke off): running sequences
-        compute their tokens anew."""
+        """The cache is void (new weights, a step that failed): running sequences are computed
+        anew."""
         for slot in self.slots:
             slot.held = []
         for sequence in self.running:
             sequence.computed, sequence.parent = 0, None
 
     def schedule(self) -> ScheduledStep:
-        """What to compute now, counted as done: the one newest token of every sequence that has got
-        so far, and more of the prompts of others, within the budget."""
+        """What to compute now, counted as done: the newest token of every sequence that has got so
+        far, and more of others' prompts, within the budget."""
         copies: list[Copy] = []
         while self.waiting and any(slot.owner is None for slot in self.slots):
             self._admit(self.waiting.popleft(), copies)
@@ -172,8 +165,8 @@ class Scheduler:
         return ScheduledStep(copies, chunks)
 
     def _deal(self, reading: list[Sequence]) -> dict[int, int]:
-        """Deals the budget to sequences with several tokens to read: half to the one that came
-        first, so that each gets through; the rest to the shortest, so that they are soon done."""
+        """Deals the budget to sequences with several tokens to read: half to the first that came,
+        so that each gets through; the rest to the shortest, so that they are soon done."""
         takes, budget = dict.fromkeys((s.id for s in reading), 0), self.chunk
         shares = [(s, (budget + 1) // 2) for s in reading[:1]]
         shares += [(s, budget) for s in sorted(reading, key=lambda s: s.missing)]
@@ -186,11 +179,9 @@ class Scheduler:
     # ------------------------------------------------------------ slots and prefixes
 
     def _admit(self, sequence: Sequence, copies: list[Copy]) -> None:
-        """Gives the sequence a free slot, and the longest prefix that any slot has for it.
-
-        The slot is the prefix's own if less is lost by that than gained, else an empty one, else
-        the one that was left longest ago.
-        """
+        """Gives the sequence the longest prefix that any slot has for it, and a free slot: the
+        prefix's own if that gains more than it loses, else an empty one, else the one that was left
+        longest ago."""
         source, length = self._best_source(sequence)
         free = [slot for slot in self.slots if slot.owner is None]
         kept = [slot for slot in free if slot.held]
@@ -207,8 +198,8 @@ class Scheduler:
 
     def _best_source(self, sequence: Sequence) -> tuple[Slot | None, int]:
         """The slot whose tokens, or tokens to be, begin most like the sequence, and how many they
-        share; without the last token, whose logits are needed. Of equal ones, a free slot."""
-        wanted = sequence.tokens[:-1]
+        share. Of equal ones, a free slot."""
+        wanted = sequence.tokens[:-1]  # the last token's logits are needed
         lengths = [
             (slot, common_prefix(slot.held if slot.owner is None else slot.owner.tokens, wanted))
             for slot in self.slots

@@ -16,7 +16,7 @@ from nanochat.checkpoint_manager import (
     hugging_face_config,
 )
 from nanochat.common import CheckpointError, NanochatError
-from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.conversation import chat_template
 from nanochat.gpt import GPTConfig
 from nanochat.publishing.export import export
 from nanochat.publishing.export_files import TOKENIZER, TOKENIZER_CONFIG, changed_files, read_json
@@ -67,7 +67,7 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
     with collecting(problems):
         problems += changed_files(folder)
     template = folder / TEMPLATE
-    if template.is_file() and template.read_bytes() != CHAT_TEMPLATE.encode():
+    if template.is_file() and template.read_bytes() != chat_template().encode():
         problems.append(f"{TEMPLATE} is not nanochat's: it renders chats in another way")
     if (folder / TOKENIZER).is_file():
         with collecting(problems):

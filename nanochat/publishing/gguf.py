@@ -20,7 +20,7 @@ from gguf.quants import dequantize, quantize
 from nanochat.bpe.tokenizer_json import visible_merges
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import CheckpointError
-from nanochat.conversation import CHAT_TEMPLATE, stop_ids
+from nanochat.conversation import chat_template, stop_ids
 from nanochat.gpt import GPTConfig
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 
@@ -171,7 +171,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, document: dict) -> N
     writer.add_eos_token_id(end)
     writer.add_eot_token_id(end)
     writer.add_add_bos_token(True)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(chat_template())
 
 
 def write_gguf(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanochat.checkpoint_manager import load_checkpoint
-from nanochat.conversation import CHAT_TEMPLATE, render
+from nanochat.conversation import chat_template, render
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
 from nanochat.publishing.gguf import rounded_weights
@@ -41,7 +41,7 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
         str(path), n_ctx=context, n_batch=context, logits_all=True, verbose=False, n_gpu_layers=0
     )
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(CHAT_TEMPLATE)
+    template = environment.from_string(chat_template())
     ids, chats, rows = Check(), Check(), []
     for text in parity_texts.texts():
         expected = tokenizer.encode_ordinary(text)

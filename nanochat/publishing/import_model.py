@@ -20,7 +20,7 @@ from nanochat.checkpoint_manager import (
     folder_texts,
 )
 from nanochat.common import CheckpointError, ConfigError, print0
-from nanochat.conversation import CHAT_TEMPLATE
+from nanochat.conversation import chat_template
 from nanochat.gpt import GPTConfig
 from nanochat.publishing.export_files import (
     CARD,
@@ -92,7 +92,7 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
     check_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
-    if not template.is_file() or template.read_bytes() != CHAT_TEMPLATE.encode():
+    if not template.is_file() or template.read_bytes() != chat_template().encode():
         print0(f"{folder}: nanochat's chat template takes the place of its own")
     warn_unknown_keys(folder / GENERATION, read_json(folder / GENERATION) or {}, IDS)
     return ImportedModel(weights, config, found, read_run(folder, dtype), dtype)

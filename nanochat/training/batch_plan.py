@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from nanochat.common import ConfigError, all_reduce_sum, print0, rank_and_world
-from nanochat.cpp import INSTALL, cpp_compiler
+from nanochat.cpp import NO_COMPILER, cpp_compiler
 from nanochat.dataloader import Batch
 from nanochat.training.config import StageConfig
 
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the cache and gain nothing
-# Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers. From
+# Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers: from
 # depth 20 on an H100 (64.9 GB, 32 rows of 2,048); 13 more where nothing is fused.
 ACTIVATION_BYTES, EAGER_ACTIVATION_BYTES = 33, 46
 LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of a chunk of logits, with what is made of it
@@ -42,8 +42,8 @@ def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
 def plan_batch(
     model, config: StageConfig, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
 ) -> BatchPlan:
-    """The plan of a stage; prints what it rounds. auto on a GPU: its memory is estimated, and one
-    micro-batch is tried, which also compiles it."""
+    """The plan of a stage, printed. auto on a GPU: as many rows as its memory should hold, after
+    one micro-batch is tried, which also compiles."""
     world = rank_and_world()[1]
     size = config.device_batch_size
     to_try = size == "auto" and model.device.type == "cuda"
@@ -71,8 +71,8 @@ def plan_batch(
 
 
 def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
-    """An estimate of the GPU memory that training takes: weights, gradients, optimizer state,
-    activations of one micro-batch, one chunk of logits."""
+    """An estimate of what training takes: weights, gradients, optimizer state, activations of one
+    micro-batch, one chunk of logits."""
     c, width = model.config, model.compute_dtype.itemsize / 2
     tables = 2 * c.vocab_size * c.n_embd
     matrices = model.num_params() - tables
@@ -83,14 +83,14 @@ def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
 
 
 def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool) -> int:
-    """The most rows with which training should fit into so much memory; at least 1."""
+    """The most rows with which training should fit; at least 1."""
     fixed = training_bytes(model, 0, row_tokens, compiled)
     a_row = training_bytes(model, 1, row_tokens, compiled) - fixed
     return max(1, int((MEMORY_SHARE * usable_bytes - fixed) // a_row))
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process has, its weights included, or can still get."""
+    """Bytes of a GPU that this process has or can still get."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
@@ -123,7 +123,7 @@ def can_compile(device: torch.device, wanted: bool) -> bool:
     elif device.type == "mps":
         missing = "Inductor does not compile for mps"
     elif not cpp_compiler():
-        missing = f"no C++ compiler found (looked for $CXX, g++, clang++, c++). {INSTALL}"
+        missing = NO_COMPILER
     elif device.type == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing = "Triton needs Python.h; install your Python's headers, e.g. python3-dev"
     if missing:

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Settings that every training stage has. Each stage overrides some defaults."""
+    """Settings of every training stage, which overrides some defaults."""
 
     model_tag: str = ""
     """Name of the run; default d<depth>, or the parent's."""

@@ -1,5 +1,4 @@
-"""The energy that a run takes, from the counters that hardware keeps: NVML on NVIDIA's cards, RAPL
-on processors."""
+"""The energy that a run takes, by counters: NVML on NVIDIA's cards, RAPL on processors."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ Counter = tuple[Callable[[], float], float]  # reads joules since some moment; w
 
 
 class EnergyMeter:
-    """take() gives the joules since the last take(), at first since the meter was made."""
+    """take() gives the joules since the last take(), or since the meter was made."""
 
     def __init__(self, source: str, counters: list[Counter]):
         self.source, self.counters = source, counters
@@ -63,7 +62,7 @@ def rapl_meter(root: Path) -> EnergyMeter:
 
 
 def nvml_meter(num_gpus: int) -> EnergyMeter:
-    """The boards of CUDA devices 0..num_gpus-1, which are those of this node's ranks; since Volta.
+    """The boards of CUDA devices 0..num_gpus-1, those of this node's ranks; Volta or newer.
 
     Raises ImportError without the package, RuntimeError where NVML does not answer.
     """

@@ -1,4 +1,4 @@
-"""A live line per training step, and the metrics file that everything later is drawn from."""
+"""A live line per training step, and the metrics file that reports are made of."""
 
 import json
 import os
@@ -22,24 +22,19 @@ SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
-    session: what this start runs on and with, recorded once; its flops_per_token and peak_flops (of
-    all ranks together) give MFU. meter: the joules of the steps, and between them, are recorded.
+    session: what this start runs on and with; its flops_per_token and peak_flops (of all ranks)
+    give MFU. meter: of the joules to record.
     """
 
     def __init__(
-        self,
-        run_folder: Path,
-        stage: str,
-        session: dict,
-        first_step: int,
-        meter: EnergyMeter | None,
+        self, run_folder: Path, stage: str, session: dict, step: int, meter: EnergyMeter | None
     ):
         self.run_folder, self.stage, self.session = run_folder, stage, session
         self.meter, self.last_joules = meter, time.monotonic()
         self.last_line = float("-inf")
         self.extra, self.bar = "", None
         energy = {"energy_source": meter.source} if meter else {}
-        self.write({"step": first_step, "session": session | energy})
+        self.write({"step": step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -77,8 +72,8 @@ class TrainLog:
             print0(line)
 
     def joules(self, at_end: bool) -> dict:
-        """{"joules": since the last reading} when a reading is due; None once, and then no more,
-        when the counter fails, which must not end a training run."""
+        """{"joules": since the last reading} when a reading is due. A counter that fails does not
+        end the run: None once, and no more readings."""
         now = time.monotonic()
         if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
             return {}
@@ -91,7 +86,7 @@ class TrainLog:
             return {"joules": None}
 
     def note(self, state, **figures: float) -> None:
-        """Records evaluation figures at the current step, and shows them from now on."""
+        """Records figures at the current step, and shows them from now on."""
         self.write({"step": state.step, **figures})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.extra = f" | {shown}"
@@ -103,13 +98,14 @@ class TrainLog:
 
 
 def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: int) -> TrainLog:
-    """The log of a stage, with a record of what this start of the script runs on and with; prints
-    what MFU is measured against."""
+    """The log of a stage, which begins with what this start of the script runs on and with."""
     rank, world = rank_and_world()
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
     session = {
-        "command": command_line(),
+        "command": ["python", *program, *sys.argv[1:]],
         "device": device_name(model.device),
         "ranks": world,
         "nodes": max(1, world // ranks_of_this_node()),
@@ -125,18 +121,9 @@ def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: i
     return TrainLog(run_folder, stage, session, first_step, meter)
 
 
-def command_line() -> list[str]:
-    """The script as one would type it: ["python", "-m", "scripts.base_train", ...]."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    return ["python", *program, *sys.argv[1:]]
-
-
 def append_metrics(run_folder: Path | str, record: dict) -> None:
-    """Appends {"stage", "step", ...} with the time; rank 0 writes, the others do nothing.
-
-    Example: append_metrics(run_folder, {"stage": "base", "step": 10, "loss": 4.2})
-    """
+    """Appends a record such as {"stage": "base", "step": 10, "loss": 4.2}, with the time, on rank
+    0."""
     if rank_and_world()[0] != 0:
         return
     path = Path(run_folder) / METRICS
@@ -151,8 +138,8 @@ def append_metrics(run_folder: Path | str, record: dict) -> None:
 
 
 def read_metrics(run_folder: Path | str) -> list[dict]:
-    """The records in order, [] without a file. Lines that are not records (cut short by a crash,
-    without a step, not UTF-8) are left out and counted in a printed line."""
+    """The records in order, [] without a file. Lines that are none (cut short by a crash, without a
+    step, not UTF-8) are left out and counted in a printed line."""
     path = Path(run_folder) / METRICS
     records, broken = [], 0
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -171,12 +158,9 @@ def read_metrics(run_folder: Path | str) -> list[dict]:
     return records
 
 
-def truncate_metrics(run_folder: Path | str, step: int) -> int:
-    """Removes, atomically, the lines past the resumed `step`; returns how many. -1: all lines."""
-    if rank_and_world()[0] != 0:
-        return 0
-    records = read_metrics(run_folder)
-    kept = [record for record in records if record["step"] <= step]
-    if records or (Path(run_folder) / METRICS).exists():
-        write_atomic(Path(run_folder) / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
-    return len(records) - len(kept)
+def truncate_metrics(run_folder: Path | str, step: int) -> None:
+    """Removes, atomically, the lines past the resumed `step`; -1: all lines."""
+    path = Path(run_folder) / METRICS
+    if rank_and_world()[0] == 0 and path.exists():
+        kept = [record for record in read_metrics(run_folder) if record["step"] <= step]
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))

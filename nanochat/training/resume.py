@@ -15,8 +15,8 @@ FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "
 
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
-    """The checkpoint to continue from, or None to start anew; one rank calls it. An existing run is
-    never overwritten: without --resume or --fresh it is an error."""
+    """The checkpoint to continue from, or None to start anew; one rank calls it. A run that exists
+    is an error without --resume or --fresh: it is never overwritten."""
     run_folder = checkpoint_dir(stage) / tag
     existing = available_checkpoints(stage, tag)
     if config.fresh and run_folder.exists():
@@ -37,8 +37,7 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
 
 
 def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:
-    """Prints each setting that differs from the saved run's; raises ConfigError for one that a run
-    cannot change."""
+    """Prints each setting that differs from the saved run's; ConfigError for one of FIXED."""
     now, then = asdict(config), meta["config"]
     changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
     for name in changed:

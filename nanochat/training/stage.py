@@ -53,10 +53,8 @@ def start_stage(
     new_model: Callable[[torch.device], tuple] | None = None,
 ) -> "Stage":
     """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
-    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer).
-
-    tag: the run's name if neither --model-tag nor the parent gives one.
-    """
+    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name
+    if neither --model-tag nor the parent gives one."""
     if config.num_steps and config.target_seconds:
         raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     if config.keep_last < 1:
@@ -173,13 +171,11 @@ class Stage:
         return self.saved
 
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
-        """(LoopState, cursor) of the checkpoint; restores optimizers, scaler and generators."""
+        """(loop state, cursor) of the checkpoint; restores optimizers, scaler and generators."""
         path, config = self.resume_from, self.config
         saved, generators, tensors = load_training_state(path)
         if missing := self.optimizers.keys() - tensors.keys():
-            raise ConfigError(
-                f"{path} was saved without its optimizers {sorted(missing)}: no resuming"
-            )
+            raise ConfigError(f"{path} has no optimizers {sorted(missing)}: it cannot be resumed")
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_tensors(tensors[name])
         restore_rng(generators)

@@ -19,12 +19,11 @@ LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 def bits_per_byte(
     model: GPT, batches: Iterable, num_batches: int, token_bytes, features=None
 ) -> tuple[float, int]:
-    """(bits that the model needs for a byte of text, number of bytes measured), over all ranks.
+    """(bits that the model needs for a byte of text, number of bytes), over all ranks: unlike the
+    loss, a figure that does not depend on the tokenizer.
 
-    batches: Batch of inputs, targets (B, T), -1 where nothing is measured; each rank brings its
-    own. token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`), 0 for special ones, which
-    are left out. Unlike the loss, the figure does not depend on the tokenizer. Raises DataError if
-    there is no byte to measure.
+    batches: this rank's, targets -1 where nothing is measured. token_bytes: (V,) bytes of each id
+    (`Tokenizer.token_bytes()`), 0 for special ones, which are left out.
 
     Example: 2^13 ids of equal probability, on tokens of 4 bytes: 13 / 4 = 3.25.
     """

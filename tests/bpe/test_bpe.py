@@ -485,6 +485,7 @@ def test_python_can_be_forced(monkeypatch):
     (line,) = lines_before_the_result(run_python(TRAIN, NANOCHAT_BPE="python"))
     assert "NANOCHAT_BPE=python" in line
     monkeypatch.setenv("NANOCHAT_BPE", "rust")
+    native.core.cache_clear()
     with pytest.raises(ConfigError, match="NANOCHAT_BPE='rust' is unknown; choose python"):
         native.core()
 

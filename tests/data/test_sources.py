@@ -49,7 +49,7 @@ def test_rows_of_each_kind(tmp_path, name):
     assert [row["text"] for row in read_rows(tmp_path / name, ["text"])] == ["one", "zwei é", None]
 
 
-@pytest.mark.parametrize("line, message", [(b"{", "no valid JSON"), (b"[1]", "found list")])
+@pytest.mark.parametrize("line, message", [(b"{", "expected one JSON"), (b"[1]", "found list")])
 def test_malformed_row_is_named_by_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "x"}\n\n' + line + b"\n")
@@ -185,7 +185,7 @@ def test_limits(tmp_path, capsys):
 
 
 def test_name_that_is_nothing():
-    with pytest.raises(DataError, match="'./nowhere' is no folder or file here.*packaged"):
+    with pytest.raises(DataError, match="'./nowhere' is no folder, file or hub id.*packaged"):
         open_source("./nowhere")
 
 

@@ -21,11 +21,11 @@ def place(tmp_path_factory):
     """One compilation for all tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(tmp_path_factory.mktemp("products")))
-        cpu_kernels._library.cache_clear()
+        library.cache_clear()
         if library() is None:
             pytest.skip("needs a C++ compiler and a processor with AVX512-BF16")
         yield
-    cpu_kernels._library.cache_clear()
+    library.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13, 64, 65])
@@ -108,8 +108,10 @@ def test_attention_is_refused_where_it_would_not_work():
 
 
 def test_pytorch_can_be_asked_for(monkeypatch):
+    library.cache_clear()
     monkeypatch.setenv("NANOCHAT_CPU_KERNELS", "torch")
     assert library() is None
+    library.cache_clear()
     monkeypatch.setenv("NANOCHAT_CPU_KERNELS", "numpy")
     with pytest.raises(ConfigError, match="'numpy' is unknown; choose torch"):
         library()
@@ -119,8 +121,8 @@ def test_a_compiler_that_fails_is_reported_and_pytorch_does_it(monkeypatch, caps
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setattr(cpu_kernels, "cpp_compiler", lambda: "/bin/false")
-    cpu_kernels._library.cache_clear()
+    library.cache_clear()
     x, weight = torch.ones(2, 32).bfloat16(), torch.ones(4, 32).bfloat16()
     assert (product(x, weight) == 32).all()
     assert "/bin/false does not work" in capsys.readouterr().out
-    cpu_kernels._library.cache_clear()
+    library.cache_clear()
