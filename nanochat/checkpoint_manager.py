@@ -170,14 +170,13 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
     with torch.device("meta"):
         wanted = {name: tuple(t.shape) for name, t in GPT(config, seed=None).state_dict().items()}
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
-    problems = [
-        f"{name} has shape {shapes.get(name)}, {CONFIG} needs {wanted.get(name)}"
-        for name in sorted(wanted.keys() | shapes.keys())
-        if wanted.get(name) != shapes.get(name)
-    ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{where}: {'; '.join(problems[:5])}{more}")
+    names = sorted(wanted.keys() | shapes.keys())
+    if wrong := [name for name in names if wanted.get(name) != shapes.get(name)]:
+        shown = "; ".join(
+            f"{name} has shape {shapes.get(name)}, {CONFIG} needs {wanted.get(name)}"
+            for name in wrong[:5]
+        )
+        raise CheckpointError(f"{where}: {len(wrong)} tensors differ: {shown}")
 
 
 def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:

@@ -24,9 +24,7 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     Example: parse(Config, ["--depth=4", "--device_batch_size", "8"]).depth == 4
     """
     args = list(sys.argv[1:] if args is None else args)
-    if args and args[0] == "--":
-        args = args[1:]
-    return tyro.cli(config_class, args=args)
+    return tyro.cli(config_class, args=args[1:] if args[:1] == ["--"] else args)
 
 
 class Terminated(SystemExit):

@@ -56,8 +56,7 @@ def validate(conversation: dict, where: str) -> None:
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list) or not messages:
         raise DataError(
-            f'{where}: found {str(conversation)[:60]!r}, expected {{"messages": [...]}} with at '
-            f"least one message"
+            f'{where}: found {conversation!r:.60}, expected {{"messages": [...]}}, not empty'
         )
     num_system = int(isinstance(messages[0], dict) and messages[0].get("role") == "system")
     for i, message in enumerate(messages):
@@ -81,12 +80,9 @@ def _problem(message: object, role: str) -> str | None:
         return f"found content of type {type(content).__name__}, expected a string or a list"
     kinds = list(PART_MARKS) if role == "assistant" else ["text"]
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in kinds:
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            return f"found a part of type {kind!r}, expected one of {', '.join(kinds)}"
-        if not isinstance(part.get("text"), str):
-            found = type(part.get("text")).__name__
-            return f"found a {part['type']} part whose text is {found}, expected a string"
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str) or part.get("type") not in kinds:
+            return f"found part {part!r:.60}, expected one of {', '.join(kinds)}, text a string"
     return None
 
 

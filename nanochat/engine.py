@@ -26,7 +26,6 @@ from nanochat.inference.sampling import SamplingParams, logprobs, sample, unifor
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
 
 RATE_SECONDS = 10  # over which tokens per second are counted
-STEPS_REMEMBERED = 4096  # for that
 TOOL_THREADS = 4
 TOOL_WAIT = 0.05  # seconds, for a tool's result where there is nothing else to do
 
@@ -64,7 +63,7 @@ class Engine:
         self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")
         self._tool_calls: dict[int, Future[str]] = {}
         self._answer_tokens = 0
-        self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_REMEMBERED)  # time, tokens
+        self._steps: deque[tuple[float, int]] = deque(maxlen=4096)  # the last ones' time, tokens
 
     def refresh(self) -> None:
         """Takes the model's present weights and forgets the cache; requests under way go on."""

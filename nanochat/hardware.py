@@ -100,21 +100,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return measure_peak_flops(device, dtype), "measured: the best of repeated 2048 x 2048 products"
 
 
-def measure_peak_flops(
-    device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 12
-) -> float:
-    """FLOP/s of the fastest of `repeats` square matrix products, of fewer where they take long."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    best, began = float("inf"), time.perf_counter()
-    for repeat in range(repeats):
-        if repeat > 2 and time.perf_counter() - began > 0.5:
-            break
+def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of the fastest of twelve square matrix products, or of those in half a second."""
+    a, seconds = torch.randn(size, size, device=device).to(dtype), []
+    while len(seconds) < 3 or (len(seconds) < 12 and sum(seconds) < 0.5):
         synchronize(device)
         start = time.perf_counter()
         a @ a
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 def synchronize(device: torch.device) -> None:

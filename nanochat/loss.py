@@ -117,9 +117,9 @@ class LossFn:
         self.gather = model.device.type == "cpu"
         self.features = torch.compile(model.features, dynamic=False) if compiled else model.features
         # subtle: gathered rows differ in number, so dynamic, lest each be compiled
-        self.kernel = (
-            torch.compile(loss_and_grad, dynamic=self.gather) if compiled else loss_and_grad
-        )
+        self.kernel = loss_and_grad
+        if compiled:
+            self.kernel = torch.compile(loss_and_grad, dynamic=self.gather)
 
     def __call__(self, model, batch) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.features(batch.inputs).flatten(0, 1)  # (N, D)

@@ -111,7 +111,7 @@ class LossScaler:
             self.scale /= 2
             if self.scale < SMALLEST_SCALE:
                 raise DivergedError(
-                    f"float16 overflows down to a scale of {self.scale}: the weights have grown "
+                    f"float16 overflowed down to a scale of {self.scale}: the weights have grown "
                     f"too large. {WHAT_TO_TRY}"
                 )
         elif self.good_steps % 2000 == 0:
@@ -120,7 +120,7 @@ class LossScaler:
 
 
 def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | None) -> torch.Tensor:
-    """Clips the gradient norm (unless 0), steps, clears; returns the norm before clipping."""
+    """Clips the gradients (unless 0), steps, clears; returns the norm before clipping."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     if scaler:
         torch._foreach_mul_(grads, 1 / scaler.scale)

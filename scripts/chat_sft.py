@@ -44,8 +44,8 @@ def main(config: Config) -> None:
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
     parent = config.parent, config.parent_tag, config.parent_step
     stage = start_stage("sft", config, parent=parent)
-    T, context = config.max_tokens, stage.model.config.sequence_len
-    T = T or context
+    context = stage.model.config.sequence_len
+    T = config.max_tokens or context
     if context < T:
         raise ConfigError(f"--max-tokens {T} is beyond the context, {context}")
     plan = stage.plan_batch(config.examples_per_step, T)
@@ -53,15 +53,12 @@ def main(config: Config) -> None:
     report = dict(parts.report())
     print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
     held_out = mixture(config.val_mixture, "test", config.seed)
-    rows, val_rows = (
-        PaddedRows(
-            tokenize_conversations(conversations, stage.tokenizer, name=name),
-            T,
-            config.seed,
-            plan.rows_per_step,
-        )
+    tokens, val_tokens = (
+        tokenize_conversations(conversations, stage.tokenizer, name=name)
         for conversations, name in ((parts, "SFT mixture"), (held_out, "SFT validation"))
     )
+    rows = PaddedRows(tokens, T, config.seed, plan.rows_per_step)
+    val_rows = PaddedRows(val_tokens, T, config.seed, plan.rows_per_step)
     epoch = max(1, len(rows) // plan.rows_per_step)
     report |= rows.counts
     identity = on_rank0(lambda: fingerprint(parts))

@@ -69,7 +69,8 @@ def main(config: Config) -> None:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
     record = json.dumps({**settings, "data_fingerprint": source.fingerprint}, indent=1) + "\n"
-    if config.resume and (folder / RECORD).exists() and (folder / RECORD).read_text() == record:
+    path = folder / RECORD
+    if config.resume and path.exists() and path.read_text() == record:
         print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
         return
     read = {"documents": 0, "characters": 0, "bytes": 0}
@@ -87,9 +88,9 @@ def main(config: Config) -> None:
     seconds = time.monotonic() - start
     documents.close()
 
-    (folder / RECORD).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     tokenizer.save(folder)
-    write_atomic(folder / RECORD, record)
+    write_atomic(path, record)
     counts = source.counts
     for what in sorted(counts.keys() - {"documents"}):
         print0(f"{source.name}: {counts[what]:,} {what}")
@@ -101,10 +102,8 @@ def main(config: Config) -> None:
     held_out = (text for shard in source.shards("val") for text in shard.texts())
     texts = list(capped(islice(held_out, 100_000), config.val_chars, config.val_chars))
     chars, tokens = sum(map(len, texts)), len(tokenizer.encode_ordinary_batch(texts)[0])
-    if tokens:
-        print0(f"validation text: {chars / tokens:.3f} characters per token, of {chars:,}")
-    else:
-        print0("validation text: there is none, so characters per token are not measured")
+    measured = f"{chars / tokens:.3f} characters per token, of {chars:,}" if tokens else "none"
+    print0(f"validation text: {measured}")
     print0(f"fingerprint {tokenizer.fingerprint}\nsaved in {folder}")
 
 

@@ -216,7 +216,7 @@ def test_template_refuses_roles_out_of_turn(hub_tokenizer):
     [
         ([], "expected .*messages"),
         ({"text": "hello"}, "expected .*messages"),
-        ({"messages": []}, "at least one message"),
+        ({"messages": []}, ", not empty"),
         ({"messages": ["hello"]}, "message 1 of 1: found str, expected a dictionary"),
         (chat("a", "b") | {"messages": chat("a", "b")["messages"][1:]}, "'assistant', exp"),
         ({"messages": chat("a")["messages"] * 2}, "message 2 of 2: found role 'user', exp"),
@@ -224,10 +224,10 @@ def test_template_refuses_roles_out_of_turn(hub_tokenizer):
         ({"messages": [*chat("a", "b")["messages"], {"role": "system"}]}, "message 3 of 3"),
         ({"messages": [{"role": "user"}]}, "found content of type NoneType"),
         ({"messages": [{"role": "user", "content": 3}]}, "found content of type int"),
-        (chat([part("python", "1")]), "found a part of type 'python', expected one of text"),
-        (chat("a", [part("image", "1")]), "'image', expected one of text, python, python_output"),
-        (chat("a", [{"type": "text"}]), "text part whose text is NoneType"),
-        (chat("a", ["b"]), "found a part of type 'str'"),
+        (chat([part("python", "1")]), "found part .*python.*, expected one of text"),
+        (chat("a", [part("image", "1")]), "'image', .*, expected one of text, python, "),
+        (chat("a", [{"type": "text"}]), "expected one of text, .*, text a string"),
+        (chat("a", ["b"]), "found part 'b'"),
     ],
 )  # fmt: skip
 def test_malformed_conversation_is_named(conversation, complaint):

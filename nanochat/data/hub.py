@@ -30,8 +30,7 @@ def with_retries(what: str, function: Callable[[], object], ways_out: str | None
     is damaged; DataError with the ways out if they stay."""
     ways_out = ways_out or (
         f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
-        " name a mirror in HF_ENDPOINT, or work offline: --data=packaged, or --data=FOLDER with "
-        ".parquet, .jsonl, .txt or .md files"
+        " name a mirror in HF_ENDPOINT, or work offline with --data=packaged or --data=FOLDER"
     )
     start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):

@@ -133,17 +133,17 @@ def python_topics() -> list[tuple[str, str]]:
 def country_sections(counts: Counter) -> Iterator[str]:
     """One document a country and section, a field a line; capital and population as sentences."""
     for country in factbook():
+        name = country["country"]
         for section, entries in country["fields"].items():
-            lines = [f"{country['country']}: {section}", ""]
+            lines = [f"{name}: {section}", ""]
             if section == "Introduction" and country["capital"]:
-                lines.append(f"The capital of {country['country']} is {country['capital']}.")
+                lines.append(f"The capital of {name} is {country['capital']}.")
             if section == "Introduction" and country["population"]:
-                people = f"{country['population']:,}"
-                lines.append(f"The population of {country['country']} is {people}.")
-            for name, parts in entries.items():
+                lines.append(f"The population of {name} is {country['population']:,}.")
+            for field, parts in entries.items():
                 shown = [v if k in ("text", "note") else f"{k}: {v}" for k, v in parts.items() if v]
                 if shown:
-                    lines.append(f"{name}: {'; '.join(shown)}.".replace("..", "."))
+                    lines.append(f"{field}: {'; '.join(shown)}.".replace("..", "."))
             yield "\n".join(lines)
 
 

@@ -262,7 +262,7 @@ def local_source(path: Path) -> Source:
 
 
 def packaged_source() -> Source:
-    """The text of installed packages; their own digests say which documents are validation."""
+    """The text of installed packages; its digests say which documents are validation."""
     counts = Counter()
     found = documents(counts)
     listed = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)

@@ -19,7 +19,7 @@ class AnswerReader:
 
     def __init__(self, tokenizer, stop_strings: Sequence[str] = ()):
         self.kind, self.call, self.stopped = "text", None, False
-        self._stop_strings = tuple(stop_strings)
+        self._stop_strings = stop_strings
         self._held = ""
         self._part = ""  # released since the last mark
         self._decode_bytes = tokenizer.decode_bytes

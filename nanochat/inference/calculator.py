@@ -90,13 +90,11 @@ def value_of(node: ast.expr, wanted: type | tuple[type, ...] = (int, float, str)
             value = len(value_of(arg, str))
         case ast.Call(func=ast.Name(id="abs"), args=[arg], keywords=[]):
             value = abs(value_of(arg, NUMBER))
-        case ast.Call(func=ast.Name(id="round"), args=[arg, *places], keywords=[]) if not places[
-            1:
-        ]:
+        case ast.Call(func=ast.Name(id="round"), args=[x, *places], keywords=[]) if len(places) < 2:
             digits = value_of(places[0], int) if places else 0
             if abs(digits) > MAX_PLACES:
                 raise CalculatorError(f"round to {digits} places; at most {MAX_PLACES}")
-            value = round(value_of(arg, NUMBER), digits)
+            value = round(value_of(x, NUMBER), digits)
         case ast.Call(
             func=ast.Name(id="min" | "max" as name), args=[_, _, *_] as args, keywords=[]
         ):

@@ -26,8 +26,8 @@ class Layer(NamedTuple):
 class FusedModel:
     """A GPT's function, for generation. In float32 all matrices but qkv are the GPT's own.
 
-    Example: fused = FusedModel(model); batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)],
-    model.config, "cpu"); fused.logits(fused.features(ids, batch)) is (5, V), model(ids[None])[0].
+    Example: with batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)], model.config, "cpu"),
+    fused.logits(fused.features(ids, batch)) is model(ids[None])[0], (5, V).
     """
 
     def __init__(self, model: GPT):

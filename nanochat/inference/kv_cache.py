@@ -38,10 +38,8 @@ class KVCache:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         self.slots = self.room = 0  # R, S
         shape = (0, config.n_kv_head, 0, config.head_dim)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-            for _ in range(2)
-        )
+        empty = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = [empty] * config.n_layer, [empty] * config.n_layer
 
     @property
     def nbytes(self) -> int:

@@ -140,10 +140,8 @@ class Scheduler:
         while self.waiting and any(slot.owner is None for slot in self.slots):
             self._admit(self.waiting.popleft(), copies)
         # subtle: copies come before the pass, so this step's own tokens cannot be copied yet
-        for sequence in self.running:
+        for sequence in [s for s in self.running if s.parent is not None]:
             parent = sequence.parent
-            if parent is None:
-                continue
             if parent.id not in self.sequences:  # it left: another may have the prefix
                 sequence.parent = None
                 self._reuse(sequence, *self._best_source(sequence), copies)

@@ -59,10 +59,7 @@ def plan_batch(
             raise ConfigError(out_of_memory(1))
         plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
     if plan.rows_per_step != rows_per_step:
-        print0(
-            f"{rows_per_step} rows a step do not divide into {world} ranks x micro-batches of up "
-            f"to {size}: {plan.rows_per_step} rows a step"
-        )
+        print0(f"{rows_per_step} rows a step do not divide: {plan.rows_per_step} rows a step")
     print0(
         f"{plan.rows_per_step} rows of up to {row_tokens} tokens a step = {plan.accum_steps} "
         f"micro-batches x {world} ranks x {plan.device_batch} rows"
@@ -109,10 +106,8 @@ def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
 
 
 def out_of_memory(size: int) -> str:
-    smaller = (
-        f"--device-batch-size {size // 2}" if size > 1 else "a smaller --sequence-len or --depth"
-    )
-    return f"out of GPU memory with --device-batch-size {size}; try {smaller}"
+    less = f"--device-batch-size {size // 2}" if size > 1 else "a smaller --sequence-len or --depth"
+    return f"out of GPU memory with --device-batch-size {size}; try {less}"
 
 
 def can_compile(device: torch.device, wanted: bool) -> bool:

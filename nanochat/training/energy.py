@@ -21,9 +21,8 @@ class EnergyMeter:
 
     def take(self) -> float:
         before, self.last = self.last, [read() for read, _ in self.counters]
-        wraps = [wraps_at for _, wraps_at in self.counters]
-        spent = zip(before, self.last, wraps, strict=True)
-        return sum(now - last + (wrap if now < last else 0.0) for last, now, wrap in spent)
+        spent = zip(before, self.last, self.counters, strict=True)
+        return sum(now - last + (wrap if now < last else 0.0) for last, now, (_, wrap) in spent)
 
 
 def ranks_of_this_node() -> int:

@@ -47,27 +47,20 @@ class TrainLog:
 
     def __call__(self, state, metrics: dict) -> None:
         tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
-        session = self.session
+        session, step, total = self.session, metrics["step"], state.num_steps
         share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
-        total = state.num_steps
-        self.write(
-            {
-                **metrics,
-                "tokens_per_second": round(tokens_per_second, 1),
-                "mfu": round(share, 4),
-                **self.joules(at_end=metrics["step"] == total),
-            }
-        )
-        left = (total - metrics["step"]) * state.seconds / max(1, state.step) if total else None
+        rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
+        self.write(metrics | rates | self.joules(at_end=step == total))
+        left = (total - step) * state.seconds / max(1, state.step) if total else None
         line = (
-            f"{self.stage} {metrics['step']:>5,}/{f'{total:,}' if total else '?'} | "
+            f"{self.stage} {step:>5,}/{f'{total:,}' if total else '?'} | "
             f"loss {state.average_loss:.4f} | lr x{metrics['lr']:.3f} | "
             f"{tokens_per_second:,.0f} tokens/s | MFU {100 * share:.1f}% | "
             f"{f'{left / 60:.1f} min left' if left is not None else 'timing'}{self.extra}"
         )
         if self.bar:
-            self.bar.update(self.task, completed=metrics["step"], total=total, description=line)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or metrics["step"] == total:
+            self.bar.update(self.task, completed=step, total=total, description=line)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or step == total:
             self.last_line = time.monotonic()
             print0(line)
 

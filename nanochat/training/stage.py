@@ -103,7 +103,7 @@ class Stage:
         if config.device_batch_size == "auto" and same_ranks:
             config = replace(config, device_batch_size=meta["device_batch_size"])
         self.row_tokens = row_tokens
-        # subtle: a micro-batch is tried and compiled here; what it was compiled with, it keeps
+        # subtle: a micro-batch tried here is compiled, with these backends
         with attention_backends(self.model.device):
             return plan_batch(
                 self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
@@ -182,11 +182,9 @@ class Stage:
         print_differences(saved["environment"], self.model.device)
         state = LoopState(**saved["loop"])
         print0(f"resumed {path} at step {state.step}")
-        if self.meta["rows_per_step"] != self.plan.rows_per_step:
-            print0(
-                f"a step now has {self.plan.rows_per_step} rows, it had "
-                f"{self.meta['rows_per_step']}: fine-tuning may repeat or miss a step's rows"
-            )
+        now, then = self.plan.rows_per_step, self.meta["rows_per_step"]
+        if now != then:
+            print0(f"a step now has {now} rows, it had {then}: fine-tuning may repeat or miss some")
         if self.scaler and saved["scaler"]:
             self.scaler = LossScaler(**saved["scaler"])
         finished = state.step == state.num_steps
@@ -246,14 +244,12 @@ class Stage:
                 f"step {state.step}: the ranks no longer hold the same weights; resume from the "
                 f"last checkpoint, and if it happens again look for a faulty device"
             )
-        model = self.model
+        model, rows = self.model, self.data.val_rows
         # compiled only on a GPU: on a CPU that would take longer than it saves
         features = self.loss_fn.features if model.device.type == "cuda" else model.features
-        rows, tokens = self.data.val_rows, self.config.eval_tokens
+        sizes = self.config.eval_tokens, self.plan.device_batch
         model.eval()
-        bits, _ = measure_rows(
-            model, self.tokenizer, rows, tokens, self.plan.device_batch, features
-        )
+        bits, _ = measure_rows(model, self.tokenizer, rows, *sizes, features)
         model.train()
         self.record["val_bpb"] = bits
         self.log.note(state, val_bpb=bits)

@@ -30,18 +30,17 @@ def bits_per_byte(
     token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
     compute = features or model.features
     step = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    sums = torch.zeros(2, dtype=torch.float32 if model.device.type == "mps" else torch.float64)
-    sums = sums.to(model.device)  # nats, bytes
+    precision = torch.float32 if model.device.type == "mps" else torch.float64
+    sums = torch.zeros(2, dtype=precision, device=model.device)  # nats, bytes
     for batch in islice(batches, num_batches):
         targets = batch.targets.to(model.device)
         sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
         counted = sizes > 0  # (B, T)
         features = compute(batch.inputs.to(model.device))[counted]  # (N, D)
-        for part, part_targets in zip(
-            features.split(step), targets[counted].split(step), strict=True
-        ):
+        parts = zip(features.split(step), targets[counted].split(step), strict=True)
+        for part, part_targets in parts:
             nll = F.cross_entropy(model.logits(part), part_targets, reduction="none")
-            sums[0] += nll.to(sums.dtype).sum()
+            sums[0] += nll.to(precision).sum()
         sums[1] += sizes.sum()
     nats, num_bytes = all_reduce_sum(sums).tolist()
     if num_bytes == 0:
