@@ -110,7 +110,7 @@ def test_save_and_load(tmp_path):
     "text, expected",
     [
         ("{", "is not JSON"),
-        ("[1]", "found list"),
+        ("[1]", "found [1], expected"),
         ('{"messages": [{"role": "robot"}]}', "found role 'robot'"),
         (None, "No such file"),
     ],
