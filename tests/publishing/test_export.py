@@ -179,7 +179,9 @@ def test_a_weight_without_a_place_is_refused():
     with pytest.raises(CheckpointError, match=r"self_attn\.gate\.weight has shape \(1,\)"):
         check_names_and_shapes(extra, config, "here")
     weights.pop("lm_head.weight")
-    with pytest.raises(CheckpointError, match="here: 1 tensors differ: lm_head.weight has shape None"):
+    with pytest.raises(
+        CheckpointError, match="here: 1 tensors differ: lm_head.weight has shape None"
+    ):
         check_names_and_shapes(weights, config, "here")
 
 
