@@ -6,7 +6,7 @@ text and midtraining, PaddedRows for fine-tuning, one conversation a row.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nanochat.common import ConfigError, DataError, print0
-from nanochat.data.packing import cut_at_turns, pad_widths, row_bounds, shuffled
+from nanochat.data.packing import cut_at_turns, of_epochs, pad_widths, row_bounds, shuffled
 from nanochat.data.token_shards import TokenShards, tokenize_conversations, tokenize_source
 
 __all__ = [
@@ -177,11 +177,9 @@ class PaddedRows:
         return inputs, np.where(self.shard.mask[start:end], targets, NO_LOSS)
 
     def _longest_first(self, step: int) -> np.ndarray:
-        """The conversations of a step: the next rows_per_step of the shuffled epochs, sorted."""
-        indices = np.arange(step * self.rows_per_step, (step + 1) * self.rows_per_step)
-        epochs, places = np.divmod(indices, len(self))  # a step may reach into the next epoch
-        orders = {e: shuffled(len(self), self.seed, e, 0) for e in np.unique(epochs).tolist()}
-        rows = np.array([orders[e][i] for e, i in zip(epochs, places, strict=True)])
+        """The conversations of a step, which may reach into the next epoch, sorted."""
+        n = self.rows_per_step
+        rows = of_epochs(len(self), step * n, n, self.seed)
         return rows[np.argsort(self._starts[rows] - self._ends[rows], kind="stable")]
 
 
@@ -224,29 +222,37 @@ def batches(
         first = cursor + rank * device_batch_size
         while True:
             pairs = [rows.row(i) for i in range(first, first + device_batch_size)]
-            yield _collate(pairs, widths, pad_id)
+            yield collate(pairs, widths, pad_id)
             first += at_once
 
     device = torch.device(device)
     if device.type == "cuda":
         return _ahead(prepare(), device, rows_per_step // at_once)
-    return (_move(batch, device) for batch in prepare())
+    return (move(batch, device) for batch in prepare())
 
 
-def _collate(pairs: list[tuple[np.ndarray, np.ndarray]], widths: list[int], pad_id: int) -> Batch:
-    longest = max(len(inputs) for inputs, _ in pairs)
-    width = next(width for width in widths if width >= longest)
-    inputs = np.full((len(pairs), width), pad_id, dtype=np.int64)
-    targets = np.full((len(pairs), width), NO_LOSS, dtype=np.int64)
-    for i, (row_inputs, row_targets) in enumerate(pairs):
-        inputs[i, : len(row_inputs)] = row_inputs
-        targets[i, : len(row_targets)] = row_targets
-    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+def collate(
+    rows: Sequence[tuple], widths: list[int], pad_id: int, num_rows: int = 0, weighted: bool = False
+) -> Batch:
+    """Rows (inputs, targets), with weights if `weighted`, padded to the smallest of `widths` that
+    holds the longest, and with rows without targets to `num_rows` of them."""
+    longest = max((len(inputs) for inputs, *_ in rows), default=1)
+    shape = max(num_rows, len(rows)), next(width for width in widths if width >= longest)
+    arrays = [np.full(shape, pad_id, np.int64), np.full(shape, NO_LOSS, np.int64)]
+    arrays += [np.zeros(shape, np.float32)] * weighted
+    for i, row in enumerate(rows):
+        for array, values in zip(arrays, row, strict=True):
+            array[i, : len(values)] = values
+    inputs, targets, *weights = map(torch.from_numpy, arrays)
+    return Batch(inputs, targets, int((targets >= 0).sum()), *weights)
 
 
-def _move(batch: Batch, device: torch.device) -> Batch:
-    inputs, targets = (t.to(device, non_blocking=True) for t in (batch.inputs, batch.targets))
-    return Batch(inputs, targets, batch.num_targets)
+def move(batch: Batch, device: torch.device) -> Batch:
+    tensors = (batch.inputs, batch.targets, batch.weights)
+    inputs, targets, weights = (
+        t if t is None else t.to(device, non_blocking=True) for t in tensors
+    )
+    return Batch(inputs, targets, batch.num_targets, weights)
 
 
 def _ahead(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
@@ -262,4 +268,4 @@ def _ahead(prepared: Iterator[Batch], device: torch.device, depth: int) -> Itera
         pending = deque(pool.submit(next_pinned) for _ in range(depth))
         while True:
             pending.append(pool.submit(next_pinned))
-            yield _move(pending.popleft().result(), device)
+            yield move(pending.popleft().result(), device)

@@ -21,8 +21,8 @@ import torch
 
 from nanochat.common import gather, rank_and_world
 from nanochat.conversation import render_for_completion
-from nanochat.data.packing import pad_widths, shuffled
-from nanochat.dataloader import NO_LOSS, Batch
+from nanochat.data.packing import of_epochs, pad_widths
+from nanochat.dataloader import NO_LOSS, Batch, collate, move
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
 
@@ -47,7 +47,6 @@ def rollouts(
     seeds: Sequence[int],
     max_tokens: int,
     temperature: float = 1.0,
-    max_batch: int = 256,
     logprobs: bool = False,
 ) -> list[list[Rollout]]:
     """`num_samples` answers to every prompt, all in one continuous batch of the engine, each prompt
@@ -66,7 +65,7 @@ def rollouts(
         for i, group in enumerate(groups)
         for s, rollout in enumerate(group)
     ]
-    for index, output in engine.run(requests, max_batch):
+    for index, output in engine.run(requests):
         rollout = flat[index]
         token = output.stop_token if output.token is None else output.token
         if token is not None:
@@ -112,7 +111,7 @@ def policy_batches(
     *,
     device_batch_size: int,
     max_length: int,
-    device: torch.device | str,
+    device: torch.device,
     pad_id: int,
 ) -> list[Batch]:
     """The micro-batches of one step: (rollout, weight of each of its tokens) as rows, the longest
@@ -122,21 +121,9 @@ def policy_batches(
     one micro-batch of them, so that every rank computes.
     """
     rows = sorted((policy_row(*one) for one in kept), key=lambda row: -len(row[0]))
-    batches = []
-    for start in range(0, max(1, len(rows)), device_batch_size):
-        part = rows[start : start + device_batch_size]
-        longest = max((len(inputs) for inputs, *_ in part), default=1)
-        width = next(width for width in pad_widths(max_length) if width >= longest)
-        shape = device_batch_size, width
-        inputs, targets = np.full(shape, pad_id, np.int64), np.full(shape, NO_LOSS, np.int64)
-        weights = np.zeros(shape, np.float32)
-        for i, row in enumerate(part):
-            for full, values in zip((inputs, targets, weights), row, strict=True):
-                full[i, : len(values)] = values
-        tensors = (torch.from_numpy(array).to(device) for array in (inputs, targets, weights))
-        inputs, targets, weights = tensors
-        batches.append(Batch(inputs, targets, int((targets >= 0).sum()), weights))
-    return batches
+    parts = [rows[i : i + device_batch_size] for i in range(0, len(rows), device_batch_size)]
+    shape = pad_widths(max_length), pad_id, device_batch_size
+    return [move(collate(part, *shape, weighted=True), device) for part in parts or [[]]]
 
 
 @torch.no_grad()
@@ -166,13 +153,6 @@ class PolicySettings:
     """Pull back to the model that the run began with; above 0 that model is held in memory, too."""
     mask_truncated: bool = False
     """Learn nothing from answers that --max-tokens cut off."""
-
-
-def problems_of_step(num_problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
-    """The problems that step 0, 1, ... asks: the next `prompts_per_step` of the shuffled epochs."""
-    indices = range(step * prompts_per_step, (step + 1) * prompts_per_step)
-    orders = {e: shuffled(num_problems, seed, e, 0) for e in {i // num_problems for i in indices}}
-    return [int(orders[i // num_problems][i % num_problems]) for i in indices]
 
 
 class Policy:
@@ -231,7 +211,8 @@ class Policy:
     def step(self, step: int) -> list[Batch]:
         settings, started = self.settings, time.perf_counter()
         self.engine.refresh()
-        problems = problems_of_step(len(self.task), settings.prompts_per_step, step, self.seed)
+        count = settings.prompts_per_step
+        problems = of_epochs(len(self.task), step * count, count, self.seed).tolist()
         conversations, groups = self.sample(
             self.task, problems, step, settings.num_samples, temperature=settings.temperature
         )

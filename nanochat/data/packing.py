@@ -20,6 +20,16 @@ def shuffled(n: int, *key: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
+def of_epochs(n: int, first: int, count: int, seed: int) -> np.ndarray:
+    """Items first..first+count-1, int64 (count,), of endless epochs, each a permutation of 0..n-1.
+
+    Example: of_epochs(3, 2, 2, seed): the last item of epoch 0, then the first of epoch 1.
+    """
+    epochs, places = np.divmod(np.arange(first, first + count), n)
+    orders = {e: shuffled(n, seed, e, 0) for e in np.unique(epochs).tolist()}
+    return np.array([orders[e][i] for e, i in zip(epochs, places, strict=True)])
+
+
 def split_documents(offsets: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """(start, length) of every piece of the documents, which lie at offsets[i]:offsets[i + 1].
 

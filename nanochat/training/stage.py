@@ -149,15 +149,14 @@ class Stage:
         self.log = open_log(self.run_folder, self.name, model, self.row_tokens, state.step)
         self.mirror = Mirror(config.mirror) if config.mirror else None
         self.steps = steps or self.steps_of_rows
-        if data.val_rows is not None:
-            events = Periodic(self.evaluate, config.eval_every), *events
+        evaluate = Periodic(self.evaluate, config.eval_every)
         save = Periodic(self.save, config.save_every)
         with ExitStack() as stack:
             stack.callback(self.log.close)
             if self.mirror:
                 stack.callback(self.mirror.close)
             self.writer = stack.enter_context(Writer())
-            done = self.loop(state, (*events, save))
+            done = self.loop(state, (evaluate, *events, save))
             if not done:
                 self.save(state)
             self.writer.wait()
@@ -238,13 +237,15 @@ class Stage:
                 raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
     def evaluate(self, state: LoopState) -> None:
-        """Bits per byte of the validation rows; checks that all ranks hold the same weights."""
+        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
         if not all_equal(p.detach() for p in self.model.parameters()):
             raise DivergedError(
                 f"step {state.step}: the ranks no longer hold the same weights; resume from the "
                 f"last checkpoint, and if it happens again look for a faulty device"
             )
         model, rows = self.model, self.data.val_rows
+        if rows is None:
+            return
         # compiled only on a GPU: on a CPU that would take longer than it saves
         features = self.loss_fn.features if model.device.type == "cuda" else model.features
         sizes = self.config.eval_tokens, self.plan.device_batch

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nanochat.data.packing import (
     best_fit_decreasing,
     cut_at_turns,
+    of_epochs,
     plan_rows,
     row_bounds,
     shuffled,
@@ -91,3 +92,11 @@ def test_cut_at_turns_by_hand():
     assert starts.tolist() == [0, 5]
     assert ends.tolist() == [5, 9]
     assert list(counts.values()) == [2, 1, 1, 1]
+
+
+def test_epochs_follow_each_other_each_in_an_order_of_its_own():
+    whole = of_epochs(10, 0, 20, seed=7).tolist()
+    assert sorted(whole[:10]) == sorted(whole[10:]) == list(range(10)) and whole[:10] != whole[10:]
+    parts = [of_epochs(10, first, 4, seed=7).tolist() for first in range(0, 20, 4)]
+    assert [item for part in parts for item in part] == whole
+    assert of_epochs(10, 0, 20, seed=8).tolist() != whole
