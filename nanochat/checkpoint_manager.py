@@ -176,7 +176,7 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
             f"{name} has shape {shapes.get(name)}, {CONFIG} needs {wanted.get(name)}"
             for name in wrong[:5]
         )
-        raise CheckpointError(f"{where}: {len(wrong)} tensors differ: {shown}")
+        raise CheckpointError(f"{where}: {len(wrong)} tensor(s) do not fit: {shown}")
 
 
 def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:

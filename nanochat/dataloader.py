@@ -248,10 +248,8 @@ def collate(
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    tensors = (batch.inputs, batch.targets, batch.weights)
-    inputs, targets, weights = (
-        t if t is None else t.to(device, non_blocking=True) for t in tensors
-    )
+    inputs, targets = (t.to(device, non_blocking=True) for t in (batch.inputs, batch.targets))
+    weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
     return Batch(inputs, targets, batch.num_targets, weights)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from nanochat.checkpoint_manager import load_folder
-from nanochat.common import ConfigError, compute_cleanup, print0
+from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import measure, on_policy_error
@@ -115,7 +115,8 @@ def main(config: Config) -> None:
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    data = StageData(None, None, fingerprint(task), report, epoch)
+    identity = on_rank0(lambda: fingerprint(task))
+    data = StageData(None, None, identity, report, epoch)
     events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
     stage.train(data, plan, events, policy.steps)
     if rewards.faults:

@@ -27,7 +27,7 @@ EXPRESSIONS = {
     "percent": "{a}*{b}/100",
 }
 KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
-NAMES = (
+NAMES = [
     "Ann",
     "Tom",
     "Maria",
@@ -40,37 +40,51 @@ NAMES = (
     "Olga",
     "Leo",
     "Fatima",
-)
-THINGS = (
-    *(
-        "apples",
-        "books",
-        "eggs",
-        "pens",
-        "coins",
-        "oranges",
-        "balls",
-        "cookies",
-        "candies",
-        "cards",
-    ),
-    *("flowers", "stamps", "sweets", "marbles", "pencils", "bananas", "cakes", "toys", "cups"),
-)
-NUMBER_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *(
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-    ),
-)
+]
+THINGS = [
+    "apples",
+    "books",
+    "eggs",
+    "pens",
+    "coins",
+    "oranges",
+    "balls",
+    "cookies",
+    "candies",
+    "cards",
+    "flowers",
+    "stamps",
+    "sweets",
+    "marbles",
+    "pencils",
+    "bananas",
+    "cakes",
+    "toys",
+    "cups",
+]
+NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 

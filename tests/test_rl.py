@@ -64,9 +64,8 @@ def test_rows_by_hand(rollout, targets):
 
 
 def make_batches(kept, rows=4):
-    return policy_batches(
-        kept, device_batch_size=rows, max_length=32, device=torch.device("cpu"), pad_id=0
-    )
+    shape = {"device_batch_size": rows, "max_length": 32}
+    return policy_batches(kept, **shape, device=torch.device("cpu"), pad_id=0)
 
 
 def test_a_batch_that_does_not_divide_drops_no_sample():
