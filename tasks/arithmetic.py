@@ -27,64 +27,20 @@ EXPRESSIONS = {
     "percent": "{a}*{b}/100",
 }
 KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
-NAMES = [
-    "Ann",
-    "Tom",
-    "Maria",
-    "Ali",
-    "Lucy",
-    "Ben",
-    "Priya",
-    "Sam",
-    "Chen",
-    "Olga",
-    "Leo",
+NAMES = (
+    "Ann", "Tom", "Maria", "Ali", "Lucy", "Ben", "Priya", "Sam", "Chen", "Olga", "Leo",
     "Fatima",
-]
-THINGS = [
-    "apples",
-    "books",
-    "eggs",
-    "pens",
-    "coins",
-    "oranges",
-    "balls",
-    "cookies",
-    "candies",
-    "cards",
-    "flowers",
-    "stamps",
-    "sweets",
-    "marbles",
-    "pencils",
-    "bananas",
-    "cakes",
-    "toys",
-    "cups",
-]
-NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+)  # fmt: skip
+THINGS = (
+    "apples", "books", "eggs", "pens", "coins", "oranges", "balls", "cookies", "candies",
+    "cards", "flowers", "stamps", "sweets", "marbles", "pencils", "bananas", "cakes",
+    "toys", "cups",
+)  # fmt: skip
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
+    "eighteen", "nineteen", "twenty",
+)  # fmt: skip
 IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
