@@ -6,13 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import DataError, NanochatError
+from nanochat.common import ConfigError, DataError, NanochatError
 
 
 def base_dir() -> Path:
     """$NANOCHAT_BASE_DIR, or ~/.cache/nanochat; made if it is not there."""
-    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        remedy = "name a folder that can be written to in NANOCHAT_BASE_DIR"
+        raise ConfigError(f"no folder to keep files in: {error}; {remedy}") from error
     return path
 
 

@@ -1,7 +1,6 @@
 """Who may use the server: names, sites, API key, size of the body; and a log line a request."""
 
 import asyncio
-import getpass
 import secrets
 import time
 import traceback
@@ -192,6 +191,6 @@ def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | 
         option = f" -p {ssh_port}" if ssh_port != "22" else ""
         lines.append(
             f"from your own machine: ssh{option} -N -L {port}:{shown}:{port} "
-            f"{env.get('USER') or getpass.getuser()}@{address}   then http://127.0.0.1:{port}"
+            f"{env.get('USER') or env.get('LOGNAME') or 'USER'}@{address}   then http://127.0.0.1:{port}"
         )
     return lines
