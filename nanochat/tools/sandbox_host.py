@@ -86,8 +86,8 @@ class Worker:
         start, nonce = time.monotonic(), secrets.token_bytes(NONCE_BYTES)
         text = code.encode("utf-8", "surrogatepass")
         (source, to_source), (from_output, output), (from_marker, marker) = (
-            os.pipe(), os.pipe(), os.pipe()
-        )  # fmt: skip
+            os.pipe() for _ in range(3)
+        )
         raw = RawResult(nonce)
         received = {
             from_output: ("output", raw.output, self.limits["output_bytes"]),

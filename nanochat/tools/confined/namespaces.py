@@ -28,8 +28,8 @@ def enter(readable: list[str], stage: str) -> bool:
     """Returns in the first process of new namespaces, where only `readable` is left of the files;
     True if programs can be given a user of their own there (the caller was root).
 
-    The calling process stays behind to wait for it, and never returns. `stage` is an empty folder
-    to build on. Raises OSError in the calling process where any of it is denied.
+    The calling process stays behind, waits for it and never returns; OSError there if any of it is
+    denied. stage: an empty folder to build on.
     """
     outside = os.open(os.path.dirname(stage), os.O_RDONLY)
     own_user = _unshare()
@@ -87,11 +87,8 @@ def _write_maps(process: str, users: str, groups: str, deny_groups: bool) -> Non
     """Which users and groups of the namespace are which ones outside."""
     files = [("gid_map", groups), ("uid_map", users)]
     for name, text in [("setgroups", "deny")] * deny_groups + files:
-        descriptor = os.open(f"/proc/{process}/{name}", os.O_WRONLY)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        with open(f"/proc/{process}/{name}", "wb", buffering=0) as file:
+            file.write(text.encode())
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:

@@ -1,8 +1,7 @@
 """What runs inside the sandbox: a warm interpreter that is forked once for every program.
 
-Started by tools/sandbox_host.py as a process of its own, with an empty environment. It never sees a
-program's text or output, so nothing can leak from one to the next: the descriptors that it is sent
-go to the forked child, and it only waits, kills and reports. Imports the standard library alone.
+It never sees a program's text or output, so nothing can leak from one to the next: the descriptors
+that it is sent go to the forked child, and it only waits, kills and reports.
 """
 
 import contextlib
@@ -38,12 +37,14 @@ def main(control_fd: int, tier: str, limits: dict, folder: str) -> None:
     """Prepares the tier; says on the control socket, as a line of JSON, why it could not, or None,
     and what the tier does not promise here; then serves until the socket closes."""
     with socket.socket(fileno=control_fd) as control:
+        place, problem = None, None
         try:
             place = Place(tier, limits, folder)
         except OSError as error:
-            control.sendall(json.dumps([str(error), []]).encode() + b"\n")
+            problem = str(error)
+        control.sendall(json.dumps([problem, place.lost if place else []]).encode() + b"\n")
+        if place is None:
             return
-        control.sendall(json.dumps([None, place.lost]).encode() + b"\n")
         try:
             with contextlib.suppress(BrokenPipeError):  # the owner went away during a program
                 place.serve(control)
@@ -84,11 +85,6 @@ class Place:
 
     def serve(self, control: socket.socket) -> None:
         """One program after the other, each a forked child, until the other side is closed."""
-        ended, wake = os.pipe()
-        os.set_blocking(wake, False)
-        os.set_blocking(ended, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake)
         while True:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
             if not message:
@@ -105,31 +101,27 @@ class Place:
             problem, report = os.pipe()
             child = os.fork()
             if child == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 run_program(functools.partial(self.confine, folder), *descriptors, report)
             for descriptor in (*descriptors, report):
                 os.close(descriptor)
-            status = self.wait_for(child, control, ended, folder)
+            status = self.wait_for(child, control, folder)
             if folder != "/tmp":
                 shutil.rmtree(folder)
             control.sendall(STATUS.pack(*status, os.read(problem, 200)))
             os.close(problem)
 
-    def wait_for(
-        self, child: int, control: socket.socket, ended: int, folder: str
-    ) -> tuple[int, float, bool]:
-        """The child's wait status, CPU seconds and whether its folder grew too large; kills it for
-        that, or on order."""
+    def wait_for(self, child: int, control: socket.socket, folder: str) -> tuple[int, float, bool]:
+        """The child's wait status, CPU seconds and whether its folder grew too large, for which, or
+        on order, it is killed."""
         too_large, watched = False, folder != "/tmp"
+        # readable when the child has ended; macOS has none, but looks at the folder every time
+        ended = [os.pidfd_open(child)] if hasattr(os, "pidfd_open") else []
         while True:
-            ready, _, _ = select.select([control, ended], [], [], LOOK_EVERY if watched else None)
+            wait = LOOK_EVERY if watched else None
+            ready, _, _ = select.select([control, *ended], [], [], wait)
             if control in ready:
                 control.recv(1)  # any word, or none, means: enough
                 os.kill(child, signal.SIGKILL)
-            if ended in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(ended, 4096)
             pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
@@ -141,6 +133,8 @@ class Place:
                 if sum(sizes) > self.limits["disk_bytes"] or len(sizes) > namespaces.MAX_FILES:
                     too_large = True
                     os.kill(child, signal.SIGKILL)
+        for descriptor in ended:
+            os.close(descriptor)
         if self.tier == "unsafe":  # a confined program cannot have started processes
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
