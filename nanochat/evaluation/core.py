@@ -22,11 +22,10 @@ def record(results: Sequence[Result]) -> dict[str, float]:
     """For metrics.jsonl: core, core_stderr, and five figures of each task."""
     figures = dict(zip(("core", "core_stderr"), mean_centred(results), strict=True))
     for result in results:
-        figures[f"core/{result.name}"] = result.centred
-        figures[f"core_accuracy/{result.name}"] = result.accuracy
-        figures[f"core_stderr/{result.name}"] = result.stderr
-        figures[f"core_examples/{result.name}"] = result.total
-        figures[f"core_baseline/{result.name}"] = result.baseline
+        found = {"core": result.centred, "core_accuracy": result.accuracy}
+        found |= {"core_stderr": result.stderr, "core_examples": result.total}
+        found |= {"core_baseline": result.baseline}
+        figures |= {f"{key}/{result.name}": value for key, value in found.items()}
     return figures
 
 
