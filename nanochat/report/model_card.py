@@ -139,18 +139,11 @@ def eval_results(stage: StageRecord) -> list:
         if figure in found:
             details = {"stderr": found.get(stderr), "examples": found.get(f"examples/{name}")}
             details = {key: round(value, 6) for key, value in details.items() if value is not None}
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Text generation",
-                    dataset_type=dataset,
-                    dataset_name=name,
-                    dataset_config=config,
-                    dataset_split=split,
-                    metric_type=metric,
-                    metric_name=metric,
-                    metric_value=round(found[figure], 6),
-                    metric_args=details or None,
-                )
-            )
+            data = {"type": dataset, "name": name, "config": config, "split": split}
+            values = {"type": metric, "name": metric, "value": round(found[figure], 6)}
+            values["args"] = details or None
+            fields = {f"dataset_{key}": value for key, value in data.items()}
+            fields |= {f"metric_{key}": value for key, value in values.items()}
+            fields |= {"task_type": "text-generation", "task_name": "Text generation"}
+            results.append(EvalResult(**fields))
     return results
