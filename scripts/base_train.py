@@ -16,6 +16,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
@@ -103,7 +104,9 @@ def main(config: Config) -> None:
 
     report = {"source": source.name, "tokens": rows.shards.num_tokens}
     data = StageData(rows, val_rows, source.fingerprint, report, planned_steps)
-    stage.train(data, plan, (Periodic(sample, config.sample_every),))
+    stage.train(
+        data, plan, (Periodic(sample, config.sample_every),), meter=open_meter(model.device)
+    )
     remake(stage.tag)
     compute_cleanup()
 

@@ -17,6 +17,7 @@ from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import measure, on_policy_error
 from nanochat.evaluation.rewards import Rewards, find_reward
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
@@ -118,7 +119,7 @@ def main(config: Config) -> None:
     identity = on_rank0(lambda: fingerprint(task))
     data = StageData(None, None, identity, report, epoch)
     events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
-    stage.train(data, plan, events, policy.steps)
+    stage.train(data, plan, events, policy.steps, open_meter(device))
     if rewards.faults:
         print0(f"rewards that counted as 0: {dict(rewards.faults)}")
     remake(stage.tag)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows, tokenize_conversations
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
@@ -62,7 +63,11 @@ def main(config: Config) -> None:
     epoch = max(1, len(rows) // plan.rows_per_step)
     report |= rows.counts
     identity = on_rank0(lambda: fingerprint(parts))
-    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
+    stage.train(
+        StageData(rows, val_rows, identity, report, epoch),
+        plan,
+        meter=open_meter(stage.model.device),
+    )
     remake(stage.tag)
     compute_cleanup()
 

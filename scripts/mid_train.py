@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nanochat.common import compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows, tokenize_conversations
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
@@ -54,7 +55,11 @@ def main(config: Config) -> None:
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
     identity = on_rank0(lambda: fingerprint(parts))
-    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
+    stage.train(
+        StageData(rows, val_rows, identity, report, epoch),
+        plan,
+        meter=open_meter(stage.model.device),
+    )
     remake(stage.tag)
     compute_cleanup()
 

@@ -27,7 +27,7 @@ from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
 from nanochat.training.config import StageConfig
-from nanochat.training.log import open_log, truncate_metrics
+from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.resume import compare_settings, find_resume
 from nanochat.training.validation import measure_rows
@@ -115,12 +115,13 @@ class Stage:
         plan: BatchPlan,
         events: tuple[Periodic, ...] = (),
         steps: Callable[[int], Iterator[list[Batch]]] | None = None,
+        meter=None,
     ) -> Path:
         """Trains to the end and returns the folder of the last checkpoint.
 
         steps(first_step) yields the micro-batches of each step; default: those of data.rows.
-
-        Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
+        meter: of energy, see training/log.py. Raises SystemExit(130) after saving when asked to
+        stop by SIGTERM or Ctrl-C.
         """
         config, model = self.config, self.model
         self.data, self.plan = data, plan
@@ -146,7 +147,8 @@ class Stage:
             "data": data.report,
         }
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
-        self.log = open_log(self.run_folder, self.name, model, self.row_tokens, state.step)
+        session = session_of(model, self.row_tokens)
+        self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
         self.mirror = Mirror(config.mirror) if config.mirror else None
         self.steps = steps or self.steps_of_rows
         evaluate = Periodic(self.evaluate, config.eval_every)
