@@ -6,13 +6,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nanochat.common import DataError, NanochatError
+from nanochat.common import ConfigError, DataError, NanochatError
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with ~ for the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such home folder; write the whole path") from error
 
 
 def base_dir() -> Path:
     """$NANOCHAT_BASE_DIR, or ~/.cache/nanochat; made if it is not there."""
-    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
-    path.mkdir(parents=True, exist_ok=True)
+    path = user_path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{error}. NANOCHAT_BASE_DIR names the folder to write to") from error
     return path
 
 

@@ -40,6 +40,8 @@ class Config(StageConfig):
     """Soft-cap of the logits; None switches it off."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
+    column: str = "text"
+    """Of tables: the one with the text."""
     num_shards: int | None = 240
     """Train shards of a hub data set that are used."""
     total_batch_size: int = 524_288
@@ -90,7 +92,7 @@ def main(config: Config) -> None:
     )
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     planned_steps = horizon(config, model, plan.rows_per_step * T)
-    source = open_source(config.data, num_shards=config.num_shards)
+    source = open_source(config.data, config.num_shards, config.column, config.max_malformed)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
     print0(rows.describe())

@@ -14,6 +14,8 @@ class StageConfig:
     """auto, cuda, mps or cpu."""
     device_batch_size: int | Literal["auto"] = "auto"
     """Most rows that one device computes at a time; auto: as many as fit."""
+    max_malformed: float = 0.0
+    """Share of the data's rows that may be malformed; they are left out and counted."""
     num_steps: int | None = None
     """Horizon in optimizer steps."""
     target_seconds: float | None = None
