@@ -60,5 +60,7 @@ class StageConfig:
     """Train the blocks with 8-bit products (CUDA sm89 and newer); faster from depth 20 or so."""
     deterministic: bool = False
     """On CUDA: bit-exact kernels, slower."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients travel between ranks; they are summed in float32."""
     seed: int = 42
     """Of data order and initial weights."""
