@@ -208,7 +208,7 @@ def checkpoint(sizes: Sizes) -> dict:
     start = time.perf_counter()
     path = prepare_checkpoint(
         "base", "gpu", 3, model=model, tokenizer=tokenizer, run={"config": {}},
-        state={"cursor": 0}, optimizers=made,
+        state={"cursor": 0}, optimizers={name: o.state_tensors() for name, o in made.items()},
     )()  # fmt: skip
     found["save s"] = round(time.perf_counter() - start, 2)
     start = time.perf_counter()

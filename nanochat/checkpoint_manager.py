@@ -46,7 +46,7 @@ def prepare_checkpoint(
     or raises CheckpointError; earlier checkpoints stay whole.
 
     run: what describes the run (config, parent, data fingerprint, metrics). state: what the loop
-    needs to continue. optimizers: {name: optimizer with state_tensors()}.
+    needs to continue. optimizers: {name: its state tensors}.
     """
     final = step_dir(stage, tag, step)
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -57,8 +57,8 @@ def prepare_checkpoint(
     place = {"stage": stage, "tag": tag, "step": step}
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
     tensors = {WEIGHTS: model.state_dict(), RNG: capture_rng()}
-    for name, optimizer in (optimizers or {}).items():
-        tensors[f"{OPTIMIZER}/{name}.safetensors"] = optimizer.state_tensors()
+    for name, state_tensors in (optimizers or {}).items():
+        tensors[f"{OPTIMIZER}/{name}.safetensors"] = state_tensors
     if model.device.type == "cuda" and rank_and_world()[0] == 0:
         tensors = {name: copies_on_host(named) for name, named in tensors.items()}
 

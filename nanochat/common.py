@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -98,17 +98,6 @@ def on_rank0(function: Callable[[], T]) -> T:
     if error or outcome[1]:
         raise error or outcome[1]  # on rank 0 as it was, with its traceback
     return outcome[0]
-
-
-def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every rank holds the same bits, by their sums; for 32-bit numbers."""
-    if rank_and_world()[1] == 1:
-        return True
-    sums = torch.stack([t.view(torch.int32).sum(dtype=torch.int64) for t in tensors])
-    least, most = sums.clone(), sums
-    dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return torch.equal(least, most)
 
 
 def barrier() -> None:

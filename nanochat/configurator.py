@@ -11,11 +11,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
 from nanochat.common import NanochatError
+from nanochat.files import user_path
 
 Config = TypeVar("Config")
 
@@ -26,7 +29,15 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     Example: parse(Config, ["--depth=4", "--device_batch_size", "8"]).depth == 4
     """
     args = list(sys.argv[1:] if args is None else args)
-    return tyro.cli(config_class, args=args[1:] if args[:1] == ["--"] else args)
+    config = tyro.cli(config_class, args=args[1:] if args[:1] == ["--"] else args)
+    return replace(config, **{f.name: expanded(getattr(config, f.name)) for f in fields(config)})
+
+
+def expanded(value):
+    """The value of a flag: a path, or paths, with ~ for the home folder; others as they are."""
+    if isinstance(value, tuple):
+        return tuple(map(expanded, value))
+    return user_path(value) if isinstance(value, Path) else value
 
 
 class LenientStream(io.TextIOWrapper):
@@ -107,8 +118,8 @@ def cli(main: Callable[[Config], None], config_class: type[Config]) -> None:
     """Runs `main` on the parsed flags. Exits with 1 after a NanochatError, printed without a
     traceback, 130 after Ctrl-C, 143 after SIGTERM."""
     prepare_process()
-    config = parse(config_class)
     try:
+        config = parse(config_class)
         with terminated_by_exception():
             main(config)
     except NanochatError as error:

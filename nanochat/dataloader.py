@@ -57,7 +57,10 @@ class PackedRows:
 
     def __init__(self, shards: TokenShards, row_tokens: int, seed: int, mask_loss: bool = False):
         if shards.num_tokens == 0:
-            raise DataError(f"{shards.name}: found no token, expected at least one document")
+            raise DataError(
+                f"{shards.name}: found no token, expected at least one document. Add text: of two "
+                f"documents one is for validation, of a single one the end"
+            )
         if mask_loss and any(shard.mask is None for shard in shards.shards):
             raise ConfigError(
                 f"{shards.name}: text has no loss mask; mask_loss is for conversations"

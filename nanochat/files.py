@@ -9,14 +9,21 @@ from typing import Any
 from nanochat.common import ConfigError, DataError, NanochatError
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with ~ for the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such home folder; write the whole path") from error
+
+
 def base_dir() -> Path:
     """$NANOCHAT_BASE_DIR, or ~/.cache/nanochat; made if it is not there."""
+    path = user_path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").absolute()
     try:
-        path = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        remedy = "name a folder that can be written to in NANOCHAT_BASE_DIR"
-        raise ConfigError(f"no folder to keep files in: {error}; {remedy}") from error
+    except OSError as error:
+        raise ConfigError(f"{error}. NANOCHAT_BASE_DIR names the folder to write to") from error
     return path
 
 

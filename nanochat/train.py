@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch
@@ -80,14 +79,6 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(name, handler)
 
 
-def reduce_gradients(model) -> None:
-    """Sums the gradients over the ranks, each already divided by the global count."""
-    if rank_and_world()[1] > 1:
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        for work in [dist.all_reduce(g, async_op=True) for g in grads]:
-            work.wait()
-
-
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
     """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, by the
     median of rank 0's `durations`."""
@@ -119,18 +110,50 @@ class LossScaler:
         return finite
 
 
-def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | None) -> torch.Tensor:
-    """Clips the gradients (unless 0), steps, clears; returns the norm before clipping."""
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    if scaler:
-        torch._foreach_mul_(grads, 1 / scaler.scale)
-    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-    if not scaler or scaler.accept(norm):
-        if grad_clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm, foreach=True)
+class OneRank:
+    """Backward pass and update where one process does it all; training/distributed.py has those
+    where several share the work."""
+
+    def __init__(self, model):
+        assert rank_and_world()[1] == 1
+        self.owned = dict(model.named_parameters())  # what this rank updates
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Of a micro-batch; last: of the step."""
+        loss.backward()
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Of what this rank updates, over all ranks."""
+        return [p.grad for p in self.owned.values() if p.grad is not None]
+
+    def norm(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nn.utils.get_total_norm(grads, foreach=True)
+
+    def update(self, optimizers) -> None:
         for optimizer in optimizers:
             optimizer.step()
-    model.zero_grad(set_to_none=True)
+
+    def whole_state(self, name: str, optimizer) -> dict[str, torch.Tensor]:
+        return optimizer.state_tensors()
+
+    def own_state(self, name: str, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return whole
+
+
+def optimizer_step(
+    ranks, optimizers, grad_clip: float, scaler: LossScaler | None = None
+) -> torch.Tensor:
+    """Clips the gradients (unless 0), steps; returns the norm before clipping."""
+    grads = ranks.gradients()
+    if scaler:
+        torch._foreach_mul_(grads, 1 / scaler.scale)
+    norm = ranks.norm(grads)
+    if not scaler or scaler.accept(norm):
+        if grad_clip > 0:
+            own = ranks.owned.values()
+            torch.nn.utils.clip_grads_with_norm_(own, grad_clip, norm, foreach=True)
+        if optimizers:
+            ranks.update(optimizers)
     return norm
 
 
@@ -212,6 +235,7 @@ def train(
     seconds: float | None = None,
     grad_clip: float = 1.0,
     scaler=None,
+    ranks=None,
     asked_to_stop=lambda: False,
 ) -> bool:
     """Runs optimizer steps until state.num_steps; True when done, False when asked to stop before.
@@ -219,8 +243,10 @@ def train(
     steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
     schedule(state) -> {"lr": factor of every group's initial_lr, any other key: set in the groups
     that have it}. `seconds` sets state.num_steps after 20 timed steps if it is None. A step's
-    numbers are read one step late, so that nothing waits for the device. Raises DivergedError.
+    numbers are read one step late, so that nothing waits for the device. ranks: default OneRank.
+    Raises DivergedError.
     """
+    ranks = ranks or OneRank(model)
     device = next(model.parameters()).device
     pending, durations = None, []
     while True:
@@ -250,12 +276,12 @@ def train(
         loss = torch.zeros((), device=device)
         for batch in micro:
             part = loss_fn(model, batch)[0] / count
-            (part * scaler.scale if scaler else part).backward()
+            ranks.backward(part * scaler.scale if scaler else part, last=batch is micro[-1])
             loss += part.detach()
-        reduce_gradients(model)
         # subtle: where a policy has nothing to learn, momentum would move the weights all the same
         idle = micro[0].weights is not None and int(totals[0]) == 0
-        norm = optimizer_step(model, () if idle else optimizers, grad_clip, scaler)
+        norm = optimizer_step(ranks, () if idle else optimizers, grad_clip, scaler)
+        model.zero_grad(set_to_none=True)
         all_reduce_sum(loss)
 
         state.step += 1

@@ -73,7 +73,10 @@ def bits_per_byte(model, tokenizer, trained: dict, config: Config) -> dict[str, 
     """{"bpb/train": ..., "bpb/val": ..., "bpb/documents": ...}, printed too. The last is of whole
     validation documents; the others are of packed rows, as in training."""
     data = config.data or trained.get("data", "packaged")
-    source = open_source(data, num_shards=config.num_shards or trained.get("num_shards"))
+    same = {} if config.data else trained
+    column, max_malformed = same.get("column", "text"), same.get("max_malformed")
+    num_shards = config.num_shards or trained.get("num_shards")
+    source = open_source(data, num_shards, column, max_malformed)
     found = {}
     for split in ("train", "val"):
         shards = tokenize_source(source, tokenizer, split)

@@ -16,6 +16,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
@@ -39,6 +40,8 @@ class Config(StageConfig):
     """Soft-cap of the logits; None switches it off."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
+    column: str = "text"
+    """Of tables: the one with the text."""
     num_shards: int | None = 240
     """Train shards of a hub data set that are used."""
     total_batch_size: int = 524_288
@@ -89,7 +92,7 @@ def main(config: Config) -> None:
     )
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     planned_steps = horizon(config, model, plan.rows_per_step * T)
-    source = open_source(config.data, num_shards=config.num_shards)
+    source = open_source(config.data, config.num_shards, config.column, config.max_malformed)
     rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
     val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
     print0(rows.describe())
@@ -103,7 +106,9 @@ def main(config: Config) -> None:
 
     report = {"source": source.name, "tokens": rows.shards.num_tokens}
     data = StageData(rows, val_rows, source.fingerprint, report, planned_steps)
-    stage.train(data, plan, (Periodic(sample, config.sample_every),))
+    stage.train(
+        data, plan, (Periodic(sample, config.sample_every),), meter=open_meter(model.device)
+    )
     remake(stage.tag)
     compute_cleanup()
 

@@ -15,16 +15,19 @@ from nanochat.checkpoint_manager import load_folder
 from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.evaluation.policy import measure, on_policy_error
+from nanochat.evaluation.policy import (
+    check_there_is_something_to_learn,
+    measure,
+    on_policy_error,
+)
 from nanochat.evaluation.rewards import Rewards, find_reward
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import fingerprint, make_task
-
-LEAST_MIXED = 0.1  # below it, few groups have an answer that is better than another
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,6 @@ class Config(StageConfig):
     """Factor on all three learning rates."""
     warmdown: float = 1.0
     """Fraction of the steps over which the learning rate falls to final_lr."""
-
-
-def pass_gate(policy: Policy, config: Config) -> None:
-    """Raises ConfigError where there is too little to learn from."""
-    figures = measure(policy, policy.task, 64, 8)
-    names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
-    shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
-    print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")
-    if figures["mixed_groups"] < LEAST_MIXED and config.gate:
-        raise ConfigError(
-            f"only {figures['mixed_groups']:.1%} of the problems were answered both right and "
-            f"wrong, expected {LEAST_MIXED:.0%}: where all answers are alike there is nothing to "
-            f"learn. Take an easier or a harder task, fine-tune longer, or go on with --no-gate"
-        )
 
 
 def main(config: Config) -> None:
@@ -105,7 +94,7 @@ def main(config: Config) -> None:
     )
     print0(f"log p of a token, sampled and trained, differs by up to {on_policy_error(policy):.1e}")
     if not stage.resume_from:
-        pass_gate(policy, config)
+        check_there_is_something_to_learn(policy, stop=config.gate)
 
     def evaluate(state: LoopState) -> None:
         figures = measure(policy, held_out, config.eval_problems, config.eval_samples, start())
@@ -118,7 +107,7 @@ def main(config: Config) -> None:
     identity = on_rank0(lambda: fingerprint(task))
     data = StageData(None, None, identity, report, epoch)
     events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
-    stage.train(data, plan, events, policy.steps)
+    stage.train(data, plan, events, policy.steps, open_meter(device))
     if rewards.faults:
         print0(f"rewards that counted as 0: {dict(rewards.faults)}")
     remake(stage.tag)

@@ -6,13 +6,14 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
+from nanochat.common import ConfigError, compute_cleanup
 from nanochat.configurator import cli
-from nanochat.dataloader import PaddedRows, tokenize_conversations
+from nanochat.dataloader import PaddedRows
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import fingerprint, mixture
+from tasks.catalog import tokenize_mixtures
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,12 @@ def main(config: Config) -> None:
     if context < T:
         raise ConfigError(f"--max-tokens {T} is beyond the context, {context}")
     plan = stage.plan_batch(config.examples_per_step, T)
-    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
-    report = dict(parts.report())
-    print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
-    held_out = mixture(config.val_mixture, "test", config.seed)
-    tokens, val_tokens = (
-        tokenize_conversations(conversations, stage.tokenizer, name=name)
-        for conversations, name in ((parts, "SFT mixture"), (held_out, "SFT validation"))
-    )
+    tokens, val_tokens, counts, fingerprint = tokenize_mixtures("sft", config, stage.tokenizer)
     rows = PaddedRows(tokens, T, config.seed, plan.rows_per_step)
     val_rows = PaddedRows(val_tokens, T, config.seed, plan.rows_per_step)
     epoch = max(1, len(rows) // plan.rows_per_step)
-    report |= rows.counts
-    identity = on_rank0(lambda: fingerprint(parts))
-    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
+    data = StageData(rows, val_rows, fingerprint, counts | rows.counts, planned_steps=epoch)
+    stage.train(data, plan, meter=open_meter(stage.model.device))
     remake(stage.tag)
     compute_cleanup()
 

@@ -8,13 +8,14 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.common import compute_cleanup, on_rank0, print0
+from nanochat.common import compute_cleanup, print0
 from nanochat.configurator import cli
-from nanochat.dataloader import PackedRows, tokenize_conversations
+from nanochat.dataloader import PackedRows
+from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import fingerprint, mixture
+from tasks.catalog import tokenize_mixtures
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,13 @@ def main(config: Config) -> None:
     stage = start_stage("mid", config, parent=("base", config.base_tag, config.base_step))
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
-    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
-    report = dict(parts.report())
-    print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
-    held_out = mixture(config.val_mixture, "test", config.seed)
-    tokens, val_tokens = (
-        tokenize_conversations(conversations, stage.tokenizer, name=name)
-        for conversations, name in ((parts, "mid mixture"), (held_out, "mid validation"))
-    )
+    tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)
     rows = PackedRows(tokens, T, config.seed, config.mask_loss)
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
-    identity = on_rank0(lambda: fingerprint(parts))
-    stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
+    data = StageData(rows, val_rows, fingerprint, counts, planned_steps=epoch)
+    stage.train(data, plan, meter=open_meter(stage.model.device))
     remake(stage.tag)
     compute_cleanup()
 

@@ -28,7 +28,7 @@ OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
 
 @dataclass(frozen=True)
 class Config:
-    tokenizer: str | None = None
+    tokenizer: Path | None = None
     """Folder with the tokenizer; unset: tokenizer/ under the base folder."""
     compare: bool = True
     """Whether to compare with GPT-2's and GPT-4's tokenizers."""
@@ -110,7 +110,7 @@ def counts_of(encoding: str, texts: list[str], timeout: float) -> list[int] | st
 
 
 def main(config: Config) -> None:
-    folder = Path(config.tokenizer) if config.tokenizer else base_dir() / "tokenizer"
+    folder = config.tokenizer or base_dir() / "tokenizer"
     tokenizer = Tokenizer.load(folder)
     texts = samples()
     length: Callable[[str], int] = lambda text: len(tokenizer.encode_ordinary(text))  # noqa: E731

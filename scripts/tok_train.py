@@ -26,8 +26,12 @@ RECORD = "training.json"  # beside tokenizer.json: the settings and the data tha
 class Config:
     data: str = "packaged"
     """Text to learn from: packaged, a folder or file, a hub id, fineweb-edu or climbmix."""
+    column: str = "text"
+    """Of tables: the one with the text."""
     num_shards: int | None = None
     """Train shards of the data that may be read; unset: as many as max_chars needs."""
+    max_malformed: float = 0.0
+    """Share of the rows that may be malformed; they are left out and counted."""
     vocab_size: int = 65536
     """Number of ids, special and unused ones included; a multiple of 64."""
     max_chars: int = 2_000_000_000
@@ -38,7 +42,7 @@ class Config:
     """Characters of validation text that the tokenizer is measured on."""
     split_pattern: str = SPLIT_PATTERN
     """Regular expression that cuts text into the pieces within which bytes are merged."""
-    out: str | None = None
+    out: Path | None = None
     """Folder to write to; unset: tokenizer/ under the base folder."""
     resume: bool = False
     """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
@@ -60,8 +64,8 @@ def main(config: Config) -> None:
     for name in ("max_chars", "doc_cap", "val_chars"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; choose at least 1")
-    source = open_source(config.data, num_shards=config.num_shards)
-    folder = Path(config.out) if config.out else base_dir() / "tokenizer"
+    source = open_source(config.data, config.num_shards, config.column, config.max_malformed)
+    folder = config.out or base_dir() / "tokenizer"
     try:  # now, not when all is learned
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from nanochat.common import ConfigError, NanochatError, all_reduce_sum, print0
+from nanochat.common import ConfigError, NanochatError, all_reduce_sum, on_rank0, print0
+from nanochat.data.token_shards import TokenShards, tokenize_conversations
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
@@ -110,6 +111,20 @@ def mixture(text: str, split: str, seed: int, pieces: Sequence[str] = ()) -> Mix
             task.size, epochs = max(1, round(len(task) * epochs)), 1
         parts.append((task, epochs))
     return Mixture(parts, seed)
+
+
+def tokenize_mixtures(
+    stage: str, config, tokenizer
+) -> tuple[TokenShards, TokenShards, dict[str, int], str]:
+    """What a stage's `config` mixes: config.mixture to train on and the held-out config.val_mixture
+    as tokens, the number of conversations of each task, printed too, and the fingerprint."""
+    train = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
+    counts = dict(train.report())
+    print0(", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    val = mixture(config.val_mixture, "test", config.seed)
+    tokens = tokenize_conversations(train, tokenizer, name=f"{stage} mixture")
+    val_tokens = tokenize_conversations(val, tokenizer, name=f"{stage} validation")
+    return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(train))
 
 
 def fingerprint(conversations) -> str:

@@ -31,6 +31,7 @@ from nanochat.rl import (
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState, train
 from nanochat.training.config import StageConfig
+from nanochat.training.distributed import join
 from nanochat.training.optimizers import build_optimizers, make_schedule
 
 
@@ -222,10 +223,11 @@ def make_policy(reward=None, **settings) -> Policy:
 
 def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> None:
     model, config = policy.engine.model, StageConfig(lr_scale=lr_scale)
+    ranks = join(model, config)
     train(
-        model, list(build_optimizers(model, config).values()), policy.steps(0),
+        model, list(build_optimizers(model, config, ranks.owned).values()), policy.steps(0),
         loss_fn=LossFn(model, compiled=False), schedule=make_schedule(config),
-        state=LoopState(num_steps=num_steps),
+        state=LoopState(num_steps=num_steps), ranks=ranks,
     )  # fmt: skip
 
 

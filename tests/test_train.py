@@ -17,13 +17,15 @@ from nanochat.dataloader import Batch
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train
 from nanochat.training.config import StageConfig
+from nanochat.training.distributed import join
 from nanochat.training.optimizers import build_optimizers, make_schedule, trapezoid
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
     losses, source = [], cycle(micro_batches)
     state = LoopState(num_steps=num_steps)
-    optimizers = build_optimizers(model, StageConfig())
+    ranks = join(model, StageConfig())
+    optimizers = build_optimizers(model, StageConfig(), ranks.owned)
     done = train(
         model,
         list(optimizers.values()),
@@ -31,6 +33,7 @@ def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
         loss_fn=LossFn(model, compiled=False),
         schedule=make_schedule(StageConfig()),
         state=state,
+        ranks=ranks,
         log=lambda state, metrics: losses.append(metrics["loss"]),
         **options,
     )

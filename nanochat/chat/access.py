@@ -32,6 +32,11 @@ ERROR_TYPES = {
     500: "server_error",
     503: "server_error",
 }
+# Where the frameworks' own words do not say what to do.
+MESSAGES = {
+    "Not Found": "nothing is at this address; the API's begin with /v1, and /docs lists them",
+    "There was an error parsing the body": "the body is not JSON in UTF-8",
+}
 
 
 class APIError(HTTPException):
@@ -46,9 +51,9 @@ class APIError(HTTPException):
 
 def error_body(error: HTTPException) -> dict:
     """An error in OpenAI's form."""
+    message = MESSAGES.get(error.detail, error.detail)
     kind = ERROR_TYPES.get(error.status_code, "invalid_request_error")
-    code = getattr(error, "code", None)
-    return {"error": {"message": error.detail, "type": kind, "code": code}}
+    return {"error": {"message": message, "type": kind, "code": getattr(error, "code", None)}}
 
 
 def error_response(error: HTTPException) -> JSONResponse:
@@ -56,10 +61,7 @@ def error_response(error: HTTPException) -> JSONResponse:
 
 
 def hostname(authority: str) -> str:
-    """The host of "host:port", "[::1]:port" or a whole origin, in lower case.
-
-    Example: hostname("https://Chat.example.com:8443") == "chat.example.com"
-    """
+    """The host of "Host:port", "[::1]:port" or a whole origin, in lower case."""
     try:
         return urlsplit(authority if "//" in authority else f"//{authority}").hostname or ""
     except ValueError:  # brackets without an address in them
@@ -72,28 +74,29 @@ class AccessMiddleware:
     api_key: required under /v1/. origins: other sites whose pages may POST ("*": all). hosts: the
     names that the server answers to, None for all (subtle: else an attacker's DNS name that points
     at this machine makes their page the server's own). paths: those that the log may name.
+
+    Forgives doubled and closing slashes, HEAD in place of GET, and JSON of another content type, as
+    `curl -d` sends it.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        body_bytes: int,
-        api_key: str | None = None,
-        origins: Collection[str] = (),
-        hosts: Collection[str] | None = None,
-        paths: Collection[str] = (),
-        log: Callable[[str], object] = print,
-    ):
+        self, app: ASGIApp, *, body_bytes: int, api_key: str | None = None,
+        origins: Collection[str] = (), hosts: Collection[str] | None = None,
+        paths: Collection[str] = (), log: Callable[[str], object] = print,
+    ):  # fmt: skip
         self.app, self.body_bytes, self.api_key = app, body_bytes, api_key
         self.origins, self.paths, self.log = origins, paths, log
         self.hosts = None if hosts is None else {*hosts, *map(hostname, origins)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start, status = time.monotonic(), None
+            return await self.app(scope, receive, send)
+        start, status, method = time.monotonic(), None, scope["method"]
+        path = "/" + "/".join(filter(None, scope["path"].split("/")))
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        headers.append((b"content-type", b"application/json"))
+        asked = "GET" if method == "HEAD" else method  # uvicorn leaves the body out
+        scope = {**scope, "method": asked, "path": path, "headers": headers}
 
         async def send_safely(message: Message) -> None:
             nonlocal status
@@ -115,10 +118,10 @@ class AccessMiddleware:
                 failure = APIError(500, "the server failed; its log says where")
                 await error_response(failure)(scope, receive, send_safely)
         finally:
-            path = scope["path"] if scope["path"] in self.paths else "(another path)"
+            path = path if path in self.paths else "(another path)"
             client = (scope.get("client") or ("?",))[0]
             seconds = time.monotonic() - start
-            self.log(f"{client} {scope['method']} {path} {status or 'gone'} {seconds:.2f} s")
+            self.log(f"{client} {method} {path} {status or 'gone'} {seconds:.2f} s")
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
@@ -134,27 +137,24 @@ class AccessMiddleware:
         own = site == "same-origin" if site else urlsplit(origin or "").netloc == host
         listed = origin in self.origins or "*" in self.origins
         if scope["method"] == "POST" and origin and not (own or listed):
-            message = (
-                "pages of other sites are refused; --allow-origin with their address lets them"
-            )
+            message = "pages of other sites are refused; --allow-origin with their address lets in"
             return APIError(403, message, "origin_not_allowed")
         if self.api_key is not None and scope["path"].startswith("/v1/"):
-            given = headers.get("authorization", "").encode("latin-1")
-            if not secrets.compare_digest(given, f"Bearer {self.api_key}".encode()):
-                message = (
-                    "no API key, or a wrong one; expected the header Authorization: Bearer KEY"
-                )
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            right = secrets.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
+            if scheme.lower() != "bearer" or not right:
+                message = "no or a wrong API key; expected the header Authorization: Bearer KEY"
                 return APIError(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            return APIError(415, "the body is compressed; send it without Content-Encoding")
         return None
 
     def _limited(self, receive: Receive) -> Receive:
         """A `receive` that raises APIError for a body that is too long, or too slow to arrive."""
-        size, complete, deadline = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+        size, deadline = 0, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def receive_limited() -> Message:
-            nonlocal size, complete
-            if complete:
-                return await receive()
+            nonlocal size, deadline
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -162,20 +162,18 @@ class AccessMiddleware:
                 late = f"the body did not arrive within {BODY_SECONDS:.0f} s"
                 raise APIError(408, late, "timeout") from None
             size += len(message.get("body", b""))
-            complete = not message.get("more_body")
             if size > self.body_bytes:
                 long = f"the body is longer than {self.body_bytes:,} bytes"
                 raise APIError(413, long, "request_too_large")
+            if not message.get("more_body"):
+                deadline = None  # what follows is that the client leaves
             return message
 
         return receive_limited
 
 
 def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | None) -> list[str]:
-    """What to print at the start: the address, whom an open host lets in, the way over SSH.
-
-    Example: startup_banner("127.0.0.1", 8000, {}, None) == ["chat at http://127.0.0.1:8000"]
-    """
+    """What to print at the start: the address, whom an open host lets in, the way over SSH."""
     everywhere = host in ("0.0.0.0", "::", "")
     shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
     lines = [f"chat at http://{shown}:{port}"]
@@ -187,10 +185,10 @@ def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | 
             f"chats travel unencrypted. Leave --host out to serve this machine alone"
         )
     if len(connection := env.get("SSH_CONNECTION", "").split()) == 4:
-        _, _, address, ssh_port = connection
+        *_, address, ssh_port = connection
         option = f" -p {ssh_port}" if ssh_port != "22" else ""
         lines.append(
             f"from your own machine: ssh{option} -N -L {port}:{shown}:{port} "
-            f"{env.get('USER') or env.get('LOGNAME') or 'USER'}@{address}   then http://127.0.0.1:{port}"
+            f"{env.get('USER') or 'USER'}@{address}   then http://127.0.0.1:{port}"
         )
     return lines

@@ -15,6 +15,7 @@ from functools import partial
 from statistics import median
 
 from nanochat.chat.access import APIError
+from nanochat.chat.choices import Choice
 from nanochat.engine import Engine, Request, TokenOutput
 
 STATS_EVERY = 0.25  # seconds
@@ -28,9 +29,7 @@ class EventStream:
     """
 
     def __init__(self, engine: "AsyncEngine", num_requests: int, seconds: float):
-        self.submitted = time.monotonic()
         self.unfinished = set(range(num_requests))
-        self.unstarted = set(range(num_requests))
         self.items: asyncio.Queue[tuple[int, TokenOutput] | APIError] = asyncio.Queue()
         self._engine = engine
         self._deadline = asyncio.get_running_loop().time() + seconds
@@ -77,7 +76,7 @@ class AsyncEngine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; unfinished streams raise EngineStopped."""
+        """Ends the thread after its current step; readers of unfinished streams get an APIError."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -103,6 +102,14 @@ class AsyncEngine:
         self._streams.discard(stream)
         self._commands.put(partial(self._cancel, stream))
 
+    def record(self, choices: Sequence[Choice]) -> None:
+        """Counts answers that came to an end in the medians below."""
+        for choice in choices:
+            if choice.time_to_first_token is not None:
+                self._first_tokens.append(choice.time_to_first_token)
+            if choice.finish is not None:
+                self._durations.append(time.monotonic() - choice.submitted)
+
     @property
     def in_flight(self) -> int:
         """Answers that run or wait."""
@@ -119,17 +126,12 @@ class AsyncEngine:
         return median(self._first_tokens) if self._first_tokens else None
 
     def _deliver(self, events: list[tuple[EventStream, int, TokenOutput]]) -> None:
-        now = time.monotonic()
         for stream, sample, event in events:
             if sample not in stream.unfinished:
                 continue  # its client left
             stream.items.put_nowait((sample, event))
-            if event.token is not None and sample in stream.unstarted:
-                stream.unstarted.discard(sample)
-                self._first_tokens.append(now - stream.submitted)
             if event.finish is not None:
                 stream.unfinished.discard(sample)
-                self._durations.append(now - stream.submitted)
                 if not stream.unfinished:
                     self._streams.discard(stream)
 

@@ -32,7 +32,7 @@ class Choice:
     def __post_init__(self):
         special = self.tokenizer.special
         self._ends = {special(end) for _, end, _ in PART_MARKS.values() if end}
-        self._specials = set(self.tokenizer.special_ids.values())
+        self._without_logprob = {None, *self.tokenizer.special_ids.values()}
         self._open: dict | None = None  # a tool call or result that is not complete
         self._logprobs: list[dict] = []
         self._offset = 0  # characters of the tokens whose log-probabilities were taken
@@ -46,20 +46,20 @@ class Choice:
             self.first_token = self.first_token or self.last_token
         if event.finish is not None:
             self.finish = "length" if event.finish == "cancelled" else event.finish
-        if not self.chat or event.kind == "text":
-            if event.logprob is not None and event.token not in self._specials:
-                entry = self._logprob(event.token, event.logprob)
-                top = [self._logprob(*pair) for pair in event.top_logprobs]
-                self._logprobs.append({**entry, "top_logprobs": top})
-            if not event.text:
-                return None
-            if not self.parts or self.parts[-1]["type"] != "text":
-                self.parts.append({"type": "text", "text": ""})
-            self.parts[-1]["text"] += event.text
-            return {"type": "text", "text": event.text}
-        self._open = self._open or {"type": event.kind, "text": ""}
-        self._open["text"] += event.text
-        return self.end() if event.token in self._ends or self.finish else None
+        if self.chat and event.kind != "text":
+            self._open = self._open or {"type": event.kind, "text": ""}
+            self._open["text"] += event.text
+            return self.end() if event.token in self._ends or self.finish else None
+        if event.logprob is not None and event.token not in self._without_logprob:
+            entry = self._logprob(event.token, event.logprob)
+            entry["top_logprobs"] = [self._logprob(*pair) for pair in event.top_logprobs]
+            self._logprobs.append(entry)
+        if not event.text:
+            return None
+        if not self.parts or self.parts[-1]["type"] != "text":
+            self.parts.append({"type": "text", "text": ""})
+        self.parts[-1]["text"] += event.text
+        return {"type": "text", "text": event.text}
 
     def end(self, finish: str | None = None) -> dict | None:
         """The tool call or result that was under way; `finish` ends the answer here."""
@@ -81,10 +81,10 @@ class Choice:
             return None
         if self.chat:
             return {"content": entries, "refusal": None}
-        lengths = [len(entry["token"]) for entry in entries]
-        *offsets, self._offset = accumulate(lengths, initial=self._offset)
+        tokens = [entry["token"] for entry in entries]
+        *offsets, self._offset = accumulate(map(len, tokens), initial=self._offset)
         return {
-            "tokens": [entry["token"] for entry in entries],
+            "tokens": tokens,
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [
                 {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries

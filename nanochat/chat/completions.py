@@ -37,14 +37,9 @@ class Completion:
     """One call: `await Completion(...).response()`. Raises what AsyncEngine.submit raises."""
 
     def __init__(
-        self,
-        state: AppState,
-        body: Sampling,
-        requests: list[Request],
-        http: HttpRequest,
-        chat: bool = False,
-        forgotten_turns: int = 0,
-    ):
+        self, state: AppState, body: Sampling, requests: list[Request], http: HttpRequest,
+        chat: bool = False, forgotten_turns: int = 0,
+    ):  # fmt: skip
         self.state, self.body, self.chat = state, body, chat
         self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
         self.stream = state.engine.submit(requests, state.limits.seconds)
@@ -53,6 +48,7 @@ class Completion:
         self.prompt_tokens = sum(prompts.values())  # of each prompt once
         self.head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": state.model_name,
         }
@@ -73,25 +69,28 @@ class Completion:
             pass
         choices = []
         for index, choice in enumerate(self.choices):
-            said = {"message": self._message(choice)} if self.chat else {"text": choice.text}
-            choices.append(self._entry(index, said, choice.finish))
-        name = "chat.completion" if self.chat else "text_completion"
-        body = {**self.head, "object": name, "choices": choices, "usage": self._usage()}
+            answer = {"text": choice.text}
+            if self.chat:
+                message = {"role": "assistant", "content": choice.text}
+                if any(part["type"] != "text" for part in choice.parts):
+                    message["nanochat"] = {"parts": choice.parts}
+                answer = {"message": message}
+            choices.append(self._entry(index, answer, choice.finish))
+        body = {**self.head, "choices": choices, "usage": self._usage()}
         if self.chat:
             body["nanochat"] = self._timing(self.choices[0])
         return JSONResponse(body)
 
-    # ------------------------------------------------------------ the engine's events
-
     async def _read(self) -> AsyncIterator[tuple[int, dict | None]]:
         """(choice, the part that is new) as events come; frees everything and logs at the end."""
+        engine = self.state.engine
         try:
             async for index, event in self.stream:
                 yield index, self.choices[index].push(event)
         except TimeoutError:
             if not any(choice.num_tokens for choice in self.choices):
                 message = f"no place was free for {self.state.limits.seconds:.0f} s"
-                retry = {"retry-after": str(self.state.engine.retry_after)}
+                retry = {"retry-after": str(engine.retry_after)}
                 raise APIError(503, message, "overloaded", retry) from None
             self.extension["timed_out"] = True
             for index, choice in enumerate(self.choices):
@@ -100,13 +99,13 @@ class Completion:
         finally:
             self._watcher.cancel()
             self.stream.close()
+            engine.record(self.choices)
             self._log()
 
     def _log(self) -> None:
-        first = self.choices[0]
-        written = sum(choice.num_tokens for choice in self.choices)
+        first, usage = self.choices[0], self._usage()
         ends = ",".join(choice.finish or "cut off" for choice in self.choices)
-        line = f"{self.prompt_tokens} tokens read, {written} written ({ends})"
+        line = f"{self.prompt_tokens} tokens read, {usage['completion_tokens']} written ({ends})"
         if first.time_to_first_token is not None:
             line += f", first after {first.time_to_first_token:.2f} s"
         if first.tokens_per_second is not None:
@@ -119,36 +118,18 @@ class Completion:
 
     # ------------------------------------------------------------ OpenAI's forms
 
-    def _entry(self, index: int, said: dict, finish: str | None = None) -> dict:
+    def _entry(self, index: int, answer: dict, finish: str | None = None) -> dict:
         logprobs = self.choices[index].take_logprobs()
-        return {"index": index, "finish_reason": finish, "logprobs": logprobs, **said}
+        return {"index": index, "finish_reason": finish, "logprobs": logprobs, **answer}
 
-    def _tool_call(self, index: int, code: str) -> dict:
-        function = {"name": self.state.tool_name, "arguments": code}
-        return {"id": f"call_{index}", "type": "function", "function": function}
-
-    def _message(self, choice: Choice) -> dict:
-        """A whole answer; if it used a tool, with the order of its parts."""
-        message = {"role": "assistant", "content": choice.text}
-        calls = [part["text"] for part in choice.parts if part["type"] == "python"]
-        if calls:
-            message["tool_calls"] = [self._tool_call(i, code) for i, code in enumerate(calls)]
-            message["nanochat"] = {"parts": choice.parts}
-        return message
-
-    def _delta(self, choice: Choice, part: dict | None) -> dict:
+    def _delta(self, part: dict | None, extension: dict | None = None) -> dict:
         """What a stream says of a new part."""
         if not self.chat:
             return {"text": part["text"] if part else ""}
-        if part is None:
-            return {"delta": {}}
-        if part["type"] == "text":
+        if part and part["type"] == "text":
             return {"delta": {"content": part["text"]}}
-        if part["type"] == "python_output":
-            return {"delta": {"nanochat": part}}
-        index = sum(one["type"] == "python" for one in choice.parts) - 1
-        call = {"index": index, **self._tool_call(index, part["text"])}
-        return {"delta": {"tool_calls": [call]}}
+        extension = extension or part
+        return {"delta": {"nanochat": extension} if extension else {}}
 
     def _timing(self, choice: Choice) -> dict:
         return {
@@ -166,17 +147,14 @@ class Completion:
             "total_tokens": self.prompt_tokens + written,
         }
 
-    # ------------------------------------------------------------ server-sent events
-
     async def _lines(self) -> AsyncIterator[str]:
-        name = "chat.completion.chunk" if self.chat else "text_completion"
+        """Server-sent events."""
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage
+        head = {**self.head, "object": "chat.completion.chunk"} if self.chat else self.head
 
         def line(choices: list[dict], usage: dict | None = None) -> str:
-            chunk = {**self.head, "object": name, "choices": choices}
-            if with_usage:
-                chunk["usage"] = usage
+            chunk = {**head, "choices": choices, **({"usage": usage} if with_usage else {})}
             return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
         events = self._read()
@@ -187,13 +165,12 @@ class Completion:
                     yield line([self._entry(index, first)])
             async for index, part in events:
                 choice = self.choices[index]
-                entry = self._entry(index, self._delta(choice, part))
+                entry = self._entry(index, self._delta(part))
                 if part is not None or entry["logprobs"] is not None:
                     yield line([entry])
                 if choice.finish is not None:
-                    last = {"delta": {"nanochat": self._timing(choice)}}
-                    said = last if self.chat else {"text": ""}
-                    yield line([self._entry(index, said, choice.finish)])
+                    last = self._delta(None, self._timing(choice))
+                    yield line([self._entry(index, last, choice.finish)])
             if with_usage:
                 yield line([], self._usage())
             yield "data: [DONE]\n\n"

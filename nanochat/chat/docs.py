@@ -4,8 +4,7 @@ FastAPI's viewers load scripts from another site, which could read the conversat
 page keeps in the browser.
 """
 
-UNBOUNDED = 2**31  # a limit of that size is not worth mentioning
-SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
 def describe(openapi: dict) -> str:
@@ -26,19 +25,13 @@ def describe(openapi: dict) -> str:
 
 
 def type_name(schema: dict) -> str:
-    """A field's type in a few words.
-
-    Example: type_name({"type": "integer", "minimum": 1}) == "integer >= 1"
-    """
+    """A field's type in a few words: "integer >= 1 or string"."""
     if "anyOf" in schema:
-        kinds = [type_name(one) for one in schema["anyOf"] if one.get("type") != "null"]
-        return " or ".join(dict.fromkeys(kinds))
+        return " or ".join(type_name(one) for one in schema["anyOf"] if one.get("type") != "null")
     if "$ref" in schema:
         return schema["$ref"].rpartition("/")[2]
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
-    if schema.get("type") == "array":
-        return f"list of {type_name(schema['items'])}"
-    limits = {sign: schema.get(name, UNBOUNDED) for name, sign in SIGNS.items()}
-    bounds = [f" {sign} {limit:g}" for sign, limit in limits.items() if abs(limit) < UNBOUNDED]
-    return schema.get("type", "any") + "".join(bounds)
+    items = f" of {type_name(schema['items'])}" if "items" in schema else ""
+    limits = [f" {sign} {schema[name]:g}" for name, sign in LIMITS.items() if name in schema]
+    return schema.get("type", "any") + items + "".join(limits)

@@ -2,8 +2,9 @@
 
     POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health, GET /, /docs
 
-Extensions of OpenAI's forms are under `nanochat`: in a stream's delta a tool's result
-{"type": "python_output", "text"}, in its last {"type": "timing", ...}; in a whole message `parts`.
+Extensions of OpenAI's forms are under `nanochat`: in a stream's delta a call of the model's tool
+{"type": "python", "text"} or its result {"type": "python_output", "text"}, in its last
+{"type": "timing", ...}; in a whole message `parts`. `tool_calls` would ask the client to act.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ from nanochat.chat.access import AccessMiddleware, APIError, error_response
 from nanochat.chat.completions import AppState, Completion
 from nanochat.chat.docs import describe
 from nanochat.chat.prompts import chat_requests, completion_requests
-from nanochat.chat.schema import ChatRequest, CompletionRequest, ErrorBody
+from nanochat.chat.schema import ChatRequest, CompletionRequest
 from nanochat.common import ConfigError, DataError
 
 PAGE = Path(__file__).with_name("page")
-ERRORS = {
+ERRORS = {  # in the form {"error": {"message", "type", "code"}}
     400: "The request cannot be understood or obeyed.",
     401: "No API key, or a wrong one.",
     404: "No such model.",
@@ -52,8 +53,10 @@ def create_app(
         yield
         await state.engine.stop()
 
-    if api_key is not None and not api_key.strip():
+    api_key = api_key and api_key.strip()  # a file's last line break is no part of it
+    if api_key == "":
         raise ConfigError("the API key is empty; give one, or leave the option out")
+    origins = [origin.lower().rstrip("/") for origin in origins]
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_api(app, state)
     for path in PAGE.iterdir():
@@ -68,8 +71,8 @@ def create_app(
     )  # fmt: skip
     if origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"],
+            allow_headers=["*"], allow_private_network=True,
         )  # fmt: skip
     return app
 
@@ -77,7 +80,7 @@ def create_app(
 def add_api(app: FastAPI, state: AppState) -> None:
     start, engine, limits = time.time(), state.engine, state.limits
     tokenizer, context = engine.engine.tokenizer, engine.engine.model.config.sequence_len
-    errors = {status: {"description": text, "model": ErrorBody} for status, text in ERRORS.items()}
+    errors = {status: {"description": text} for status, text in ERRORS.items()}
     model = {
         "id": state.model_name,
         "object": "model",
@@ -92,7 +95,8 @@ def add_api(app: FastAPI, state: AppState) -> None:
     }
 
     def check_model(name: str | None) -> None:
-        if name not in (None, "", "nanochat", state.model_name):
+        # "dummy" is what huggingface_hub's client says where nobody chose
+        if name not in (None, "", "nanochat", "dummy", state.model_name):
             message = f"there is no such model here; there is {state.model_name}"
             raise APIError(404, message, "model_not_found")
 
@@ -161,6 +165,8 @@ def validation_message(errors: Sequence[dict]) -> str:
     The deepest error says most about a value that may have several forms.
     """
     deepest = max(errors, key=lambda error: len(error["loc"]))
+    if deepest["type"] == "json_invalid":
+        return f"the body is not JSON: {deepest['ctx']['error']}, character {deepest['loc'][-1]}"
     steps = [str(step) for step in deepest["loc"] if step != "body"]
     place = ".".join(step for step in steps if "[" not in step)  # those name a type, not a field
     return f"{place or 'body'}: {deepest['msg'].removeprefix('Value error, ')}"

@@ -17,7 +17,7 @@ from nanochat.chat.markdown_stream import MarkdownStream
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import fit_turns, turns_of, validate
 from nanochat.engine import Engine, Request
-from nanochat.files import base_dir, write_atomic
+from nanochat.files import base_dir, read_json, write_atomic
 from nanochat.inference.sampling import SamplingParams
 
 HELP = """\
@@ -151,32 +151,25 @@ class Chat:
 
 def load_messages(path: str) -> list[dict]:
     """The messages of a file that /save wrote; raises DataError."""
-    try:
-        conversation = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Load what /save wrote") from None
+    conversation = read_json(Path(path).expanduser(), "Load what /save wrote")
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if messages != []:  # which /save writes before the first question
         validate(conversation, path)
     return messages
 
 
-# ---------------------------------------------------------------- reading lines
-
-
 def plain_lines() -> Iterator[str]:
     r"""Lines of standard input until its end; one that ends in \ continues in the next."""
-    while True:
-        text = ""
-        try:
-            text = input()
-            while text.endswith("\\"):
-                text = text[:-1] + "\n" + input()
-        except EOFError:
-            if text:
-                yield text.removesuffix("\\")
-            return
-        yield text
+    text = ""
+    for line in sys.stdin:
+        text += line.removesuffix("\n")
+        if not text.endswith("\\"):
+            yield text
+            text = ""
+        else:
+            text = text[:-1] + "\n"
+    if text:
+        yield text.removesuffix("\n")
 
 
 def edited_lines() -> Iterator[str]:

@@ -17,7 +17,7 @@ from nanochat.common import CheckpointError, print0
 from nanochat.files import read_json, write_atomic
 
 MANIFEST = "manifest.json"
-HIDDEN = re.compile(r"\.(.+)\.(old|tmp)-([1-9]\d{0,8})")  # name, kind, process
+HIDDEN = re.compile(r"\.(.+)\.(?:old|tmp)-([1-9]\d{0,8})")  # name, process
 
 
 def sha256_of(path: Path) -> str:
@@ -94,16 +94,12 @@ def temporary_beside(final: Path) -> Path:
 
 
 def publish(temporary: Path, final: Path, replace: bool = True) -> None:
-    """Flushes `temporary` to disk and renames it to `final`.
-
-    A folder that stands there is moved to `.NAME.old-PID` first; a crash between the two renames
-    leaves it whole for readers (see vacated_place) and the next sweep. replace=False:
-    CheckpointError if something stands there, even if it came just now.
-    """
+    """Flushes `temporary` to disk and renames it to `final`, in place of what stands there.
+    replace=False: CheckpointError if something does, even if it came just now."""
     for path in [*temporary.rglob("*"), temporary]:
         flush(path)
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    if replace and final.exists():
+    if replace and final.exists():  # of a resumed run only a broken one: it began with the newest
         os.replace(final, old)
     try:
         os.replace(temporary, final)  # subtle: fails where a folder with something in it stands
@@ -124,13 +120,6 @@ def remove(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def vacated_place(path: Path) -> Path | None:
-    """Where `.NAME.old-PID` was moved away from, if nothing stands there; else None."""
-    match = HIDDEN.fullmatch(path.name)
-    final = path.with_name(match[1]) if match and match[2] == "old" else None
-    return final if final and not final.exists() else None
-
-
 def is_alive(pid: int) -> bool:
     """Whether another process has this number."""
     try:
@@ -143,21 +132,14 @@ def is_alive(pid: int) -> bool:
 
 
 def sweep(parent: Path, name: str | None = None) -> None:
-    """After a crash: puts back folders that were moved away, deletes unfinished ones, and prints a
-    line for each. What a living process writes is left alone. name: the only folder to sweep for,
-    where others may not be ours."""
-    for path in sorted(parent.glob(".*")):  # .old- before .tmp-
+    """Deletes what interrupted saves left over, with a printed line each. What a living process
+    writes is left alone. name: the only folder to sweep for, where others may not be ours."""
+    for path in parent.glob(".*"):
         match = HIDDEN.fullmatch(path.name)
-        if not match or name not in (None, match[1]) or is_alive(int(match[3])):
-            continue
-        final = vacated_place(path)
-        try:
-            os.replace(path, final) if final else shutil.rmtree(path)
-        except OSError as error:  # another process may sweep, too
-            print0(f"{path}: left over from an interrupted save, not cleared up: {error}")
-        else:
-            done = "put back as it was before" if final else "deleted, left over from"
-            print0(f"{final or path}: {done} an interrupted save")
+        if match and name in (None, match[1]) and not is_alive(int(match[2])):
+            shutil.rmtree(path, ignore_errors=True)  # another process may sweep, too
+            done = "not deleted" if path.exists() else "deleted"
+            print0(f"{path}: {done}, left over from an interrupted save")
 
 
 def flush(path: Path) -> None:

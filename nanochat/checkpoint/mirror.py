@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat.checkpoint import manifest
 from nanochat.common import CheckpointError, print0
-from nanochat.files import base_dir
+from nanochat.files import base_dir, user_path
 
 HUB = "hf://"
 WAITS = (2, 10, 60)  # seconds before a copy that failed is tried again
@@ -80,7 +80,7 @@ class Mirror:
             if self.place.count("/") != 1:
                 raise CheckpointError(f"mirror {spec!r}: expected hf://user/repo")
         else:
-            self.copy, self.place = copy_to_folder, Path(spec).expanduser()
+            self.copy, self.place = copy_to_folder, user_path(spec)
             if self.place.resolve() == base_dir().resolve():
                 raise CheckpointError(f"mirror {spec} is the base folder itself; name another")
         self.pool = ThreadPoolExecutor(1)

@@ -6,7 +6,6 @@ last) and a plan for each row length, NAME.plan512.npy.
 """
 
 import contextlib
-import errno
 import fcntl
 import io
 import os
@@ -14,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -112,10 +112,10 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
     shards = source.shards(split)
     if not shards:
         raise DataError(f"{source.name}: found no {split} shard, expected at least one")
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")[:80]
     name = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
     folder = base_dir() / "tokens" / name
-    paths = [folder / f"{split}-{quote(shard.name, safe='')}" for shard in shards]
+    paths = [folder / f"{split}-{file_name(shard.name)}" for shard in shards]
     rank, _ = rank_and_world()
     # subtle: a barrier would time out, so the ranks wait for the lock, which rank 0 holds by the
     # time they pass this one.
@@ -126,8 +126,10 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
             barrier()
         pairs = zip(shards, paths, strict=True)
         if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
+            others = source.shards("val") if split == "train" else []
+            held_out = frozenset(hash(text) for shard in others for text in shard.texts())
             label = f"tokenizing {source.name} ({split})"
-            _tokenize_shards(missing, len(shards), tokenizer, label)
+            _tokenize_shards(missing, len(shards), tokenizer, label, held_out)
             for what in sorted(source.counts.keys() - {"documents"}):
                 print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
     barrier()  # subtle: else rank 0 could take the next call's lock before others had this one
@@ -136,7 +138,11 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
 
 
 def _tokenize_shards(
-    missing: list[tuple[Shard, Path]], num_shards: int, tokenizer: Tokenizer, label: str
+    missing: list[tuple[Shard, Path]],
+    num_shards: int,
+    tokenizer: Tokenizer,
+    label: str,
+    held_out: frozenset[int],
 ) -> None:
     """Tokenizes shards while the next are downloaded; prints how far and how fast."""
     done, documents, empty, tokens = num_shards - len(missing), 0, 0, 0
@@ -149,7 +155,7 @@ def _tokenize_shards(
 
     with contextlib.closing(fetched([shard for shard, _ in missing])) as arrived:
         for shard, (_, path) in zip(arrived, missing, strict=True):
-            for offsets in _tokenize_shard(shard, path, tokenizer):
+            for offsets in _tokenize_shard(shard, path, tokenizer, held_out):
                 documents += len(offsets) - 1
                 empty += int((np.diff(offsets) == 0).sum())
                 tokens += int(offsets[-1])
@@ -160,13 +166,15 @@ def _tokenize_shards(
     print(f"{report()}; {empty:,} documents were empty", flush=True)
 
 
-def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def _tokenize_shard(
+    shard: Shard, path: Path, tokenizer: Tokenizer, held_out: frozenset[int]
+) -> Iterator[np.ndarray]:
     """Writes one shard; yields the offsets of each chunk (from 0) when it is written."""
     partial = path.with_name(f".{path.name}.partial")
     lengths = []
     try:
         with open(partial, "wb") as file:
-            chunks = in_lists(shard.texts(), CHUNK_CHARS)
+            chunks = in_lists(shard.texts(held_out), CHUNK_CHARS)
             for ids, offsets in ahead(tokenizer.encode_ordinary_batch, chunks):
                 file.write(ids.tobytes())
                 lengths.append(np.diff(offsets))
@@ -176,10 +184,8 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
         os.replace(partial, _file(path, tokenizer.id_dtype.name))
         _write_array(_file(path, OFFSETS), _offsets(lengths))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         raise DataError(
-            f"{path.parent}: no room left on this disk while tokenizing {shard.name}. Free some, "
+            f"{path.parent} cannot be written while tokenizing {shard.name}: {error}. Make room, "
             f"or point NANOCHAT_BASE_DIR elsewhere; finished shards are kept"
         ) from error
     finally:
@@ -187,6 +193,13 @@ def _tokenize_shard(shard: Shard, path: Path, tokenizer: Tokenizer) -> Iterator[
 
 
 # ---------------------------------------------------------------- files
+
+
+def file_name(name: str) -> str:
+    """A shard's name as part of a file name: any characters, of any number."""
+    quoted = quote(os.fsencode(name), safe="")
+    digest = sha256(os.fsencode(name)).hexdigest()[:16]
+    return quoted if len(quoted) <= 150 else f"{quoted[:130]}-{digest}"
 
 
 def _file(path: Path, ending: str) -> Path:

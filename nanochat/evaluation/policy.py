@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from nanochat.common import gather
+from nanochat.common import ConfigError, gather, print0
 from nanochat.evaluation.rewards import Rewards
 from nanochat.rl import Policy, token_logprobs
 
+LEAST_MIXED = 0.1  # below it, few groups have an answer that is better than another
 HELD_OUT = 2**32 - 1  # the step that answers which are not trained on are sampled as
 
 
@@ -62,3 +63,17 @@ def measure(policy: Policy, task, num_problems: int, num_samples: int, start=Non
     answers = [engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
     samples = list(zip(questions, answers, sampled[:3, 0] > 0, strict=True))
     return {name: float(value) for name, value in figures.items()} | {"samples": samples}
+
+
+def check_there_is_something_to_learn(policy: Policy, stop: bool) -> None:
+    """ConfigError, if `stop`, where hardly any of 64 problems is answered both right and wrong."""
+    figures = measure(policy, policy.task, 64, 8)
+    names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
+    shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
+    print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")
+    if figures["mixed_groups"] < LEAST_MIXED and stop:
+        raise ConfigError(
+            f"only {figures['mixed_groups']:.1%} of the problems were answered both right and "
+            f"wrong, expected {LEAST_MIXED:.0%}: where all answers are alike there is nothing to "
+            f"learn. Take an easier or a harder task, fine-tune longer, or go on with --no-gate"
+        )

@@ -14,6 +14,8 @@ class StageConfig:
     """auto, cuda, mps or cpu."""
     device_batch_size: int | Literal["auto"] = "auto"
     """Most rows that one device computes at a time; auto: as many as fit."""
+    max_malformed: float = 0.0
+    """Share of the data's rows that may be malformed; they are left out and counted."""
     num_steps: int | None = None
     """Horizon in optimizer steps."""
     target_seconds: float | None = None
@@ -58,5 +60,7 @@ class StageConfig:
     """Train the blocks with 8-bit products (CUDA sm89 and newer); faster from depth 20 or so."""
     deterministic: bool = False
     """On CUDA: bit-exact kernels, slower."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients travel between ranks; they are summed in float32."""
     seed: int = 42
     """Of data order and initial weights."""

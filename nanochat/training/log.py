@@ -1,4 +1,4 @@
-"""A live line per training step, and the metrics file that reports are made of."""
+"""A live line of progress, and the metrics file that reports are made of."""
 
 import json
 import os
@@ -12,35 +12,33 @@ from nanochat.checkpoint.rng import git_commit, versions
 from nanochat.common import print0, rank_and_world
 from nanochat.files import write_atomic
 from nanochat.hardware import device_name, mfu, peak_flops
-from nanochat.training.energy import EnergyMeter, open_meter, ranks_of_this_node
 
 METRICS = "metrics.jsonl"
-SECONDS_BETWEEN_LINES = 5  # in a log; a terminal gets every step
-SECONDS_BETWEEN_JOULES = 1  # the counters themselves move only some ten times a second
+SECONDS_BETWEEN_LINES = 5  # in a log; on a terminal one line follows every step
+
+
+def ranks_of_this_node() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
     session: what this start runs on and with; its flops_per_token and peak_flops (of all ranks)
-    give MFU. meter: of the joules to record.
+    give MFU. meter: has `source` and record(at_end), what to add to a step's record; or None.
     """
 
-    def __init__(
-        self, run_folder: Path, stage: str, session: dict, step: int, meter: EnergyMeter | None
-    ):
-        self.run_folder, self.stage, self.session = run_folder, stage, session
-        self.meter, self.last_joules = meter, time.monotonic()
+    def __init__(self, run_folder: Path, stage: str, session: dict, step: int, meter=None):
+        self.run_folder, self.stage, self.session, self.meter = run_folder, stage, session, meter
         self.last_line = float("-inf")
-        self.extra, self.bar = "", None
+        self.extra, self.live = "", None
         energy = {"energy_source": meter.source} if meter else {}
         self.write({"step": step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.live import Live
 
-            self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None))
-            self.bar.start()
-            self.task = self.bar.add_task(stage, total=None)
+            self.live = Live()
+            self.live.start()
 
     def write(self, record: dict) -> None:
         append_metrics(self.run_folder, {"stage": self.stage, **record})
@@ -50,7 +48,7 @@ class TrainLog:
         session, step, total = self.session, metrics["step"], state.num_steps
         share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
         rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
-        self.write(metrics | rates | self.joules(at_end=step == total))
+        self.write(metrics | rates | (self.meter.record(step == total) if self.meter else {}))
         left = (total - step) * state.seconds / max(1, state.step) if total else None
         line = (
             f"{self.stage} {step:>5,}/{f'{total:,}' if total else '?'} | "
@@ -58,25 +56,11 @@ class TrainLog:
             f"{tokens_per_second:,.0f} tokens/s | MFU {100 * share:.1f}% | "
             f"{f'{left / 60:.1f} min left' if left is not None else 'timing'}{self.extra}"
         )
-        if self.bar:
-            self.bar.update(self.task, completed=step, total=total, description=line)
+        if self.live:
+            self.live.update(line)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or step == total:
             self.last_line = time.monotonic()
             print0(line)
-
-    def joules(self, at_end: bool) -> dict:
-        """{"joules": since the last reading} when a reading is due. A counter that fails does not
-        end the run: None once, and no more readings."""
-        now = time.monotonic()
-        if not self.meter or not (at_end or now - self.last_joules >= SECONDS_BETWEEN_JOULES):
-            return {}
-        self.last_joules = now
-        try:
-            return {"joules": round(self.meter.take(), 3)}
-        except (OSError, RuntimeError, ValueError) as error:
-            print0(f"energy is no longer measured: {error}")
-            self.meter = None
-            return {"joules": None}
 
     def note(self, state, **figures: float) -> None:
         """Records figures at the current step, and shows them from now on."""
@@ -86,18 +70,18 @@ class TrainLog:
         print0(f"{self.stage} step {state.step:,}: {shown}")
 
     def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
+        if self.live:
+            self.live.stop()
 
 
-def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: int) -> TrainLog:
-    """The log of a stage, which begins with what this start of the script runs on and with."""
-    rank, world = rank_and_world()
+def session_of(model, row_tokens: int) -> dict:
+    """What this start of the script runs on and with."""
+    world = rank_and_world()[1]
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    session = {
+    return {
         "command": ["python", *program, *sys.argv[1:]],
         "device": device_name(model.device),
         "ranks": world,
@@ -110,8 +94,6 @@ def open_log(run_folder: Path, stage: str, model, row_tokens: int, first_step: i
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    meter = open_meter(model.device) if rank == 0 else None
-    return TrainLog(run_folder, stage, session, first_step, meter)
 
 
 def append_metrics(run_folder: Path | str, record: dict) -> None:

@@ -10,11 +10,19 @@ from nanochat.train import LoopState
 from nanochat.training.config import StageConfig
 
 
-def build_optimizers(model, config: StageConfig) -> dict[str, NamedOptimizer]:
-    """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768)."""
+def optimizer_of(name: str) -> str:
+    """Which optimizer has the parameter of this name."""
+    return "muon" if ".layers." in name else "adamw"
+
+
+def build_optimizers(
+    model, config: StageConfig, owned: dict[str, torch.Tensor] | None = None
+) -> dict[str, NamedOptimizer]:
+    """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768). owned:
+    what this rank updates, by name, where that is not every parameter."""
     scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
-    named = dict(model.named_parameters())
-    matrices = {name: p for name, p in named.items() if ".layers." in name}
+    named = dict(model.named_parameters()) if owned is None else owned
+    matrices = {name: p for name, p in named.items() if optimizer_of(name) == "muon"}
     rates = {
         "model.embed_tokens.weight": config.embedding_lr,
         "lm_head.weight": config.unembedding_lr,

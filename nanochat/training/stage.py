@@ -20,14 +20,15 @@ from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
-from nanochat.common import ConfigError, all_equal, compute_init, on_rank0, print0, rank_and_world
+from nanochat.common import ConfigError, compute_init, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch, batches
 from nanochat.hardware import attention_backends, peak_rss
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
 from nanochat.training.config import StageConfig
-from nanochat.training.log import open_log, truncate_metrics
+from nanochat.training.distributed import first_difference, join
+from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.resume import compare_settings, find_resume
 from nanochat.training.validation import measure_rows
@@ -115,16 +116,18 @@ class Stage:
         plan: BatchPlan,
         events: tuple[Periodic, ...] = (),
         steps: Callable[[int], Iterator[list[Batch]]] | None = None,
+        meter=None,
     ) -> Path:
         """Trains to the end and returns the folder of the last checkpoint.
 
         steps(first_step) yields the micro-batches of each step; default: those of data.rows.
-
-        Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
+        meter: of energy, see training/log.py. Raises SystemExit(130) after saving when asked to
+        stop by SIGTERM or Ctrl-C.
         """
         config, model = self.config, self.model
         self.data, self.plan = data, plan
-        self.optimizers = build_optimizers(model, config)
+        self.ranks = join(model, config)
+        self.optimizers = build_optimizers(model, config, self.ranks.owned)
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
         planned = None if config.target_seconds else data.planned_steps
         state, self.first_cursor = LoopState(num_steps=config.num_steps or planned), 0
@@ -146,7 +149,8 @@ class Stage:
             "data": data.report,
         }
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
-        self.log = open_log(self.run_folder, self.name, model, self.row_tokens, state.step)
+        session = session_of(model, self.row_tokens)
+        self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
         self.mirror = Mirror(config.mirror) if config.mirror else None
         self.steps = steps or self.steps_of_rows
         evaluate = Periodic(self.evaluate, config.eval_every)
@@ -176,7 +180,7 @@ class Stage:
         if missing := self.optimizers.keys() - tensors.keys():
             raise ConfigError(f"{path} has no optimizers {sorted(missing)}: it cannot be resumed")
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_tensors(tensors[name])
+            optimizer.load_state_tensors(self.ranks.own_state(name, tensors[name]))
         restore_rng(generators)
         print_differences(saved["environment"], self.model.device)
         state = LoopState(**saved["loop"])
@@ -227,6 +231,7 @@ class Stage:
                     seconds=self.config.target_seconds,
                     grad_clip=self.config.grad_clip,
                     scaler=self.scaler,
+                    ranks=self.ranks,
                     asked_to_stop=asked_to_stop,
                 )
             except torch.OutOfMemoryError as error:
@@ -238,10 +243,10 @@ class Stage:
 
     def evaluate(self, state: LoopState) -> None:
         """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
-        if not all_equal(p.detach() for p in self.model.parameters()):
+        if name := first_difference(self.model.named_parameters()):
             raise DivergedError(
-                f"step {state.step}: the ranks no longer hold the same weights; resume from the "
-                f"last checkpoint, and if it happens again look for a faulty device"
+                f"step {state.step}: the ranks no longer hold the same weights, first in {name}; "
+                f"resume from the last checkpoint, and if it happens again look for a faulty device"
             )
         model, rows = self.model, self.data.val_rows
         if rows is None:
@@ -278,7 +283,7 @@ class Stage:
             tokenizer=self.tokenizer,
             run=self.record | progress,
             state=going_on,
-            optimizers=self.optimizers,
+            optimizers={n: self.ranks.whole_state(n, o) for n, o in self.optimizers.items()},
         )
 
         def finish() -> None:

@@ -126,7 +126,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def stream(self, script: Script) -> None:
         self.send_delta({"role": "assistant"})
-        calls = 0
         for piece in script.pieces:
             if isinstance(piece, threading.Event):
                 self.wait_for(piece)
@@ -137,14 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             elif isinstance(piece, str):
                 self.send_delta({"content": piece})
-            elif piece[0] == "python":
-                call = {"index": calls, "id": f"call_{calls}", "type": "function"}
-                call["function"] = {"name": "calculator", "arguments": piece[1]}
-                self.send_delta({"tool_calls": [call]})
-                calls += 1
             else:
-                output = {"type": "python_output", "text": piece[1]}
-                self.send_delta({"nanochat": output})
+                kind = {"python": "python", "output": "python_output"}[piece[0]]
+                self.send_delta({"nanochat": {"type": kind, "text": piece[1]}})
         if script.breaks:
             return
         last = {"nanochat": {"type": "timing", **script.timing}} if script.timing else {}

@@ -3,11 +3,14 @@
 Set NANOCHAT_SCREENSHOTS to a folder to keep a picture of each state at three widths.
 """
 
+import http.client
 import json
 import os
 import re
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from page_server import PAGE, PageServer
@@ -101,11 +104,27 @@ def test_tool_calls_fold(tab):
     assert tools.all_inner_texts() == ["Tool\n37*12 = 444", "Tool\n1/0 = error: division by zero"]
 
 
-def test_a_call_in_pieces_is_one_call(tab):
-    piece = {"index": 0, "function": {"arguments": "7*"}}
-    event = {"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}
-    tab.answered("?", f"data: {json.dumps(event)}\r\n\r\n".encode(), ("python", "6"))
-    assert tab.page.locator("details.tool").all_inner_texts() == ["Tool\n7*6 = ..."]
+@pytest.mark.parametrize("composing", ["keyCode: 229", "isComposing: true"])
+def test_a_key_that_ends_a_composition_does_nothing_else(tab, server, composing):
+    """Safari's Enter after a composition says keyCode 229 and no longer isComposing."""
+
+    def press(selector, key):
+        event = f"new KeyboardEvent('keydown', {{key: '{key}', bubbles: true, {composing}}})"
+        tab.page.eval_on_selector(selector, f"(field) => field.dispatchEvent({event})")
+
+    tab.page.fill("#question", "にほん")
+    press("#question", "Enter")
+    assert tab.page.input_value("#question") == "にほん" and server.requests == []
+    tab.page.press("#question", "Enter")
+    tab.wait(1)
+    tab.page.click("[aria-label='Edit question']")
+    for key in ("Enter", "Escape"):
+        press(".edit textarea", key)
+    tab.page.press(".edit textarea", "Escape")
+    tab.page.fill("#question", "/te")
+    press("#question", "Escape")
+    assert tab.page.input_value("#question") == "/te" and len(server.requests) == 1
+    tab.page.fill("#question", "")
 
 
 def test_stop_keeps_what_there_is_and_frees_the_server(tab, server):
@@ -677,3 +696,51 @@ def test_an_api_key_a_length_and_a_stop(real_page):
         page.wait_for_function(
             "() => fetch('/health').then(r => r.json()).then(h => h.in_flight === 0)"
         )
+
+
+class UnderAPath(BaseHTTPRequestHandler):
+    """A proxy that serves all of `upstream` under /llm/, as nginx does with `location /llm/`."""
+
+    upstream: tuple[str, int]
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        if not self.path.startswith("/llm/"):
+            return self.send_error(404)
+        connection = http.client.HTTPConnection(*self.upstream, timeout=30)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {k: v for k, v in self.headers.items() if k not in ("Host", "Connection")}
+        connection.request(self.command, self.path[4:], body, headers)
+        response = connection.getresponse()
+        self.send_response(response.status)
+        for name, value in response.getheaders():
+            if name not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.end_headers()
+        while part := response.read1():
+            self.wfile.write(part)
+        self.close_connection = True
+
+    do_POST = do_GET
+
+
+@pytest.mark.slow
+def test_the_page_under_a_proxys_path(real_page):
+    page, asked = real_page, []
+    page.on("request", lambda request: asked.append(request.url))
+    with Running(*SAYS_SUM, hosts=["127.0.0.1"]) as running:
+        handler = type("Handler", (UnderAPath,), {"upstream": running.address})
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+            threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+            page.goto(f"http://127.0.0.1:{proxy.server_address[1]}/llm/")
+            page.wait_for_selector("text=tiny")
+            page.fill("#question", "What is 1 + 2?")
+            page.keyboard.press("Enter")
+            page.get_by_text("tokens/s").wait_for(timeout=30_000)
+            assert page.evaluate("serverAnswers()") is True
+            proxy.shutdown()
+    paths = {urlsplit(url).path for url in asked if url.startswith("http")}
+    assert {"/llm/v1/models", "/llm/v1/chat/completions", "/llm/health"} < paths
+    assert all(path.startswith("/llm/") for path in paths)

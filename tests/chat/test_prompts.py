@@ -79,6 +79,35 @@ def test_neighbours_of_one_role_become_one_message():
     ]
 
 
+def system(content, role="system"):
+    return {"role": role, "content": content}
+
+
+def answer(content):
+    return {"role": "assistant", "content": content}
+
+
+@pytest.mark.parametrize(
+    "messages, expected",
+    [
+        ([system("a"), user("b"), answer("c"), system("d"), user("e")],
+         [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d\n\ne")]),
+        ([user("a"), system("b", "developer"), user("c")], [("user", "a\n\nb\n\nc")]),
+        ([user("a"), answer("b"), system("c"), system("d")],
+         [("user", "a"), ("assistant", "b"), ("user", "c\n\nd")]),
+        ([user("a"), system("b"), answer("c")], [("user", "a\n\nb"), ("assistant", "c")]),
+        ([system("a")], [("user", "a")]),
+        ([system("a"), answer("b"), user("c")],
+         [("system", "a"), ("user", ""), ("assistant", "b"), ("user", "c")]),
+        ([answer("b"), system("c"), user("d")],
+         [("user", ""), ("assistant", "b"), ("user", "c\n\nd")]),
+    ],
+)  # fmt: skip
+def test_system_texts_and_answers_at_unusual_places(messages, expected):
+    found = conversation(*messages)
+    assert [(role, "".join(text for _, text in parts)) for role, parts in found] == expected
+
+
 def test_every_result_follows_its_call():
     calls = [{"id": i, "function": {"name": "python", "arguments": i}} for i in "12"]
     said = {"role": "assistant", "content": None, "tool_calls": calls}
@@ -106,8 +135,6 @@ def test_parts_count_only_where_their_text_is_the_contents():
          "message 2 is the result of a tool call '' that no message before it made"),
         ([user("q"), {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}],
          "message 3 is the result of a tool call '' that no message before it made"),
-        ([user("q"), {"role": "assistant", "content": "a"}, {"role": "system", "content": "s"}],
-         "found role 'system', expected 'user'"),
         ([user([{"type": "python", "text": "1"}])], "found part .*python"),
     ],
 )  # fmt: skip
@@ -126,13 +153,15 @@ def test_what_a_client_leaves_open_is_the_servers_choice():
         return request
 
     assert (one().params.temperature, one().params.top_k, one().max_tokens) == (0.5, 7, 70)
-    asked = one(temperature=1, top_k=0, top_p=0.9, min_p=0.1, repetition_penalty=1.2, seed=-1)
+    asked = one(temperature=1, top_k=0, top_p=0.9, min_p=0.1, repetition_penalty=1.2, seed=-2)
     assert (asked.params.temperature, asked.params.top_k, asked.params.top_p) == (1, None, 0.9)
-    assert (asked.params.min_p, asked.params.repetition_penalty, asked.params.seed) == (
-        0.1,
-        1.2,
-        -1,
-    )
+    assert (asked.params.min_p, asked.params.repetition_penalty) == (0.1, 1.2)
+    assert asked.params.seed == -2
+    assert len({one(seed=seed).params.seed for seed in (None, None, -1, -1)}) == 4  # by chance
+    assert one(repeat_penalty=1.3).params.repetition_penalty == 1.3  # llama.cpp's name
+    assert one(top_p=0, temperature=1).params.temperature == 0 and one(top_p=1).params.top_p == 1
+    assert one(stop=["", "x", None]).stop_strings == ("x",) and one(stop="").stop_strings == ()
+    assert one(max_tokens=-1).max_tokens == one(max_completion_tokens=-1, max_tokens=9).max_tokens
     assert one(max_tokens=99).max_tokens == 70 and one(max_tokens=9).max_tokens == 9
     assert one(logprobs=True).logprobs == 0 and one(top_logprobs=3).logprobs is None
     assert one(tool_choice="none").tools is False and one(tool_choice="auto").tools

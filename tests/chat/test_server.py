@@ -150,8 +150,7 @@ def test_a_stream_as_it_is_on_the_wire(one):
 def test_a_tool_call_in_a_whole_answer(sums):
     message = sums.openai.chat.completions.create(model="tiny", messages=HI).choices[0].message
     assert message.content == "S:!"
-    [call] = message.tool_calls
-    assert (call.id, call.function.name, call.function.arguments) == ("call_0", "calculator", "1+2")
+    assert message.tool_calls is None
     assert message.nanochat["parts"] == [
         {"type": "text", "text": "S:"},
         {"type": "python", "text": "1+2"},
@@ -162,11 +161,10 @@ def test_a_tool_call_in_a_whole_answer(sums):
 
 def test_a_tool_call_in_a_stream(sums):
     deltas = [chunk["choices"][0]["delta"] for chunk in events(sums.chat(stream=True))[1:-2]]
-    function = {"name": "calculator", "arguments": "1+2"}
     assert deltas == [
         {"content": "S"},
         {"content": ":"},
-        {"tool_calls": [{"index": 0, "id": "call_0", "type": "function", "function": function}]},
+        {"nanochat": {"type": "python", "text": "1+2"}},
         {"nanochat": {"type": "python_output", "text": "3"}},
         {"content": "!"},
     ]
@@ -199,19 +197,6 @@ def test_an_answer_sent_back_is_read_as_it_was_said(sums):
         used = sums.http.post("/v1/chat/completions", json=body).json()["usage"]
         # the first prompt 6, the answer 11 and its end, <|user_start|> H m <|user_end|>, start
         assert used["prompt_tokens"] == 6 + 11 + 1 + 5
-
-
-def test_what_open_webui_sends(one):
-    assert one.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
-    extra = {"chat_id": "1", "session_id": "2", "metadata": {"x": 1}, "features": {"web": False}}
-    extra |= {"max_tokens": None, "stop": None, "frequency_penalty": 0, "user": "u", "tools": []}
-    system = {"role": "system", "content": "Be kind."}
-    body = {"model": "tiny", "messages": [system, *HI], "stream": True, **extra}
-    response = one.http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200 and events(response)[-1] == "[DONE]"
-    title = {"model": "tiny", "messages": HI, "stream": False, "max_completion_tokens": 1000}
-    answer = one.http.post("/v1/chat/completions", json=title).json()
-    assert answer["choices"][0]["message"]["content"] == "one"
 
 
 # ---------------------------------------------------------------- how answers are drawn
@@ -327,18 +312,12 @@ def test_ids_of_special_tokens_are_refused(one):
 TEXT = "quiet-word"
 BAD = [
     ({}, "messages"),
-    ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": TEXT}]}, "role"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type"),
-    ({"messages": [{"role": "user", "content": None}], "truncation": 3}, "truncation"),
-    ({"messages": [{"role": "assistant", "content": TEXT}]}, "expected 'user'"),
-    ({"messages": [{"role": "system", "content": TEXT}]}, "user"),
+    ({"messages": [{"role": "user", "content": TEXT, "tool_calls": TEXT}]}, "tool_calls"),
     ({"messages": [{"role": "tool", "content": TEXT}]}, "call"),
-    ({"messages": HI, "temperature": 3}, "temperature"),
+    ({"messages": HI, "stop": [TEXT] * 65}, "stop"),
     ({"messages": HI, "n": 17}, "17"),
-    ({"messages": HI, "stop": ""}, "stop"),
-    ({"messages": HI, "frequency_penalty": 0.5}, "repetition_penalty"),
-    ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": HI, "frequency_penalty": TEXT}, "repetition_penalty"),
     ({"messages": [{"role": "user", "content": TEXT * 40}]}, "context of 256"),
     ({"messages": HI * 600}, "600"),
 ]
@@ -447,9 +426,6 @@ def test_time_that_is_up_before_the_first_token_is_503():
 
 def test_an_api_key(one):
     with Running(SAYS_ONE, api_key="sesame") as running:
-        for key in ["", "Bearer", "Bearer sesam", "Bearer sesame2", "Bearer sesame", "sesame"]:
-            response = running.http.get("/v1/models", headers={"authorization": key})
-            assert response.status_code == (200 if key == "Bearer sesame" else 401)
         with pytest.raises(openai.AuthenticationError):
             running.openai.models.list()
         right = openai.OpenAI(base_url=f"{running.url}/v1", api_key="sesame")
@@ -567,9 +543,10 @@ def test_the_log_holds_messages_only_if_asked(wanted):
 
 
 def test_validation_message_names_the_deepest_error():
+    place = ("body", "messages", 0, "content", "list[Part]", 1, "type")
     found = [
-        {"loc": ("body", "stop", "constrained-str"), "msg": "a"},
-        {"loc": ("body", "messages", 0, "content", "list[Part]", 1, "type"), "msg": "b"},
+        {"type": "x", "loc": ("body", "stop", "constrained-str"), "msg": "a"},
+        {"type": "x", "loc": place, "msg": "b"},
     ]
     assert validation_message(found) == "messages.0.content.1.type: b"
 

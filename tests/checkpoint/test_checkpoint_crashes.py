@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -72,7 +73,7 @@ def test_killed_at_random_moments_the_last_complete_one_is_there(base_dir):
 
 
 def replace_and_die(folder, value, point):
-    """Saves step 1 anew; dies just before the `point`-th time that a name in a folder changes."""
+    """Saves step 2 anew; dies just before the `point`-th time that a name in a folder changes."""
     os.environ["NANOCHAT_BASE_DIR"] = str(folder)
     model, tokenizer = tiny_model(n_layer=1), tiny_tokenizer()
     changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
@@ -83,23 +84,28 @@ def replace_and_die(folder, value, point):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(die_at_point)
-    save(1, model=model, tokenizer=tokenizer, run={"value": value})
+    save(2, model=model, tokenizer=tokenizer, run={"value": value})
 
 
 @pytest.mark.slow
-def test_killed_at_any_point_of_replacing_a_checkpoint_one_of_the_two_is_there(base_dir):
-    save(1, model=tiny_model(n_layer=1), run={"value": 0})
-    values = [0]
+def test_killed_at_any_point_of_replacing_a_broken_checkpoint_a_whole_one_is_there(base_dir):
+    whole, broken = (
+        save(1, model=tiny_model(n_layer=1), run={"value": 0}),
+        step_dir("base", "tiny", 2),
+    )
     for point in range(200):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(whole, broken)
+        (broken / "config.json").write_text("")
         process = start(replace_and_die, base_dir, point + 1, point)
         process.join()
-        values.append(load_model("base", CPU, phase="eval")[2]["value"])
-        assert values[-1] in (values[-2], point + 1)
+        value = load_model("base", CPU, phase="eval")[2]["value"]
+        assert value in (0, point + 1)
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-    assert 20 < point < 199 and values[-1] == point + 1
-    assert [p.name for p in find_checkpoint("base").parent.iterdir()] == ["step_000001"]
+    assert 20 < point < 199 and value == point + 1
+    assert sorted(p.name for p in broken.parent.iterdir()) == ["step_000001", "step_000002"]
 
 
 def write_at_once(folder, value, barrier, messages):

@@ -16,7 +16,8 @@ from tiny_checkpoint import save
 from nanochat.checkpoint.hf_config import to_hf
 from nanochat.common import CheckpointError
 from nanochat.configurator import cli
-from nanochat.report import report
+from nanochat.report import energy, report
+from nanochat.report.energy import EnergyMeter, rapl_meter
 from nanochat.report.evaluations import tokenizer_section
 from nanochat.report.figures import format_compact, format_hours, format_number
 from nanochat.report.page import Page, Sample, Section, Table, to_html, to_markdown
@@ -30,8 +31,6 @@ from nanochat.report.run import (
     total,
 )
 from nanochat.report.training import headline
-from nanochat.training import energy
-from nanochat.training.energy import EnergyMeter, rapl_meter
 from nanochat.training.log import TrainLog
 
 
@@ -207,8 +206,7 @@ def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, 
 
     meter = EnergyMeter("a counter", [])
     meter.counters, meter.last = [(read, 0.0)], [0.0]
-    log = TrainLog(tmp_path, "base", {}, 0, meter)
-    assert log.joules(at_end=True) == {"joules": None} and log.joules(at_end=True) == {}
+    assert meter.record(at_end=True) == {"joules": None} and meter.record(at_end=True) == {}
     assert "energy is no longer measured: gone" in capsys.readouterr().out
     base = stages[0]
     base.steps[-1]["joules"] = None

@@ -23,7 +23,6 @@ class Answer {
     this.pieces = 0; // of text: about one a token
     this.saveTimer = null;
     this.waiting = ""; // why nothing comes yet
-    this.call = null; // the index of the last tool call
   }
 
   async write() {
@@ -60,7 +59,7 @@ class Answer {
       try {
         this.asked = performance.now();
         const body = requestFor(this.conversation, this.message);
-        return await ask("/v1/chat/completions", { body, signal });
+        return await ask("v1/chat/completions", { body, signal });
       } catch (error) {
         if (error.status === 401 && (await askForKey(error.message))) continue;
         if (error.status !== 429 || tries >= BUSY_TRIES) throw error;
@@ -85,15 +84,9 @@ class Answer {
     }
     const { message } = this;
     const choice = event.choices?.[0];
-    const { content, tool_calls: calls = [], nanochat: extra } = choice?.delta ?? {};
+    const { content, nanochat: extra } = choice?.delta ?? {};
     if (content) this.takeText("text", String(content));
-    for (const call of calls) {
-      // a call may come in pieces with the same index, and another call may follow it at once
-      const text = String(call.function?.arguments ?? "");
-      this.takeText("python", text, call.index !== this.call);
-      this.call = call.index;
-    }
-    if (extra?.type === "python_output") this.takeText("python_output", String(extra.text));
+    if (/^python(_output)?$/.test(extra?.type)) this.takeText(extra.type, String(extra.text));
     if (choice?.finish_reason) message.finish = String(choice.finish_reason);
     if (extra?.forgotten_turns) message.forgotten = Number(extra.forgotten_turns);
     if (extra?.timed_out) message.finish = "time";
@@ -104,10 +97,10 @@ class Answer {
     this.saveTimer ??= setTimeout(() => this.save(), SAVE_EVERY);
   }
 
-  takeText(type, text, isNew = false) {
+  takeText(type, text) {
     const { parts } = this.message;
-    if (isNew || parts.at(-1)?.type !== type) parts.push({ type, text });
-    else parts.at(-1).text += text;
+    if (type === "text" && parts.at(-1)?.type === type) parts.at(-1).text += text;
+    else parts.push({ type, text }); // a call and its result come whole
     // what this page measures, until the server says it better
     this.first ||= performance.now();
     this.pieces += 1;

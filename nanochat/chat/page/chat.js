@@ -58,9 +58,10 @@ function recall(step) {
 }
 
 function questionKey(event) {
+  if (isComposing(event)) return;
   const question = byId("question");
   const unchanged = !question.value || recalled > 0;
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit();
+  if (event.key === "Enter" && !event.shiftKey) submit();
   else if (event.key === "ArrowUp" && unchanged && recall(1)) question.select();
   else if (event.key === "ArrowDown" && recalled > 0 && recall(-1)) question.select();
   else if (event.key === "Tab" && !event.shiftKey && !byId("hints").hidden) {
@@ -70,6 +71,7 @@ function questionKey(event) {
 }
 
 function pageKey(event) {
+  if (isComposing(event)) return;
   const typing = event.target.closest("input, textarea, dialog") !== null;
   if (event.key === "Escape") return closeOrStop(event);
   const commanding = event.ctrlKey || event.metaKey;

@@ -50,10 +50,13 @@ function attempt(act) {
   }
 }
 
+/** Whether a key belongs to an input method, as in Japanese. Safari's last Enter only says 229. */
+const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 /** Calls the function named after a key that is pressed in `node`, and lets nobody else see it. */
 function onKeys(node, actions) {
   node.addEventListener("keydown", (event) => {
-    const isOther = event.isComposing || (event.key === "Enter" && event.shiftKey);
+    const isOther = isComposing(event) || (event.key === "Enter" && event.shiftKey);
     if (isOther || !Object.hasOwn(actions, event.key)) return;
     event.preventDefault();
     event.stopPropagation();

@@ -16,6 +16,7 @@ class ServerError extends Error {
   }
 }
 
+/** Asks the server at a relative address, for the page may lie under a proxy's path. */
 async function ask(path, { body, signal } = {}) {
   const headers = body ? { "Content-Type": "application/json" } : {};
   const key = attempt(() => sessionStorage.getItem(API_KEY));
@@ -64,7 +65,7 @@ async function* eventsOf(response) {
 
 async function loadModel() {
   try {
-    const models = await (await ask("/v1/models")).json();
+    const models = await (await ask("v1/models")).json();
     modelName = String(models.data?.[0]?.id ?? "");
     defaults = models.data?.[0]?.defaults ?? {};
     showSettings();
@@ -98,7 +99,7 @@ function lookForServer(times) {
 }
 
 async function serverAnswers() {
-  const response = await fetch("/health", { cache: "no-store" }).catch(() => null);
+  const response = await fetch("health", { cache: "no-store" }).catch(() => null);
   if (!response || response.status >= 500) return false; // or a proxy answers in its place
   serverIsThere();
   return true;

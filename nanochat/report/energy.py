@@ -1,36 +1,52 @@
 """The energy that a run takes, by counters: NVML on NVIDIA's cards, RAPL on processors."""
 
-import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from nanochat.common import print0
+from nanochat.common import print0, rank_and_world
+from nanochat.training.log import ranks_of_this_node
 
+SECONDS_BETWEEN_READINGS = 1  # the counters themselves move only some ten times a second
 POWERCAP = Path("/sys/class/powercap")
 Counter = tuple[Callable[[], float], float]  # reads joules since some moment; where it wraps, or 0
 
 
 class EnergyMeter:
-    """take() gives the joules since the last take(), or since the meter was made."""
+    """record() is asked after every training step, and gives joules when a reading is due."""
 
     def __init__(self, source: str, counters: list[Counter]):
         self.source, self.counters = source, counters
-        self.last = [read() for read, _ in counters]
+        self.last, self.when = [read() for read, _ in counters], time.monotonic()
+
+    def record(self, at_end: bool) -> dict:
+        """{"joules": since the last reading}, or {} before a second has passed. A counter that
+        fails does not end the run: {"joules": None} once, and no more readings."""
+        now = time.monotonic()
+        if not self.counters or not (at_end or now - self.when >= SECONDS_BETWEEN_READINGS):
+            return {}
+        self.when = now
+        try:
+            return {"joules": round(self.take(), 3)}
+        except (OSError, RuntimeError, ValueError) as error:
+            print0(f"energy is no longer measured: {error}")
+            self.counters = []
+            return {"joules": None}
 
     def take(self) -> float:
+        """The joules since the last take(), or since the meter was made."""
         before, self.last = self.last, [read() for read, _ in self.counters]
         spent = zip(before, self.last, self.counters, strict=True)
         return sum(now - last + (wrap if now < last else 0.0) for last, now, (_, wrap) in spent)
 
 
-def ranks_of_this_node() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def open_meter(device: torch.device) -> EnergyMeter | None:
-    """A meter of what this node's ranks compute on, or None with a printed line that says why."""
+    """Rank 0's meter of what its node's ranks compute on; None with a printed line that says why,
+    and on the other ranks."""
+    if rank_and_world()[0] != 0:
+        return None
     try:
         if device.type == "cuda":
             return nvml_meter(ranks_of_this_node())

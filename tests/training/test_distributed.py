@@ -1,0 +1,224 @@
+"""Several ranks against one: the same weights, each rank its share of the work, equal replicas."""
+
+import copy
+import math
+from itertools import repeat
+
+import pytest
+import torch
+from conftest import make_batch, make_model
+from rank_jobs import run_jobs
+
+from nanochat.common import rank_and_world
+from nanochat.dataloader import Batch
+from nanochat.files import base_dir
+from nanochat.loss import LossFn
+from nanochat.train import LoopState, train
+from nanochat.training.config import StageConfig
+from nanochat.training.distributed import deal, first_difference, join
+from nanochat.training.optimizers import build_optimizers, make_schedule
+
+STEPS, ROWS, ACCUM = 5, 24, 2
+# Nothing divides by 3 or 4: 19 matrices, of 18 x 18, 6 x 18 (grouped heads), 72 x 18 and 18 x 72.
+SHAPE = {"n_embd": 18, "n_head": 3, "head_dim": 6, "n_kv_head": 1, "vocab_size": 64, "n_layer": 3}
+
+
+def micro_batches() -> list[Batch]:
+    """This rank's of a step; in the last, rank 1 of 4 has no target, others have some."""
+    rank, world = rank_and_world()
+    batch = make_batch(B=ROWS, V=SHAPE["vocab_size"])
+    batch.targets[15:18] = -1
+    batch.targets[3, 4:] = -1
+    each = ROWS // ACCUM // world
+    parts = [slice(first, first + each) for first in range(rank * each, ROWS, each * world)]
+    return [Batch(batch.inputs[part], batch.targets[part]) for part in parts]
+
+
+def start(config: StageConfig, seed: int = 1):
+    """(model with random weights, ranks, optimizers)"""
+    model = make_model(**SHAPE)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5)
+    ranks = join(model, config)
+    return model, ranks, build_optimizers(model, config, ranks.owned)
+
+
+def go_on(model, ranks, optimizers, config, first: int) -> list[tuple]:
+    """(loss, norm) of the next STEPS steps"""
+    figures = []
+    train(
+        model, list(optimizers.values()), repeat(micro_batches()),
+        loss_fn=LossFn(model, compiled=False), schedule=make_schedule(config), ranks=ranks,
+        state=LoopState(step=first, num_steps=first + STEPS),
+        log=lambda state, m: figures.append((m["loss"], m["grad_norm"])),
+        grad_clip=config.grad_clip,
+    )  # fmt: skip
+    return figures
+
+
+def states(ranks, optimizers) -> dict:
+    return {name: ranks.whole_state(name, optimizer) for name, optimizer in optimizers.items()}
+
+
+def train_job(resume_from=None, **settings) -> dict:
+    config = StageConfig(weight_decay=0.1, **settings)
+    model, ranks, optimizers = start(config)
+    if resume_from:
+        saved = torch.load(base_dir() / f"{resume_from}-0.pt", weights_only=False)
+        model.load_state_dict(saved["weights"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_tensors(ranks.own_state(name, saved["whole"][name]))
+    resumed = copy.deepcopy(states(ranks, optimizers))
+    figures = go_on(model, ranks, optimizers, config, first=STEPS if resume_from else 0)
+    return {
+        "resumed": resumed,
+        "figures": figures,
+        "weights": model.state_dict(),
+        "whole": states(ranks, optimizers),
+        "owned": {name: tuple(tensor.shape) for name, tensor in ranks.owned.items()},
+        "difference": first_difference(model.named_parameters()),
+    }
+
+
+def drift_job() -> tuple[str | None, str | None]:
+    """A bit of one rank's weights turns over."""
+    model, *_ = start(StageConfig())
+    before = first_difference(model.named_parameters())
+    if rank_and_world()[0] == 1:
+        weight = model.model.layers[1].mlp.fc1.weight.data
+        weight[3, 3] = torch.nextafter(weight[3, 3], torch.tensor(9.0))
+    return before, first_difference(model.named_parameters())
+
+
+JOBS = {
+    "two": (train_job, 2, 2, {}),
+    "three": (train_job, 3, 3, {}),
+    "four": (train_job, 4, 4, {}),
+    "four again": (train_job, 4, 4, {}),
+    "two nodes": (train_job, 4, 2, {}),
+    "bfloat16": (train_job, 2, 2, {"reduce_dtype": "bfloat16"}),
+    "clipped": (train_job, 3, 3, {"grad_clip": 0.01}),
+    "drift": (drift_job, 3, 3, {}),
+    "1 to 3": (train_job, 3, 3, {"resume_from": "alone"}),
+    "3 to 4": (train_job, 4, 2, {"resume_from": "three"}),
+    "4 to 2": (train_job, 2, 2, {"resume_from": "two nodes"}),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    alone = train_job()
+    torch.save(alone, folder / "alone-0.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        done = run_jobs(JOBS, folder)
+        torch.save(done["two"][0], folder / "two-0.pt")
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        more = {f"{name} to 1": [train_job(resume_from=name)] for name in ("alone", "two")}
+    return done | more | {"alone": [alone]}
+
+
+@pytest.fixture
+def alone(results):
+    return results["alone"][0]
+
+
+def assert_close(weights: dict, expected: dict, rtol=1e-3, atol=1e-4) -> None:
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=rtol, atol=atol, msg=name)
+
+
+def test_matrices_are_dealt_like_cards_and_tables_by_rows():
+    named = dict(make_model(**SHAPE).named_parameters())
+    dealt = deal(named, 4)
+    assert [[p.end - p.begin for p in round] for round in dealt["adamw"]] == [[16] * 4] * 2
+    names = [[p.name.removeprefix("model.layers.") for p in round] for round in dealt["muon"]]
+    assert names[0] == [
+        "2.mlp.fc2.weight",
+        "2.mlp.fc1.weight",
+        "1.mlp.fc2.weight",
+        "1.mlp.fc1.weight",
+    ]
+    assert names[-1] == ["0.self_attn.v_proj.weight", "0.self_attn.k_proj.weight"]
+    assert sum(map(len, names)) == len(named) - 2
+    thirds = [p.end - p.begin for p in deal(named, 3)["adamw"][0]]
+    assert thirds == [21, 21, 22]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["two", "three", "four", "two nodes"])
+def test_n_ranks_equal_one(results, alone, job):
+    for mine in results[job]:
+        assert mine["figures"] == results[job][0]["figures"]
+    torch.testing.assert_close(
+        torch.tensor(results[job][0]["figures"]), torch.tensor(alone["figures"]), rtol=1e-4, atol=0
+    )
+    assert_close(results[job][0]["weights"], alone["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["two", "three", "four", "two nodes", "bfloat16", "clipped"])
+def test_replicas_have_the_same_bits(results, job):
+    for mine in results[job]:
+        assert mine["difference"] is None
+        for name, tensor in results[job][0]["weights"].items():
+            assert torch.equal(mine["weights"][name], tensor), name
+
+
+@pytest.mark.slow
+def test_two_runs_have_the_same_bits(results):
+    for name, tensor in results["four"][0]["weights"].items():
+        assert torch.equal(results["four again"][0]["weights"][name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["two", "three", "four", "two nodes"])
+def test_each_rank_keeps_its_share(results, alone, job):
+    shares = [sum(map(math.prod, mine["owned"].values())) for mine in results[job]]
+    assert sum(shares) == sum(map(math.prod, alone["owned"].values()))
+    assert max(shares) < 1.2 * sum(shares) / len(shares)
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_lead_nearly_to_the_same(results, alone):
+    one, two = alone["figures"], results["bfloat16"][0]["figures"]
+    assert one != two
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=0.02, atol=0)
+
+
+@pytest.mark.slow
+def test_clipping_is_by_the_norm_over_all_ranks(results):
+    clipped = train_job(grad_clip=0.01)
+    assert_close(results["clipped"][0]["weights"], clipped["weights"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_drifted_is_found_by_the_parameters_name(results):
+    assert results["drift"] == [(None, "model.layers.1.mlp.fc1.weight")] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "saved"),
+    [("1 to 3", "alone"), ("3 to 4", "three"), ("4 to 2", "two nodes"), ("two to 1", "two")],
+)
+def test_what_n_ranks_saved_m_ranks_resume(results, job, saved):
+    saved, resumed = results[saved][0], results[job][0]
+    for name, tensors in saved["whole"].items():
+        assert resumed["resumed"][name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(resumed["resumed"][name][key], tensor), key
+    assert_close(resumed["weights"], results["alone to 1"][0]["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["two", "three", "four", "two nodes"])
+def test_the_optimizers_state_is_gathered_whole_on_rank_0(results, alone, job):
+    whole = results[job][0]["whole"]
+    assert whole.keys() == alone["whole"].keys()
+    for name in whole:
+        assert_close(whole[name], alone["whole"][name], rtol=1e-2, atol=1e-5)
+        assert results[job][1]["whole"][name].keys() == {"num_steps"}
