@@ -54,9 +54,7 @@ def evaluate_core_task(
     """A task's Result. The examples are dealt out to all ranks, and every rank gets the result.
 
     rows: the task's examples in the bundle's order; the solved examples before a question are
-    drawn from the rows that are measured. model: a FusedModel or a TransformersModel.
-
-    Raises ConfigError for a max_per_task below 1, DataError for losses that are NaN.
+    drawn from those that are measured. model: a FusedModel or a TransformersModel.
     """
     if max_per_task is not None and max_per_task < 1:
         raise ConfigError(f"max_per_task is {max_per_task}; choose at least 1, or none for all")

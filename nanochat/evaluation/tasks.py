@@ -49,9 +49,8 @@ class Result:
     @property
     def centred(self) -> float | None:
         """(accuracy - baseline) / (1 - baseline): 0 for chance, 1 for all right."""
-        if self.baseline is None:
-            return None
-        return (self.accuracy - self.baseline) / (1 - self.baseline)
+        chance = self.baseline
+        return None if chance is None else (self.accuracy - chance) / (1 - chance)
 
     @property
     def centred_stderr(self) -> float:
@@ -182,8 +181,7 @@ def evaluate_task(
 
     A choice is the letter with the highest logit after the prompt; else `num_samples` answers of
     at most `max_tokens`, tools included, are drawn at `temperature` (None: 0, or 0.8 of several).
-    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer, with
-    index, sample, prompt, completion and what Task.evaluate_all says of it.
+    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
@@ -192,7 +190,7 @@ def evaluate_task(
     if num_samples < 1 or (num_samples > 1 and temperature == 0):
         raise ConfigError(
             f"{num_samples} answers to a question at temperature {temperature}: choose 1, or a "
-            "temperature above 0 (at 0 they would all be the same)"
+            f"temperature above 0, at which they differ"
         )
     chosen = list(range(len(task)))
     if limit is not None and limit < len(task):

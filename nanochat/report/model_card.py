@@ -37,8 +37,7 @@ DATASETS |= {"smoltalk": "HuggingFaceTB/smol-smoltalk"}
 
 
 def render(checkpoint: Path | str, parity: dict | None = None) -> str:
-    """The card of a checkpoint folder, as text; parity: what its export was compared with, shown in
-    a section of its own.
+    """The card of a checkpoint folder, as text; parity: the report of its export's comparison.
 
     Example: render("~/.cache/nanochat/sft_checkpoints/d20/step_000682").
     """
@@ -74,11 +73,9 @@ def title(stage: StageRecord) -> str:
 
 
 def parity_blocks(parity: dict) -> list:
-    checks = [
-        [name.replace("_", " "), str(check["compared"]), str(check["different"])]
-        for name, check in parity["checks"].items()
-    ]
-    rows = []
+    checks, rows = [], []
+    for name, check in parity["checks"].items():
+        checks.append([name.replace("_", " "), *(str(check[n]) for n in ("compared", "different"))])
     for key, value in parity.items():
         if key not in ("checks", "differences"):
             for name, figure in value.items() if isinstance(value, dict) else [("", value)]:

@@ -46,8 +46,9 @@ class RawResult:
 class Worker:
     """One confined warm interpreter, which runs one program after the other.
 
-    limits: the fields of sandbox.Limits. Raises ExecutionUnavailable if it does not start. `lost`:
-    what the tier does not promise here. `alive`: whether another program can follow.
+    ExecutionUnavailable if it does not start.
+    limits: the fields of sandbox.Limits. `lost`: what the tier does not promise here. `alive`:
+    whether another program can follow.
     """
 
     def __init__(self, tier: str, limits: dict):
