@@ -85,6 +85,11 @@ class Place:
 
     def serve(self, control: socket.socket) -> None:
         """One program after the other, each a forked child, until the other side is closed."""
+        ended, wake = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(ended, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake)
         while True:
             message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
             if not message:
@@ -101,27 +106,31 @@ class Place:
             problem, report = os.pipe()
             child = os.fork()
             if child == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 run_program(functools.partial(self.confine, folder), *descriptors, report)
             for descriptor in (*descriptors, report):
                 os.close(descriptor)
-            status = self.wait_for(child, control, folder)
+            status = self.wait_for(child, control, ended, folder)
             if folder != "/tmp":
                 shutil.rmtree(folder)
             control.sendall(STATUS.pack(*status, os.read(problem, 200)))
             os.close(problem)
 
-    def wait_for(self, child: int, control: socket.socket, folder: str) -> tuple[int, float, bool]:
+    def wait_for(
+        self, child: int, control: socket.socket, ended: int, folder: str
+    ) -> tuple[int, float, bool]:
         """The child's wait status, CPU seconds and whether its folder grew too large, for which, or
         on order, it is killed."""
         too_large, watched = False, folder != "/tmp"
-        # readable when the child has ended; macOS has none, but looks at the folder every time
-        ended = [os.pidfd_open(child)] if hasattr(os, "pidfd_open") else []
         while True:
-            wait = LOOK_EVERY if watched else None
-            ready, _, _ = select.select([control, *ended], [], [], wait)
+            ready, _, _ = select.select([control, ended], [], [], LOOK_EVERY if watched else None)
             if control in ready:
                 control.recv(1)  # any word, or none, means: enough
                 os.kill(child, signal.SIGKILL)
+            if ended in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(ended, 4096)
             pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
                 break
@@ -133,8 +142,6 @@ class Place:
                 if sum(sizes) > self.limits["disk_bytes"] or len(sizes) > namespaces.MAX_FILES:
                     too_large = True
                     os.kill(child, signal.SIGKILL)
-        for descriptor in ended:
-            os.close(descriptor)
         if self.tier == "unsafe":  # a confined program cannot have started processes
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
