@@ -51,10 +51,8 @@ def collecting(problems: list[str]) -> Iterator[None]:
 
 
 def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
-    """(what is wrong with a published folder, a sentence each; the model without its tokenizer).
-
-    The model is None if it cannot be read; the problems say why.
-    """
+    """(what is wrong with a published folder, a sentence each; the model without its tokenizer, or
+    None if it cannot be read)."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; name one with a published model")
     problems, model = [], None
@@ -132,8 +130,8 @@ def repair(
 ) -> dict:
     """Exports the model with model.tokenizer to `output`, and returns the parity report.
 
-    variant: what was changed in the tokenizer, for run.json, which otherwise stays. recorded: the
-    fingerprints in the folder; if the tokenizer is another, they stay as "repaired_from".
+    variant: what was changed in the tokenizer, for run.json. recorded: the fingerprints in the
+    folder; if the tokenizer is another, they stay as "repaired_from".
     """
     fingerprint = model.tokenizer.fingerprint
     change = {"tokenizer_fingerprint": fingerprint, "repaired": variant}

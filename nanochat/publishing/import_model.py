@@ -70,11 +70,7 @@ class ImportedModel:
 
 
 def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel:
-    """A Hugging Face folder or a karpathy/nanochat checkpoint; a NanochatError says what cannot be
-    read.
-
-    tokenizer: the pickled tokenizer of a karpathy/nanochat checkpoint.
-    """
+    """A Hugging Face folder, or a karpathy/nanochat checkpoint with its pickled tokenizer."""
     if is_karpathy_checkpoint(folder):
         weights, config, found, meta = read_karpathy_checkpoint(folder, tokenizer)
         check_finite(weights, folder)
@@ -115,7 +111,7 @@ def warn_unknown_keys(where: Path, record: dict, known: set) -> None:
 
 
 def step_of(record: dict, where: Path) -> int:
-    """The step in a run's record, 0 if there is none; CheckpointError if it is not a step."""
+    """The step in a run's record, 0 if there is none."""
     step = record.get("step", 0)
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{where}: step is {step!r:.60}, expected a whole number from 0 on")
@@ -176,20 +172,14 @@ def rope_theta(settings: dict, where: Path) -> float:
         kind = rope.get("rope_type", rope.get("type", "default"))
         share = rope.get("partial_rotary_factor") or 1.0
         if kind != "default" or share != 1.0:
-            raise ConfigError(
-                f"{where}: rotary embedding of type {kind!r} on {share} of each head; this model "
-                f"has the default one on all of it"
-            )
+            found = f"rotary embedding of type {kind!r} on {share} of each head"
+            raise ConfigError(f"{where}: {found}; this model has the default one on all of it")
     # subtle: of the two, transformers 5 takes rope_scaling, if it is not empty.
-    rope = ropes[1] or ropes[0]
-    return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    return (ropes[1] or ropes[0]).get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
 def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str]:
-    """(float32 tensors by name, the dtype that they were stored in) of one file or several.
-
-    Raises CheckpointError for a tensor that is missing, left over or of another shape.
-    """
+    """(float32 tensors by name, the dtype that they were stored in) of one file or several."""
     weights, dtypes = {}, set()
     for name in weight_files(folder):
         path = folder / name

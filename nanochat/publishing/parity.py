@@ -83,8 +83,7 @@ def summary(report: dict) -> str:
 def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
     """Runs compare() in a fresh process, which writes parity.json into `folder`; returns it.
 
-    dtype: what the weights were rounded to. Raises ParityError if the models differ,
-    CheckpointError if the folder cannot even be loaded.
+    dtype: what the weights were rounded to. ParityError if the models differ.
     """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -98,10 +97,8 @@ def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
     report = read_record(folder / PARITY)
     if report is None:
         last = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[-8:])
-        raise CheckpointError(
-            f"{folder} could not be loaded and compared with {checkpoint} (status "
-            f"{ran.returncode}):\n{last}"
-        )
+        reason = f"could not be loaded and compared (status {ran.returncode}):\n{last}"
+        raise CheckpointError(f"{folder} {reason}")
     if not report["passed"]:
         raise ParityError(f"{folder} is not the model of {checkpoint}:\n{summary(report)}")
     return report
@@ -156,7 +153,7 @@ def native_model(checkpoint: Path, dtype: str, device: torch.device):
 
 def check_files(folder: Path, texts: dict[str, str]) -> Check:
     """The files themselves, for what the other checks could miss: a setting, a tokenizer's rule, a
-    file that does not belong there. The weights are compared as transformers loads them."""
+    file that does not belong there."""
     check = Check()
     for name, text in texts.items():
         path = folder / name

@@ -171,11 +171,11 @@ def changed(
 ) -> Tokenizer | None:
     """The same merges with other ids or another pattern; None if the ids collide or do not fit."""
     ids, special_ids = ids or ids_of(tokenizer), special_ids or tokenizer.special_ids
-    numbers = {*ids.values(), *special_ids.values()}
-    if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= tokenizer.vocab_size:
+    numbers, size = {*ids.values(), *special_ids.values()}, tokenizer.vocab_size
+    if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= size:
         return None
     pattern = pattern or tokenizer.split_pattern
-    return Tokenizer(pattern, tokenizer.merges, ids, special_ids, tokenizer.vocab_size)
+    return Tokenizer(pattern, tokenizer.merges, ids, special_ids, size)
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:

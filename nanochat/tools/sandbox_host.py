@@ -111,8 +111,8 @@ class Worker:
     def _exchange(
         self, raw: RawResult, to_source: int, text: memoryview, received: dict, deadline: float
     ) -> None:
-        """Writes the text and reads what comes until the program has ended, by itself or because it
-        was killed for a limit. received: descriptor -> (status above the bound, buffer, bound)."""
+        """Writes the text and reads what comes until the program has ended or is killed. received:
+        descriptor -> (status above the bound, buffer, bound)."""
 
         def move(descriptor: int) -> bool:
             """Moves what one pipe takes or gives now; False when there is nothing more to come."""

@@ -1,9 +1,8 @@
 """Namespaces of the sandbox's own: user, mount, pid, network, IPC and host name.
 
 In them there are the files that Python needs, read-only, and nothing else: no /proc, no home, no
-network device, no other process. The system calls are bubblewrap's, made here because the warm
-interpreter has to live on inside, and to mount a fresh folder for every program. Linux 5.12 or
-newer; an ordinary user needs user namespaces to be allowed.
+network device, no other process. The calls are bubblewrap's, made here because the warm interpreter
+lives on inside and mounts a fresh folder for every program. Linux 5.12 or newer.
 """
 
 import contextlib
