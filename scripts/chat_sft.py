@@ -49,10 +49,11 @@ def main(config: Config) -> None:
     if context < T:
         raise ConfigError(f"--max-tokens {T} is beyond the context, {context}")
     plan = stage.plan_batch(config.examples_per_step, T)
-    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
+    pieces, allowed = stage.tokenizer.pieces(), config.max_malformed
+    parts = mixture(config.mixture, "train", config.seed, pieces, allowed)
+    held_out = mixture(config.val_mixture, "test", config.seed, (), allowed)
     report = dict(parts.report())
     print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
-    held_out = mixture(config.val_mixture, "test", config.seed)
     tokens, val_tokens = (
         tokenize_conversations(conversations, stage.tokenizer, name=name)
         for conversations, name in ((parts, "SFT mixture"), (held_out, "SFT validation"))
@@ -61,7 +62,7 @@ def main(config: Config) -> None:
     val_rows = PaddedRows(val_tokens, T, config.seed, plan.rows_per_step)
     epoch = max(1, len(rows) // plan.rows_per_step)
     report |= rows.counts
-    identity = on_rank0(lambda: fingerprint(parts))
+    identity = on_rank0(lambda: fingerprint(parts, held_out))
     stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()

@@ -41,10 +41,11 @@ def main(config: Config) -> None:
     stage = start_stage("mid", config, parent=("base", config.base_tag, config.base_step))
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
-    parts = mixture(config.mixture, "train", config.seed, stage.tokenizer.pieces())
+    pieces, allowed = stage.tokenizer.pieces(), config.max_malformed
+    parts = mixture(config.mixture, "train", config.seed, pieces, allowed)
+    held_out = mixture(config.val_mixture, "test", config.seed, (), allowed)
     report = dict(parts.report())
     print0(", ".join(f"{name} {count:,}" for name, count in report.items()))
-    held_out = mixture(config.val_mixture, "test", config.seed)
     tokens, val_tokens = (
         tokenize_conversations(conversations, stage.tokenizer, name=name)
         for conversations, name in ((parts, "mid mixture"), (held_out, "mid validation"))
@@ -53,7 +54,7 @@ def main(config: Config) -> None:
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
-    identity = on_rank0(lambda: fingerprint(parts))
+    identity = on_rank0(lambda: fingerprint(parts, held_out))
     stage.train(StageData(rows, val_rows, identity, report, epoch), plan)
     remake(stage.tag)
     compute_cleanup()

@@ -50,7 +50,9 @@ def test_rows_of_each_kind(tmp_path, name):
     assert [row["text"] for row in read_rows(tmp_path / name, ["text"])] == ["one", "zwei é", None]
 
 
-@pytest.mark.parametrize("line, message", [(b"{", "Expecting .* expected one JSON"), (b"[1]", "found list")])
+@pytest.mark.parametrize(
+    "line, message", [(b"{", "Expecting .* expected one JSON"), (b"[1]", "found list")]
+)
 def test_malformed_row_is_named_by_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "x"}\n\n' + line + b"\n")
@@ -162,7 +164,9 @@ def test_unreadable_file_is_named(tmp_path):
 def test_no_row_with_text(tmp_path):
     write(tmp_path / "a.jsonl", [{"txt": "x"}] * 3)
     write(tmp_path / "b.jsonl", ROWS)
-    with pytest.raises(DataError, match="a.jsonl: none of its 3 rows has text.*column 'text'; its columns are txt"):
+    with pytest.raises(
+        DataError, match="a.jsonl: none of its 3 rows has text.*column 'text'; its columns are txt"
+    ):
         texts(open_source(str(tmp_path)))
 
 
