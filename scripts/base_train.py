@@ -98,9 +98,13 @@ def main(config: Config) -> None:
     print0(rows.describe())
 
     def sample(state) -> None:
-        engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
         prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
-        completions = engine.complete(prompts, max_tokens=24, temperature=0)
+        try:  # subtle: whatever goes wrong, a training does not end for its samples
+            engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
+            completions = engine.complete(prompts, max_tokens=24, temperature=0)
+        except Exception as error:
+            print0(f"no samples: {type(error).__name__}: {error}")
+            return
         for prompt, (completion, *_) in zip(PROMPTS, completions, strict=True):
             print0(f"  {prompt}{completion}".replace("\n", " "))
 

@@ -27,7 +27,7 @@ from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import fingerprint, make_task
+from tasks.catalog import fingerprint, make_task, split_name
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     parent = config.parent, config.parent_tag, config.parent_step
     stage = start_stage("rl", config, parent=parent)
-    name, _, source = config.task.partition("@")
-    task, held_out = (make_task(name, split, source or None) for split in ("train", "test"))
+    name, source = split_name(config.task)
+    task, held_out = (
+        make_task(name, split, source, max_malformed=config.max_malformed)
+        for split in ("train", "test")
+    )
     if task.kind != "generate":
         raise ConfigError(f"--task {config.task!r} is multiple choice; take one with free answers")
     rewards = Rewards(find_reward(config.reward) if config.reward else task.reward)
@@ -104,7 +107,7 @@ def main(config: Config) -> None:
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    identity = on_rank0(lambda: fingerprint(task))
+    identity = on_rank0(lambda: fingerprint(task, held_out))
     data = StageData(None, None, identity, report, epoch)
     events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
     stage.train(data, plan, events, policy.steps, open_meter(device))

@@ -20,7 +20,7 @@ CORE_IN_ORDER = """
 CORE = CORE_IN_ORDER.split()
 PLATFORM = ["tools", "evaluation", "report", "publishing", "chat"]
 ORDER = CORE + PLATFORM
-TASKS_MAY_IMPORT = {"common", "conversation", "data", "inference.calculator", "tools"}
+TASKS_MAY_IMPORT = {"common", "conversation", "data", "files", "inference.calculator", "tools"}
 
 # What a person reads who wants to know how a model is made: the top of nanochat/, these folders and
 # these scripts. The aim is 83,500 tokens (bytes / 4), the model card's figure: reached without

@@ -36,11 +36,16 @@ def checkpoint_dir(stage: str) -> Path:
     return base_dir() / f"{stage}{SUFFIX}"
 
 
-def step_dir(stage: str, tag: str, step: int) -> Path:
-    """Example: step_dir("base", "d4", 123) ends in base_checkpoints/d4/step_000123."""
+def run_dir(stage: str, tag: str) -> Path:
+    """The folder of one run; ConfigError for a tag that cannot be a folder's name."""
     if not re.fullmatch(r"\w[\w.+=-]*", tag):
         raise ConfigError(f"model tag {tag!r} is no folder name; use letters, digits and . _ + = -")
-    return checkpoint_dir(stage) / tag / f"step_{step:06d}"
+    return checkpoint_dir(stage) / tag
+
+
+def step_dir(stage: str, tag: str, step: int) -> Path:
+    """Example: step_dir("base", "d4", 123) ends in base_checkpoints/d4/step_000123."""
+    return run_dir(stage, tag) / f"step_{step:06d}"
 
 
 def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = print0) -> list[Found]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint.index import checkpoint_dir, checkpoint_of, prune, step_dir
+from nanochat.checkpoint.index import checkpoint_of, prune, run_dir, step_dir
 from nanochat.checkpoint.mirror import Mirror
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
@@ -30,7 +30,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.distributed import first_difference, join
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
-from nanochat.training.resume import compare_settings, find_resume
+from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside, unlock
 from nanochat.training.validation import measure_rows
 
 
@@ -66,6 +66,8 @@ def start_stage(
     compiled = can_compile(device, config.compile)
     folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
+    locks = []  # rank 0's, which a Stage holds
+    on_rank0(lambda: locks.append(lock_run(name, tag)))
     resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
     if resume_from:
         model, tokenizer, meta = load_folder(resume_from, device, "train")
@@ -75,7 +77,7 @@ def start_stage(
         model, tokenizer = new_model(device)
     if config.fp8:
         model.use_fp8()
-    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta)
+    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta, locks)
 
 
 @dataclass
@@ -91,10 +93,11 @@ class Stage:
     parent: Path | None
     resume_from: Path | None
     meta: dict | None  # of resume_from
+    locks: list
 
     def __post_init__(self):
         self.loss_fn = LossFn(self.model, self.compiled)
-        self.run_folder = checkpoint_dir(self.name) / self.tag
+        self.run_folder = run_dir(self.name, self.tag)
         self.saved = self.resume_from  # the newest checkpoint of this run
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
@@ -148,10 +151,12 @@ class Stage:
             "data_fingerprint": data.fingerprint,
             "data": data.report,
         }
+        self.mirror = Mirror(config.mirror) if config.mirror else None
+        if config.fresh:  # not before: until here a wrong setting costs nothing
+            on_rank0(lambda: move_aside(self.run_folder))
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         session = session_of(model, self.row_tokens)
         self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
-        self.mirror = Mirror(config.mirror) if config.mirror else None
         self.steps = steps or self.steps_of_rows
         evaluate = Periodic(self.evaluate, config.eval_every)
         save = Periodic(self.save, config.save_every)
@@ -160,10 +165,13 @@ class Stage:
             if self.mirror:
                 stack.callback(self.mirror.close)
             self.writer = stack.enter_context(Writer())
-            done = self.loop(state, (evaluate, *events, save))
+            # What only measures or prints comes after, so that it can lose nothing.
+            done = self.loop(state, (save, evaluate, *events))
             if not done:
                 self.save(state)
             self.writer.wait()
+        for file in self.locks:
+            unlock(file)
         if not done:
             print0(f"stopped at step {state.step}, saved {self.saved}; go on with --resume")
             raise SystemExit(130)
@@ -261,7 +269,13 @@ class Stage:
         self.log.note(state, val_bpb=bits)
 
     def save(self, state: LoopState) -> None:
-        """Writes a checkpoint: beside the next steps on a GPU, at once elsewhere."""
+        """Writes a checkpoint, if all ranks hold the same weights: beside the next steps on a GPU,
+        at once elsewhere."""
+        if not all_equal(p.detach() for p in self.model.parameters()):
+            raise DivergedError(
+                f"step {state.step}: the ranks no longer hold the same weights; resume from the "
+                f"last checkpoint, and if it happens again look for a faulty device"
+            )
         config, cuda = self.config, self.model.device.type == "cuda"
         progress = {
             "tokens": state.tokens,
