@@ -249,13 +249,17 @@ class Stage:
                 last = self.saved or "none yet"
                 raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
-    def evaluate(self, state: LoopState) -> None:
-        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
+    def check_replicas(self, state: LoopState) -> None:
+        """Raises DivergedError unless all ranks hold the same weights."""
         if name := first_difference(self.model.named_parameters()):
             raise DivergedError(
                 f"step {state.step}: the ranks no longer hold the same weights, first in {name}; "
                 f"resume from the last checkpoint, and if it happens again look for a faulty device"
             )
+
+    def evaluate(self, state: LoopState) -> None:
+        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
+        self.check_replicas(state)
         model, rows = self.model, self.data.val_rows
         if rows is None:
             return
@@ -271,11 +275,7 @@ class Stage:
     def save(self, state: LoopState) -> None:
         """Writes a checkpoint, if all ranks hold the same weights: beside the next steps on a GPU,
         at once elsewhere."""
-        if not all_equal(p.detach() for p in self.model.parameters()):
-            raise DivergedError(
-                f"step {state.step}: the ranks no longer hold the same weights; resume from the "
-                f"last checkpoint, and if it happens again look for a faulty device"
-            )
+        self.check_replicas(state)
         config, cuda = self.config, self.model.device.type == "cuda"
         progress = {
             "tokens": state.tokens,
