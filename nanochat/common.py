@@ -101,7 +101,7 @@ def on_rank0(function: Callable[[], T]) -> T:
 
 
 def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every rank holds the same bits, by their sums; for 32-bit numbers."""
+    """Whether every rank holds the same 32-bit numbers, by the sums of their bits."""
     if rank_and_world()[1] == 1:
         return True
     sums = torch.stack([t.view(torch.int32).sum(dtype=torch.int64) for t in tensors])

@@ -32,8 +32,7 @@ class Source(NamedTuple):
 
 
 def cpp_compiler() -> str | None:
-    """The command, for shlex.split, of the C++ compiler that Inductor would find: $CXX (which may
-    have arguments), g++, clang++ or c++; None without one."""
+    """The C++ compiler that Inductor would find, with its arguments: $CXX, g++, clang++ or c++."""
     for name in filter(None, (os.environ.get("CXX", "").strip(), "g++", "clang++", "c++")):
         first, *arguments = shlex.split(name)
         if path := shutil.which(first):
@@ -62,8 +61,7 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
 
 
 def compiled(source: Source, compiler: str) -> Path:
-    """The library's path; compiled if it is not there. CalledProcessError where the compiler, a
-    command with its arguments, fails; OSError where a file cannot be written or was not."""
+    """The library's path; compiled if it is not there."""
     command = shlex.split(compiler)
     run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
     identity = [run([*command, "--version"]).stdout, shlex.join([*command[1:], *source.flags])]

@@ -15,16 +15,7 @@ import torch
 
 from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.packing import cut_at_turns, of_epochs, pad_widths, row_bounds, shuffled
-from nanochat.data.token_shards import TokenShards, tokenize_conversations, tokenize_source
-
-__all__ = [
-    "Batch",
-    "PackedRows",
-    "PaddedRows",
-    "batches",
-    "tokenize_conversations",
-    "tokenize_source",
-]
+from nanochat.data.token_shards import TokenShards, tokenize_source  # noqa: F401
 
 NO_LOSS = -1
 MIXED_SHARDS = 16
@@ -59,16 +50,12 @@ class PackedRows:
         if shards.num_tokens == 0:
             raise DataError(f"{shards.name}: found no token, expected at least one document")
         if mask_loss and any(shard.mask is None for shard in shards.shards):
-            raise ConfigError(
-                f"{shards.name}: text has no loss mask; mask_loss is for conversations"
-            )
-        self.shards = shards
-        self.max_length = row_tokens
-        self.seed = seed
+            raise ConfigError(f"{shards.name}: mask_loss is for conversations; text has no mask")
+        self.shards, self.max_length, self.seed = shards, row_tokens, seed
         self.mask_loss = mask_loss
         self._sizes: dict[int, tuple[int, int]] = {}  # (rows, pieces) of the shards seen so far
-        # The window: the rows first..last-1 of the endless sequence, as (shard, begin and end of
-        # its plan's pieces), and the plans of those shards.
+        # The window: rows first..last-1 of the endless sequence, each as (shard, begin and end of
+        # its pieces in the shard's plan).
         self._first = self._last = 0
         self._rows = np.empty((0, 3), np.int64)
         self._plans: dict[int, np.ndarray] = {}
@@ -82,8 +69,8 @@ class PackedRows:
         T, num_tokens, num_rows = self.max_length, self.shards.num_tokens, len(self)
         num_pieces = sum(pieces for _, pieces in self._sizes.values())
         padding = 1 - (num_tokens + num_pieces) / (num_rows * (T + 1))
-        lengths = (np.diff(shard.offsets) for shard in self.shards.shards)
-        cut = sum(int(np.maximum(some - T, 0).sum()) for some in lengths) / num_tokens
+        lengths = np.concatenate([np.diff(shard.offsets) for shard in self.shards.shards])
+        cut = np.maximum(lengths - T, 0).sum() / num_tokens
         return (
             f"{num_rows:,} rows of {T} tokens: {padding:.2%} padding, "
             f"{cut:.2%} of tokens continue a document that began in another row"
@@ -145,9 +132,7 @@ class PaddedRows:
     fixed_length = False
 
     def __init__(self, conversations: TokenShards, seq_len: int, seed: int, rows_per_step: int):
-        self.max_length = seq_len
-        self.seed = seed
-        self.rows_per_step = rows_per_step
+        self.max_length, self.seed, self.rows_per_step = seq_len, seed, rows_per_step
         self.bos = conversations.bos
         (self.shard,) = conversations.shards
         turn_ends = np.flatnonzero(self.shard.tokens == conversations.turn_end) + 1
@@ -155,10 +140,7 @@ class PaddedRows:
         counts = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
         print0(f"{conversations.name}: {counts} (rows of up to {seq_len:,} tokens)")
         if not len(self):
-            raise DataError(
-                f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
-                f"tokens. Take longer rows"
-            )
+            raise DataError(f"{conversations.name}: none has a turn within {seq_len:,} tokens")
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -200,9 +182,8 @@ def batches(
     """This rank's micro-batches, without end.
 
     rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
-    rows from cursor + n * rows_per_step on, over all ranks. A micro-batch is padded to the smallest
-    of `pad_widths` that holds its longest row. On CUDA a thread prepares the whole next step, which
-    is copied while the device computes. Raises ConfigError when the sizes do not divide.
+    rows from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole
+    next step, which is copied while the device computes. ConfigError when the sizes do not divide.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
     at_once = device_batch_size * world_size

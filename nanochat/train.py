@@ -13,7 +13,7 @@ import torch.distributed as dist
 from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch
 
-SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first, without a good step between
+SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first
 TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
 WARM_STEPS = 3  # not timed: they compile
 WHAT_TO_TRY = (
@@ -89,15 +89,15 @@ def reduce_gradients(model) -> None:
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
-    """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, by the
-    median of rank 0's `durations`."""
+    """Steps that fit into `seconds`, of which `step` steps `spent` some, by the median of rank 0's
+    `durations`."""
     typical = sorted(durations)[len(durations) // 2]
     return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
 
 
 @dataclass
 class LossScaler:
-    """float16 loses gradients below 6e-8, so the loss is multiplied by a power of two: doubled
+    """float16 loses gradients below 6e-8, so the loss is multiplied by a power of two, doubled
     after 2,000 good steps, halved at an overflow (Micikevicius et al. 2018)."""
 
     scale: float = 2.0**14

@@ -50,9 +50,9 @@ def capped(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[s
     for document in documents:
         if chars >= max_chars:
             return
-        piece = document[: min(doc_cap, max_chars - chars)]
-        chars += len(piece)
-        yield piece
+        text = document[: min(doc_cap, max_chars - chars)]
+        chars += len(text)
+        yield text
 
 
 def main(config: Config) -> None:
@@ -77,11 +77,11 @@ def main(config: Config) -> None:
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
 
     def counted() -> Iterator[str]:
-        for piece in capped(documents, config.doc_cap, config.max_chars):
+        for text in capped(documents, config.doc_cap, config.max_chars):
             read["documents"] += 1
-            read["characters"] += len(piece)
-            read["bytes"] += len(piece) if piece.isascii() else len(as_bytes(piece))
-            yield piece
+            read["characters"] += len(text)
+            read["bytes"] += len(text) if text.isascii() else len(as_bytes(text))
+            yield text
 
     start = time.monotonic()
     tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
@@ -91,9 +91,8 @@ def main(config: Config) -> None:
     path.unlink(missing_ok=True)
     tokenizer.save(folder)
     write_atomic(path, record)
-    counts = source.counts
-    for what in sorted(counts.keys() - {"documents"}):
-        print0(f"{source.name}: {counts[what]:,} {what}")
+    for what in sorted(source.counts.keys() - {"documents"}):
+        print0(f"{source.name}: {source.counts[what]:,} {what}")
     print0(
         f"tokenizer: {tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, learned from "
         f"{read['characters']:,} characters in {read['documents']:,} documents, "

@@ -30,18 +30,18 @@ def visible_merges(merges: Sequence[tuple[bytes, bytes]]) -> list[list[str]]:
 
 
 class Parts(NamedTuple):
-    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
+    """What a tokenizer.json holds, tokens as byte strings."""
 
     split_pattern: str
-    merges: list[tuple[bytes, bytes]]
-    ids: dict[bytes, int]
+    merges: list[tuple[bytes, bytes]]  # in the order they were learned
+    ids: dict[bytes, int]  # of the bytes and the merges
     special_ids: dict[str, int]
-    vocab_size: int
+    vocab_size: int  # a multiple of 64
 
 
 def to_json(parts: Parts) -> str:
-    """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first. Every
-    id below vocab_size gets a name, so that no reader finds holes."""
+    """The file's text, with a post-processor that puts <|bos|> first. Every id below vocab_size has
+    a name, so that no reader finds holes."""
     alphabet = byte_alphabet()
     # subtle: no real token's name holds a space, so these names collide with none.
     names = [f"<|unused {token_id}|>" for token_id in range(parts.vocab_size)]
@@ -91,7 +91,7 @@ def to_json(parts: Parts) -> str:
 
 
 def read_parts(path: Path) -> Parts:
-    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it; DataError if it is none."""
+    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it."""
     try:
         return parts_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -89,8 +89,7 @@ def first_whole(candidates: list[Found]) -> Path | None:
 
 def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None) -> Path:
     """The newest complete checkpoint of a stage, every file verified. Broken ones are passed over
-    with a printed line; CheckpointError when none is left, with those there are and the command
-    that makes one."""
+    with a printed line."""
     candidates = available_checkpoints(stage, tag)
     path = first_whole([f for f in candidates if step is None or f.step == step])
     if path is None:
@@ -103,8 +102,7 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
 
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
-    """The folder that `source` names, every file verified: a stage's newest complete checkpoint
-    (see find_checkpoint), or the folder itself."""
+    """The folder that `source` names: find_checkpoint of a stage, or a folder itself, verified."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     if Path(source).is_dir():
@@ -127,8 +125,7 @@ def good_checkpoint(run_folder: Path) -> str:
 
 
 def verify(path: Path | str) -> None:
-    """Compares every file with the manifest; CheckpointError names the first that differs, and the
-    run's newest good checkpoint."""
+    """manifest.check; the error also names the run's newest good checkpoint."""
     try:
         manifest.check(Path(path))
     except CheckpointError as error:
@@ -137,8 +134,7 @@ def verify(path: Path | str) -> None:
 
 def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> None:
     """Deletes a run's old checkpoints; one rank calls it. Kept are the newest `keep_last`, those
-    whose step is a multiple of `keep_every` (0: none), the newest whose files all verify, and
-    folders without a readable manifest."""
+    whose step is a multiple of `keep_every` (0: none), and the newest whose files all verify."""
     found = available_checkpoints(stage, tag)
     doomed = [f for f in found[keep_last:] if not keep_every or f.step % keep_every]
     newest = first_whole(found) if doomed else None

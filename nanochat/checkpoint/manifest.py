@@ -1,7 +1,7 @@
 """Folders that are whole or not there: a manifest of sizes and SHA-256, and an atomic rename.
 
-A folder is written under a hidden name beside its place, gets its manifest last, and is renamed.
-The hidden name ends in the writing process's number, so that others leave it alone.
+A folder is written under a hidden name, which ends in the process's number, so that others leave
+it alone; it gets its manifest last, and is renamed.
 """
 
 import hashlib

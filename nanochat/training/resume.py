@@ -9,7 +9,7 @@ from nanochat.checkpoint.index import available_checkpoints, checkpoint_dir, fin
 from nanochat.common import ConfigError, print0
 from nanochat.training.config import StageConfig
 
-# Settings that a resumed run may change without a printed line, and those that it may not.
+# Settings that a resumed run may change without a printed line, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
 FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 

@@ -25,6 +25,7 @@ from nanochat.bpe import native, reference
 from nanochat.bpe.fallback import LibraryEncoder
 from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes, unicode_ranges
 from nanochat.bpe.reference import token_bytes
+from nanochat.bpe.tokenizer_json import to_json
 from nanochat.common import ConfigError
 from nanochat.cpp import cpp_compiler
 from nanochat.tokenizer import Tokenizer
@@ -298,7 +299,7 @@ def test_memory_does_not_grow_with_the_text(kind, size):
 def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    library = LibraryEncoder(tokenizer.to_json(), SPLIT_PATTERN, np.uint32)
+    library = LibraryEncoder(to_json(tokenizer.parts), SPLIT_PATTERN, np.uint32)
     texts = [*KINDS.values(), *random_texts(1000, seed=3), "x\ud800", "<|bos|>", "", " " * 60_000]
     ids, offsets = encoder.encode_batch(texts)
     for i, text in enumerate(texts):
@@ -311,7 +312,7 @@ def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
 
 
 def test_the_library_encodes_a_long_piece(tokenizer, encoder):
-    library = LibraryEncoder(tokenizer.to_json(), SPLIT_PATTERN, np.uint32)
+    library = LibraryEncoder(to_json(tokenizer.parts), SPLIT_PATTERN, np.uint32)
     long = "the" * 60_000 + " " * 60_000  # reference.py's time grows with the square of the length
     assert library.encode(long) == encoder.encode(long)
 
