@@ -100,7 +100,7 @@ def _parts(content: str | list[dict]) -> list[tuple[str, str]]:
 
 
 def segments(conversation: dict) -> list[Segment]:
-    """The conversation as it is read from left to right, texts not yet encoded.
+    """The conversation from left to right, texts not yet encoded.
 
     Example: {"messages": [user "Hi"]} -> <|bos|> <|user_start|> "Hi" <|user_end|>, all with mask 0.
     """
@@ -129,8 +129,8 @@ def segments(conversation: dict) -> list[Segment]:
 
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(ids, mask) of a valid conversation: ids begin with <|bos|>; mask is 1 on what the assistant
-    says, tool calls with their marks and <|assistant_end|> included, and 0 on what it is given:
-    user turns, <|assistant_start|>, tool output with its marks."""
+    says, with its tool calls and <|assistant_end|>, and 0 on what it is given: user turns,
+    <|assistant_start|>, tool output."""
     ids, mask = [], []
     for text, special, loss in segments(conversation):
         new = [tokenizer.special(text)] if special else tokenizer.encode_ordinary(text)

@@ -101,7 +101,7 @@ class PackedRows:
         return self._sizes[k]
 
     def _move_window(self, index: int) -> None:
-        """To where row `index` is; in the first epoch, later shards are not looked at."""
+        """To where row `index` is; in the first epoch, later shards are not needed."""
         epoch, first = 0, 0
         while True:
             order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
@@ -125,8 +125,8 @@ class PaddedRows:
     """One conversation a row, loss on what the assistant says; rows differ in length.
 
     A step's rows are a random sample of all conversations, sorted longest first, so that a
-    micro-batch, on all ranks, holds rows of similar length. A conversation is kept up to the last
-    turn of the assistant that fits into seq_len inputs; `counts`: how many were cut or dropped.
+    micro-batch holds rows of similar length. A conversation is kept up to the last turn of the
+    assistant that fits into seq_len inputs; `counts`: how many were cut or dropped.
     """
 
     fixed_length = False
@@ -208,7 +208,7 @@ def batches(
 
     device = torch.device(device)
     if device.type == "cuda":
-        return _ahead(prepare(), device, rows_per_step // at_once)
+        return _prefetch(prepare(), device, rows_per_step // at_once)
     return (move(batch, device) for batch in prepare())
 
 
@@ -234,7 +234,7 @@ def move(batch: Batch, device: torch.device) -> Batch:
     return Batch(inputs, targets, batch.num_targets, weights)
 
 
-def _ahead(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
+def _prefetch(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
     """Batches on a CUDA device, copied from pinned memory; a thread makes the next `depth`."""
     # subtle: a thread starts out on device 0, where pinning would open a context from every rank.
     index = torch.cuda.current_device() if device.index is None else device.index

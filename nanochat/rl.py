@@ -4,8 +4,8 @@ One step samples G answers to each of its prompts, with the weights of that step
 
     gradient of  sum A (-log p(token)) / (tokens of the step)
 
-over the tokens that the model chose itself, its stop token included, the prompt and the results
-of tools not. A is an answer's reward less its group's mean: REINFORCE (Williams 1992) with the
+over the tokens that the model chose itself, its stop token included, but not the prompt or the
+results of tools. A is an answer's reward less its group's mean: REINFORCE (Williams 1992) with the
 baseline of GRPO (Shao et al. 2024). Sampling with the weights of the step needs neither ratio nor
 clipping; dividing by the group's deviation would favour questions that are nearly always or nearly
 never answered (Liu et al. 2025). So it is supervised training with a weight for every token.
@@ -219,7 +219,7 @@ class Policy:
             if row.any() and not (settings.mask_truncated and rollout.finish == "length")
         ]
         batches = self.batches(kept)
-        return [self.pulled_back(batch) for batch in batches] if settings.kl_coef else batches
+        return [self.with_kl_penalty(batch) for batch in batches] if settings.kl_coef else batches
 
     def batches(self, kept) -> list[Batch]:
         return policy_batches(
@@ -230,7 +230,7 @@ class Policy:
             pad_id=self.engine.tokenizer.bos,
         )
 
-    def pulled_back(self, batch: Batch) -> Batch:
+    def with_kl_penalty(self, batch: Batch) -> Batch:
         """Each weight less kl_coef (log p - log p of the reference): the gradient of the KL
         divergence, by the one-sample estimate at every token."""
         now, then = (token_logprobs(model, batch) for model in (self.engine.model, self.reference))

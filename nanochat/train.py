@@ -1,4 +1,4 @@
-"""The one training loop that every stage shares, its schedules, its events."""
+"""The one training loop that every stage shares, and its events."""
 
 import math
 import signal
@@ -137,7 +137,7 @@ def optimizer_step(model, optimizers, grad_clip: float, scaler: LossScaler | Non
 # ---------------------------------------------------------------- numbers of a step
 
 
-def mark(device: torch.device):
+def timestamp(device: torch.device):
     """A moment in CUDA's queue, or on the clock; see seconds_between."""
     if device.type != "cuda":
         return time.perf_counter()
@@ -236,7 +236,7 @@ def train(
         if state.num_steps is None and len(durations) >= TIMED_STEPS:
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
             print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
-        start = mark(device)
+        start = timestamp(device)
         values = schedule(state)
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             for name in values.keys() & group.keys():
@@ -265,7 +265,7 @@ def train(
             "loss_and_norm": to_host(torch.stack([loss, norm])),
             "totals": to_host(totals),
             "start": start,
-            "end": mark(device),
+            "end": timestamp(device),
             "scaled": scaler is not None,
             "durations": durations,
         }

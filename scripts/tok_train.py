@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanochat.bpe.pieces import as_bytes
 from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import fetched, open_source
@@ -73,14 +72,13 @@ def main(config: Config) -> None:
     if config.resume and path.exists() and path.read_text() == record:
         print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
         return
-    read = {"documents": 0, "characters": 0, "bytes": 0}
+    read = {"documents": 0, "characters": 0}
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
 
     def counted() -> Iterator[str]:
         for text in capped(documents, config.doc_cap, config.max_chars):
             read["documents"] += 1
             read["characters"] += len(text)
-            read["bytes"] += len(text) if text.isascii() else len(as_bytes(text))
             yield text
 
     start = time.monotonic()
@@ -96,7 +94,7 @@ def main(config: Config) -> None:
     print0(
         f"tokenizer: {tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, learned from "
         f"{read['characters']:,} characters in {read['documents']:,} documents, "
-        f"in {seconds:.1f} s ({read['bytes'] / 1e6 / max(seconds, 1e-9):.1f} MB/s)"
+        f"in {seconds:.1f} s ({read['characters'] / 1e6 / max(seconds, 1e-9):.1f} million a second)"
     )
     held_out = (text for shard in source.shards("val") for text in shard.texts())
     texts = list(capped(islice(held_out, 100_000), config.val_chars, config.val_chars))

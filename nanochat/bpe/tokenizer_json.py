@@ -50,6 +50,8 @@ def to_json(parts: Parts) -> str:
     specials = sorted((token_id, name) for name, token_id in parts.special_ids.items())
     special_numbers = set(parts.special_ids.values())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    unset = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    off = ("fuse_unk", "byte_fallback", "ignore_merges")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     byte_level |= {"trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": parts.split_pattern}}
@@ -76,13 +78,8 @@ def to_json(parts: Parts) -> str:
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
+            **dict.fromkeys(unset),
+            **dict.fromkeys(off, False),
             "vocab": {name: i for i, name in enumerate(names) if i not in special_numbers},
             "merges": visible_merges(parts.merges),
         },

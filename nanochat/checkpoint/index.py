@@ -19,7 +19,7 @@ SUFFIX = "_checkpoints"
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A checkpoint on disk, by its place and its manifest."""
 
     stage: str
@@ -43,7 +43,9 @@ def step_dir(stage: str, tag: str, step: int) -> Path:
     return checkpoint_dir(stage) / tag / f"step_{step:06d}"
 
 
-def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = print0) -> list[Found]:
+def checkpoints_in(
+    run_folders: Iterable[Path], say: Callable[[str], None] = print0
+) -> list[Checkpoint]:
     """Those with a manifest, newest first by the time in it; says a line for each other step
     folder. Files are not checked."""
     found = []
@@ -55,13 +57,15 @@ def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = pri
                 say(f"skipped: {error}")
             else:
                 stage = path.parent.parent.name.removesuffix(SUFFIX)
-                found.append(Found(stage, path.parent.name, record["step"], path, record["time"]))
+                found.append(
+                    Checkpoint(stage, path.parent.name, record["step"], path, record["time"])
+                )
     return sorted(found, key=lambda f: (f.time, f.step), reverse=True)
 
 
 def available_checkpoints(
     stage: str | None = None, tag: str | None = None, say: Callable[[str], None] = print0
-) -> list[Found]:
+) -> list[Checkpoint]:
     """checkpoints_in the base folder."""
     stages = [stage] if stage else STAGES
     return checkpoints_in([run for s in stages for run in checkpoint_dir(s).glob(tag or "*")], say)
@@ -76,7 +80,7 @@ def listing() -> str:
     return f"Under {base_dir()} there are: {'; '.join(texts) or 'none'}."
 
 
-def first_whole(candidates: list[Found]) -> Path | None:
+def first_whole(candidates: list[Checkpoint]) -> Path | None:
     """The first whose files all verify; a printed line for each before it."""
     for found in candidates:
         try:

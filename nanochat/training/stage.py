@@ -1,6 +1,6 @@
 """One training stage from set-up to last checkpoint: resume, events, saves, around the one loop.
 
-A script starts the stage, makes rows for the batch plan that it gets, and trains on them:
+A script starts the stage, makes rows for its batch plan, and trains on them:
 
     stage = start_stage("sft", config, parent=("mid", None, None))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
@@ -78,7 +78,7 @@ def start_stage(
 
 @dataclass
 class Stage:
-    """A running stage: see start_stage."""
+    """See start_stage."""
 
     name: str
     config: StageConfig

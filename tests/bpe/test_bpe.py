@@ -511,10 +511,10 @@ def test_a_compiler_with_arguments_and_one_that_is_not_there(empty, monkeypatch,
     plain = cpp_compiler()
     monkeypatch.setenv("CXX", f"{plain} -DNANOCHAT")
     assert cpp_compiler() == f"{plain} -DNANOCHAT"
-    made = cpp.compiled(empty, plain)
+    made = cpp.compile_library(empty, plain)
     time_made = made.stat().st_mtime_ns
-    assert cpp.compiled(empty, plain) == made and made.stat().st_mtime_ns == time_made
-    assert cpp.compiled(empty, cpp_compiler()) != made
+    assert cpp.compile_library(empty, plain) == made and made.stat().st_mtime_ns == time_made
+    assert cpp.compile_library(empty, cpp_compiler()) != made
     monkeypatch.setenv("CXX", "/nowhere/g++-99 -m64")
     assert cpp.load(empty, cpp_compiler(), "nothing is done")
     assert "CXX='/nowhere/g++-99 -m64' is not there" in capsys.readouterr().out
@@ -542,7 +542,7 @@ def test_where_nothing_can_be_kept_a_line_says_so(empty, tmp_path, capsys):
 
 def test_compiling_at_once(empty, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: cpp.compiled(empty, cpp_compiler()), range(4)))
+        paths = set(pool.map(lambda _: cpp.compile_library(empty, cpp_compiler()), range(4)))
     assert set((tmp_path / "bpe").iterdir()) == paths  # nothing is left lying about
     assert len(paths) == 1
 
