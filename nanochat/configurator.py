@@ -44,8 +44,8 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminated_by_exception() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, unless it has another handler, or this is one of several
-    ranks, which would not react while it waits for another in C code."""
+    """SIGTERM raises Terminated meanwhile, unless it has another handler; not with several ranks,
+    which would not react while they wait for each other in C code."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

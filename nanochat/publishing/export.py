@@ -16,7 +16,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 
 from nanochat.checkpoint import manifest
-from nanochat.checkpoint.mirror import check_arrived
 from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import CONFIG, RUN, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
@@ -30,6 +29,7 @@ from nanochat.publishing.export_files import (
     changed_files,
     read_json,
 )
+from nanochat.publishing.mirror import check_arrived
 from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 

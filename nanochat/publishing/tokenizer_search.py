@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.tokenizer_json import GPT2_PATTERN, byte_alphabet, read_parts
+from nanochat.bpe.tokenizer_json import GPT2_PATTERN, Parts, byte_alphabet, read_parts
 from nanochat.common import (
     CheckpointError,
     DataError,
@@ -181,7 +181,7 @@ def changed(
     if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= tokenizer.vocab_size:
         return None
     pattern = pattern or tokenizer.split_pattern
-    return Tokenizer(pattern, tokenizer.merges, ids, special_ids, tokenizer.vocab_size)
+    return Tokenizer(Parts(pattern, tokenizer.merges, ids, special_ids, tokenizer.vocab_size))
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
