@@ -62,13 +62,13 @@ def score_plainly(model, examples: Sequence[Example], tokens_at_once: int = 0) -
 
     model: a FusedModel, whose GPT is read instead, or a TransformersModel.
     """
-    model = getattr(model, "master", model)
+    compute = model.master if isinstance(model, FusedModel) else lambda i: model.model(i).logits
     scores = []
     for example in examples:
         scores.append([])
         for row in example.rows:
             ids = torch.from_numpy(row.ids.astype(np.int64)).to(model.device)
-            logits = model(ids[None, :-1])[0, row.start - 1 :]  # (n, V)
+            logits = compute(ids[None, :-1])[0, row.start - 1 :].float()  # (n, V)
             loss = F.cross_entropy(logits, ids[row.start :]).item()
             is_greedy = bool((logits.argmax(-1) == ids[row.start :]).all())
             scores[-1].append(Score(loss, is_greedy))

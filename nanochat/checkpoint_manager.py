@@ -17,7 +17,7 @@ from nanochat.checkpoint.index import checkpoint_of, step_dir, verify
 from nanochat.checkpoint.rng import capture_rng, environment, git_commit, versions
 from nanochat.checkpoint.writing import copies_on_host, write_folder
 from nanochat.common import CheckpointError, ConfigError, choose_dtype, rank_and_world
-from nanochat.conversation import chat_template, stop_ids
+from nanochat.conversation import chat_template, plain_chat_template, stop_ids
 from nanochat.files import read_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def prepare_checkpoint(
         tensors = {name: copies_on_host(named) for name, named in tensors.items()}
 
     def write() -> Path:
-        write_folder(final, texts, tensors, tokenizer, model.config.sequence_len, place)
+        write_folder(final, texts, tensors, tokenizer.fingerprint, place)
         return final
 
     return write
@@ -75,13 +75,26 @@ def folder_texts(
     origin = {"versions": versions(), "git_commit": git_commit()}
     origin["tokenizer_fingerprint"] = tokenizer.fingerprint
     records = {
-        CONFIG: hugging_face_config(config, tokenizer),
-        GENERATION: generation_config(tokenizer),
         RUN: {**run, **place, **origin},
         STATE: {**state, "step": place["step"], "environment": environment(device)},
     }
-    texts = {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
-    return {**texts, TEMPLATE: chat_template()}
+    return as_json(records) | hugging_face_texts(config, tokenizer)
+
+
+def as_json(records: dict[str, dict]) -> dict[str, str]:
+    return {name: json.dumps(record, indent=1) + "\n" for name, record in records.items()}
+
+
+def hugging_face_texts(config: GPTConfig, tokenizer: Tokenizer, **settings) -> dict[str, str]:
+    """The files that transformers reads beside the weights, by name. settings: more of config.json.
+
+    Programs that do not know {% generation %} read tokenizer_config.json's template, transformers
+    the file's.
+    """
+    records = {CONFIG: hugging_face_config(config, tokenizer) | settings}
+    records[GENERATION] = generation_config(tokenizer)
+    more = {"model_max_length": config.sequence_len, "chat_template": plain_chat_template()}
+    return as_json(records) | {TEMPLATE: chat_template()} | tokenizer.texts(**more)
 
 
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:

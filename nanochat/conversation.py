@@ -5,6 +5,7 @@ of parts}]}, a part {"type": "text" | "python" | "python_output", "text": str}. 
 ordinary text, so that nothing that a user or a data set wrote becomes a special token.
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,13 +28,19 @@ PART_MARKS = {
 
 @lru_cache(1)
 def chat_template() -> str:
-    """The Jinja template that transformers' apply_chat_template renders conversations with.
+    """The Jinja template that transformers' apply_chat_template renders conversations with. Its tag
+    {% generation %} stands around what render() gives the mask 1.
 
     subtle: a template makes one string, in which "<|user_end|>" is markup whoever wrote it, so "<|"
     in content visibly becomes "< |"; text parts are joined first, for "<" and "|bos|>" may come in
     two. Without "<|" the ids are those of render().
     """
     return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+
+
+def plain_chat_template() -> str:
+    """The same template for programs that do not know the tag {% generation %}."""
+    return re.sub(r"\{%- (end)?generation -%\}", "", chat_template())
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -86,7 +93,7 @@ def _problem(message: object, role: str) -> str | None:
     return None
 
 
-def _parts(content: str | list[dict]) -> list[tuple[str, str]]:
+def content_parts(content: str | list[dict]) -> list[tuple[str, str]]:
     """(type, text) of each part; neighbouring texts joined, as one text for the tokenizer."""
     if isinstance(content, str):
         return [("text", content)]
@@ -107,7 +114,7 @@ def segments(conversation: dict) -> list[Segment]:
     out = [Segment("<|bos|>")]
     system = ""
     for message in conversation["messages"]:
-        parts = _parts(message["content"])
+        parts = content_parts(message["content"])
         if message["role"] == "system":
             system = "".join(text for _, text in parts) + "\n\n"
         elif message["role"] == "user":

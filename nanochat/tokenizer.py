@@ -105,19 +105,25 @@ class Tokenizer:
         specials = {name: room + i for i, name in enumerate(SPECIAL_TOKENS)}
         return cls(Parts(split_pattern, merges, ids, specials, vocab_size))
 
-    def save(self, folder: Path | str, model_max_length: int | None = None) -> None:
-        """Writes tokenizer.json and tokenizer_config.json: equal tokenizers give equal bytes."""
+    def texts(self, **settings) -> dict[str, str]:
+        """The texts of tokenizer.json and tokenizer_config.json, by name: equal tokenizers give
+        equal texts. settings: more of tokenizer_config.json."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|bos|>",
             "eos_token": "<|assistant_end|>",
             "pad_token": "<|bos|>",
+            "padding_side": "left",  # in a batch, too, an answer follows its prompt
             "clean_up_tokenization_spaces": False,
+            **settings,
         }
-        if model_max_length is not None:
-            config["model_max_length"] = model_max_length
-        write_atomic(Path(folder, "tokenizer.json"), to_json(self.parts))
-        write_atomic(Path(folder, "tokenizer_config.json"), json.dumps(config, indent=2) + "\n")
+        config_text = json.dumps(config, indent=2) + "\n"
+        return {"tokenizer.json": to_json(self.parts), "tokenizer_config.json": config_text}
+
+    def save(self, folder: Path | str, **settings) -> None:
+        """Writes the texts."""
+        for name, text in self.texts(**settings).items():
+            write_atomic(Path(folder) / name, text)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":

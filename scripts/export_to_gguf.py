@@ -19,7 +19,7 @@ from nanochat.checkpoint_manager import CONFIG
 from nanochat.common import CheckpointError, require_package
 from nanochat.configurator import cli
 from nanochat.files import write_atomic
-from nanochat.publishing.export_files import read_json
+from nanochat.publishing.export_files import read_record
 from nanochat.publishing.parity import summary
 
 
@@ -81,7 +81,7 @@ def write(config: Config, checkpoint: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if not config.unproved:
         write_atomic(proof, json.dumps(report, indent=1) + "\n")
-    settings = read_json(checkpoint / CONFIG)
+    settings = read_record(checkpoint / CONFIG)
     write_atomic(config.output_dir / "Modelfile", modelfile(output.name, from_hf(settings)))
     print(f"{checkpoint} is written as {output}, {output.stat().st_size / 1e6:.1f} MB")
 

@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume")}
     record = json.dumps({**settings, "data_fingerprint": source.fingerprint}, indent=1) + "\n"
     path = folder / RECORD
-    if config.resume and path.exists() and path.read_text() == record:
+    if config.resume and path.exists() and path.read_text(encoding="utf-8") == record:
         print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
         return
     read = {"documents": 0, "characters": 0}

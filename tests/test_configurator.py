@@ -1,6 +1,7 @@
 """configurator.py: what is typed becomes a Config, or fails before anything runs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from nanochat.common import ConfigError
 from nanochat.configurator import cli, parse
+from nanochat.files import base_dir
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,83 @@ def test_another_handler_of_sigterm_stays(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen[0] is handler and callable(seen[1]) and seen[2] is signal.SIG_DFL
+
+
+# ---------------------------------------------------------------- surroundings
+
+PRINTS = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from rich.console import Console
+from nanochat.common import print0
+from nanochat.configurator import cli
+@dataclass(frozen=True)
+class Config:
+    lines: int = 1
+def main(config):
+    for _ in range(config.lines):
+        print0("CORE: 0.1 ± 0.01, 東京")
+    Console().print("[bold]± rich[/bold]")
+    print("é", file=sys.stderr)
+    from nanochat.files import base_dir
+    import getpass
+    (base_dir() / "done").write_text(getpass.getuser())
+cli(main, Config)
+"""
+
+
+def surrounded(tmp_path, *, shell="{}", args="", **environment):
+    """Runs PRINTS in such an environment alone; the process, when it has ended."""
+    program = tmp_path / "program.py"
+    program.write_text(PRINTS, encoding="utf-8")
+    command = shell.format(f"{sys.executable} {program} {args}")
+    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, capture_output=True,
+        executable="/bin/bash", timeout=120,
+    )  # fmt: skip
+
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, b"\\xb1 0.01, \\u6771\\u4eac\n"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"\xb1 0.01, \\u6771\\u4eac\n"),
+        (ASCII, b"\\xb1 0.01, \\u6771\\u4eac\n"),
+        ({"LC_ALL": "en_US"}, "± 0.01, 東京\n".encode()),
+        ({"COLUMNS": "0", "LINES": "0", "TERM": "none"}, "± 0.01, 東京\n".encode()),
+    ],
+)
+def test_printing_does_not_depend_on_the_locale(tmp_path, environment, expected):
+    ran = surrounded(tmp_path, HOME=str(tmp_path), **environment)
+    assert (ran.returncode, expected in ran.stdout) == (0, True), ran.stderr
+    assert (tmp_path / ".cache" / "nanochat" / "done").exists()
+
+
+@pytest.mark.parametrize("shell", ["{} | head -1", "{} > /dev/full", "{} >&- 2>&-", "{} | true"])
+def test_a_run_ends_well_whoever_reads_what_it_prints(tmp_path, shell):
+    ran = surrounded(
+        tmp_path, shell=f"set -o pipefail; {shell}", args="--lines=5000", HOME=str(tmp_path)
+    )
+    assert (ran.returncode, ran.stderr.decode()) in ((0, "é\n"), (0, ""))
+    assert (tmp_path / ".cache" / "nanochat" / "done").exists()
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc"}, {"HOME": "/no/such/folder"}])
+def test_a_user_without_a_name_or_a_home_works_in_the_current_folder(tmp_path, home):
+    become = "unshare --user --map-user=54321"
+    if shutil.which("unshare") is None or subprocess.run([*become.split(), "true"]).returncode:
+        pytest.skip("needs user namespaces")
+    ran = surrounded(tmp_path, shell=become + " {}", **home)
+    assert ran.returncode == 0 and f"{tmp_path} takes its place" in ran.stderr.decode()
+    assert (tmp_path / ".cache/nanochat/done").read_text() == "user54321"
+
+
+def test_without_any_folder_to_keep_files_in_the_variable_is_named(monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "/dev/null/here")
+    with pytest.raises(ConfigError, match="NANOCHAT_BASE_DIR"):
+        base_dir()

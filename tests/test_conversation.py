@@ -5,10 +5,12 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanochat.common import DataError
 from nanochat.conversation import (
     chat_template,
+    plain_chat_template,
     render,
     render_batch,
     render_for_completion,
@@ -190,6 +192,41 @@ def test_template_gives_the_ids_of_render(tokenizer, hub_tokenizer, conversation
     if conversation["messages"][-1]["role"] == "user":
         prompt = templated(hub_tokenizer, conversation, add_generation_prompt=True)
         assert prompt == render_for_completion(conversation, tokenizer)
+
+
+@quick
+@given(conversations(plain))
+def test_template_masks_what_render_masks(tokenizer, hub_tokenizer, conversation):
+    for message in conversation["messages"]:
+        if isinstance(parts := message["content"], list):
+            # transformers marks one token of a span's last character: text ends in ASCII here
+            for before, after in zip(parts, parts[1:], strict=False):
+                before["text"] += "." if after["type"] == "python_output" else ""
+            if "<|" in "".join(p["text"] for p in parts if p["type"] == "text"):
+                return
+    found = hub_tokenizer.apply_chat_template(
+        conversation["messages"], return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert (found["input_ids"], found["assistant_masks"]) == render(conversation, tokenizer)
+
+
+@quick
+@given(conversations(hostile))
+def test_the_plain_template_gives_the_same_text_without_transformers(hub_tokenizer, conversation):
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        plain_chat_template()
+    )
+    messages = conversation["messages"]
+    for prompt in (False, True):
+        rendered = hub_tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt
+        )
+        assert plain.render(messages=messages, add_generation_prompt=prompt) == rendered
+
+
+def test_template_refuses_parts_of_another_kind(hub_tokenizer):
+    with pytest.raises(Exception, match="found image"):
+        hub_tokenizer.apply_chat_template(chat("a", [part("image", "b")])["messages"])
 
 
 def test_template_breaks_markup_with_a_space(hub_tokenizer):

@@ -14,15 +14,13 @@ from nanochat.checkpoint import manifest
 from nanochat.checkpoint.index import good_checkpoint
 from nanochat.common import CheckpointError, on_rank0, print0, rank_and_world
 from nanochat.files import base_dir
-from nanochat.tokenizer import Tokenizer
 
 
 def write_folder(
     final: Path,
     texts: dict[str, str],
     tensors: dict[str, dict[str, torch.Tensor]],
-    tokenizer: Tokenizer,
-    model_max_length: int,
+    tokenizer_fingerprint: str,
     place: dict,
     replace: bool = True,
 ) -> None:
@@ -33,10 +31,9 @@ def write_folder(
     try:
         for name, named in tensors.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(temporary / name, named, tokenizer.fingerprint)
+            save_tensors(temporary / name, named, tokenizer_fingerprint)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        tokenizer.save(temporary, model_max_length)
         manifest.write_manifest(temporary, place)
         manifest.publish(temporary, final, replace)
     except (OSError, SafetensorError) as error:

@@ -202,7 +202,7 @@ def hub_source(repo_id: str, read: Reader) -> Source:
     listing = base_dir() / "hub_listings" / (repo_id.replace("/", "--") + ".json")
     if not listing.exists():
         write_atomic(listing, json.dumps(hub_files(repo_id, "*.parquet")))
-    names = json.loads(listing.read_text())
+    names = json.loads(listing.read_text(encoding="utf-8"))
     if len(names) < 2:
         raise DataError(
             f"{repo_id}: found {len(names)} .parquet files, expected 2 or more: one is validation"

@@ -22,11 +22,10 @@ def record(results: Sequence[Result]) -> dict[str, float]:
     """For metrics.jsonl: core, core_stderr, and five figures of each task."""
     figures = dict(zip(("core", "core_stderr"), mean_centred(results), strict=True))
     for result in results:
-        figures[f"core/{result.name}"] = result.centred
-        figures[f"core_accuracy/{result.name}"] = result.accuracy
-        figures[f"core_stderr/{result.name}"] = result.stderr
-        figures[f"core_examples/{result.name}"] = result.total
-        figures[f"core_baseline/{result.name}"] = result.baseline
+        found = {"core": result.centred, "core_accuracy": result.accuracy}
+        found |= {"core_stderr": result.stderr, "core_examples": result.total}
+        found |= {"core_baseline": result.baseline}
+        figures |= {f"{key}/{result.name}": value for key, value in found.items()}
     return figures
 
 
@@ -55,9 +54,7 @@ def evaluate_core_task(
     """A task's Result. The examples are dealt out to all ranks, and every rank gets the result.
 
     rows: the task's examples in the bundle's order; the solved examples before a question are
-    drawn from the rows that are measured. model: a FusedModel or a TransformersModel.
-
-    Raises ConfigError for a max_per_task below 1, DataError for losses that are NaN.
+    drawn from those that are measured. model: a FusedModel or a TransformersModel.
     """
     if max_per_task is not None and max_per_task < 1:
         raise ConfigError(f"max_per_task is {max_per_task}; choose at least 1, or none for all")

@@ -35,34 +35,9 @@ FIELDS = {
     "language_modeling": {"context": str, "continuation": str},
 }
 OPTIONS = {"multiple_choice": "choices", "schema": "context_options"}
-
 # The first 12 digits of the SHA-256, and the name without its suffix, of each file as MosaicML and
 # DCLM have it.
-KNOWN_FILES = """
-32a5c33c8452 core
-3d8191d45cc6 eval_meta_data
-2771f63f8127 commonsense_qa
-595dca44dec5 copa
-adb2e5c7f8db openbook_qa
-d2870e73aec5 piqa
-80c98d8e7ab8 bigbench_language_identification
-52a31d32b14d hellaswag
-411bfbe5b905 lambada_openai
-746336c27cd2 winograd_wsc
-ea1592526f3b winogrande
-454ff101e614 boolq
-0c2b8029776a coqa
-41fe6c43e725 squad
-9ffd73480b51 agi_eval_lsat_ar
-8485683a8c7e bigbench_cs_algorithms
-106ba9ac7507 bigbench_dyck_languages
-41e2964ad619 bigbench_operators
-8febd2c0080a bigbench_repeat_copy_logic
-1ae3aeedf195 arc_challenge
-d2d12e59543a arc_easy
-bb0d22727cb2 bigbench_qa_wikidata
-187e7f270a44 jeopardy_all
-"""
+KNOWN_FILES = Path(__file__).with_suffix(".sha256")
 
 
 @dataclass(frozen=True)
@@ -97,10 +72,9 @@ class Bundle:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(f"{self.prefix}{name}")
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"{self.path}: {name} cannot be read: {error}. Expected a zip or folder with "
-                f"eval_bundle/core.yaml in it. {WAYS_OUT}"
-            ) from error
+            expected = "Expected a zip or folder with eval_bundle/core.yaml in it"
+            reason = f"{name} cannot be read: {error}. {expected}"
+            raise DataError(f"{self.path}: {reason}. {WAYS_OUT}") from error
 
     def tasks(self) -> list[CoreTask]:
         """The tasks in the bundle's order; raises DataError for one of unknown kind or without a
@@ -113,8 +87,8 @@ class Bundle:
             if kind not in FIELDS or label not in percent:
                 raise DataError(
                     f"{self.path}: task {label} is of kind {kind!r} and has "
-                    f"{'a' if label in percent else 'no'} baseline; expected one of "
-                    f"{', '.join(FIELDS)}, and a line in eval_meta_data.csv"
+                    f"{'a' if label in percent else 'no'} baseline; expected one of {[*FIELDS]}, "
+                    f"and a line in eval_meta_data.csv"
                 )
             delimiter = entry.get("continuation_delimiter", " ")
             shots, baseline = entry["num_fewshot"][0], percent[label] / 100
@@ -137,9 +111,9 @@ class Bundle:
     def changed_files(self) -> list[str]:
         """Names of the files whose content is not the known one."""
         files = ["core.yaml", "eval_meta_data.csv", *(f"eval_data/{t.file}" for t in self.tasks())]
-        known = {name: digest for digest, name in map(str.split, KNOWN_FILES.split("\n")[1:-1])}
-        digests = {name: hashlib.sha256(self.read(name)).hexdigest()[:12] for name in files}
-        return sorted(name for name in digests if digests[name] != known.get(Path(name).stem))
+        known = set(KNOWN_FILES.read_text(encoding="utf-8").splitlines())
+        digest = {name: hashlib.sha256(self.read(name)).hexdigest()[:12] for name in files}
+        return sorted(n for n in files if f"{digest[n]}  {Path(n).stem}" not in known)
 
 
 def wrong_with(row: object, kind: str) -> str | None:
@@ -155,11 +129,8 @@ def wrong_with(row: object, kind: str) -> str | None:
 
 
 def find_bundle(where: str | None = None) -> Bundle:
-    """The bundle at `where`; by default the public one, downloaded once. Called by all ranks.
-
-    Prints which files differ from the known ones. Raises DataError if the bundle is missing,
-    damaged or cannot be downloaded.
-    """
+    """The bundle at `where`; by default the public one, downloaded once. All ranks call it. A line
+    names each file that differs from the known one."""
     if where is not None and not Path(where).exists():
         raise DataError(f"--bundle={where}: there is no such file or folder. {WAYS_OUT}")
     path = Path(where) if where else base_dir() / "eval_bundle" / "eval_bundle.zip"

@@ -75,8 +75,8 @@ class Job(NamedTuple):
 def score(
     model: FusedModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
 ) -> list[list[Score]]:
-    """The Score of every row of every example. About `tokens_at_once` tokens are read at a time, on
-    a CPU fewer. A TransformersModel reads each row whole.
+    """The Score of every row of every example, about `tokens_at_once` tokens at a time, on a CPU
+    fewer. A TransformersModel reads each row whole.
 
     Example: score(model, [Example((Row(np.array([1, 2, 3]), 2),))], 4096)[0][0].loss
     """
@@ -86,9 +86,9 @@ def score(
     jobs = [job for e, ex in enumerate(examples) for job in jobs_of(e, ex.rows, can_share)]
     scores = [[None] * len(example.rows) for example in examples]
     for batch in batches(jobs, tokens_at_once):
-        rows = [row for job in batch for row in job.rows]
-        places = [place for job in batch for place in job.places]
-        for (e, i), one in zip(places, score_rows(model, read(model, batch), rows), strict=True):
+        found = score_rows(model, read(model, batch), [row for job in batch for row in job.rows])
+        places = (place for job in batch for place in job.places)
+        for (e, i), one in zip(places, found, strict=True):
             scores[e][i] = one
     return scores
 
@@ -135,7 +135,8 @@ def padded(parts: Sequence[np.ndarray], width: int, value: int, device) -> torch
 
 
 def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Tensor:
-    """(N, D): the features that predict the scored tokens of the jobs' rows, row after row."""
+    """(N, D): the features that predict the scored tokens of the jobs' rows, row after row; of a
+    TransformersModel (N, V), the logits."""
     B, device, context = len(jobs), model.device, model.config.sequence_len
     P, Q = (round_up(max(n), LENGTH_MULTIPLE) for n in zip(*(job[2:] for job in jobs), strict=True))
     P, Q = min(P, context), Q if P else min(Q, context)
@@ -149,9 +150,10 @@ def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Te
         places += [np.arange(end - n, end) for end, n in zip(ends, scored, strict=True)]
     inputs = padded(rests, Q, 0, device)
     at_p, at_q = torch.arange(P, device=device), torch.arange(Q, device=device)
+    places = torch.from_numpy(np.concatenate(places)).to(device)
     if isinstance(model, TransformersModel):
-        features = model.features(inputs).flatten(0, 1)
-    elif P == 0:
+        return model.logits_at(inputs, places)
+    if P == 0:
         features = model.features(inputs.flatten(), PaddedRows(at_q.expand(B, Q)))
     else:
         beginnings = padded([job.rows[0].ids[: job.shared] for job in jobs], P, 0, device)
@@ -166,11 +168,11 @@ def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Te
         positions = (lengths + own.sum(-1) - 1).clamp(max=context - 1)  # (B, Q)
         rows = PaddedRows(positions, before, as_bias(sees, model.dtype)[:, None])
         features = model.features(inputs.flatten(), rows)
-    return features[torch.from_numpy(np.concatenate(places)).to(device)]
+    return features[places]
 
 
 def score_rows(model, features: torch.Tensor, rows: Sequence[Row]) -> list[Score]:
-    """The Score of each row; features (N, D) predict the rows' scored tokens, one after another."""
+    """The Score of each row; features: what `read` gives, for the rows one after another."""
     targets = np.concatenate([row.ids[row.start :] for row in rows]).astype(np.int64)
     # subtle: oneDNN keeps a compiled product for every number of rows that it meets
     extra = -len(targets) % HEAD_MULTIPLE
@@ -179,7 +181,7 @@ def score_rows(model, features: torch.Tensor, rows: Sequence[Row]) -> list[Score
     step = round_up(LOGITS_AT_ONCE // model.config.vocab_size, HEAD_MULTIPLE)
     losses, greedy = [], []
     for some, wanted in zip(features.split(step), targets.split(step), strict=True):
-        logits = model.logits(some)  # (n, V)
+        logits = model.logits(some) if isinstance(model, FusedModel) else some  # (n, V)
         losses += F.cross_entropy(logits, wanted, reduction="none").tolist()
         greedy += (logits.argmax(-1) == wanted).tolist()
     ends = np.cumsum([len(row.ids) - row.start for row in rows]).tolist()

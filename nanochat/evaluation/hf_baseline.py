@@ -13,77 +13,47 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nanochat.checkpoint_manager import load_model
-from nanochat.common import (
-    CheckpointError,
-    DataError,
-    choose_dtype,
-    print0,
-    require_package,
-)
-from nanochat.conversation import chat_template
+from nanochat.common import CheckpointError, DataError, choose_dtype, print0, require_package
+from nanochat.conversation import chat_template, content_parts
 from nanochat.engine import Engine
 from nanochat.files import base_dir
-from nanochat.gpt import soft_cap
 from nanochat.inference.calculator import evaluate
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams, sample, uniform
 
 # Names under which configurations keep the length of the context.
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-CLOSE_ENOUGH = 0.02  # of the largest logit; compute dtype rounds
 
 
 class TransformersModel:
-    """A model of `transformers` with GPT's features, logits, config and device.
-
-    Features are the last hidden states where head and soft-cap alone make the model's logits of
-    them, which is tried once; else they are the logits, which takes more memory.
-    """
+    """A model of `transformers` with GPT's config and device."""
 
     def __init__(self, model, sequence_len: int):
         self.model = model.eval().requires_grad_(False)
         self.device = model.device
-        self.head = model.get_output_embeddings()
-        self.softcap = getattr(model.config, "final_logit_softcapping", None)
         vocab_size = model.config.get_text_config().vocab_size
         self.config = SimpleNamespace(sequence_len=sequence_len, vocab_size=vocab_size)
-        self.features_are_logits = False  # for the trial
-        self.features_are_logits = not self._head_is_all()
-        if self.features_are_logits:
-            print0(
-                "this model does more to its logits than a head and a soft-cap: they are made for "
-                "every token, which takes more time and memory; lower --device-batch-size if needed"
-            )
 
     @torch.inference_mode()
-    def _head_is_all(self) -> bool:
-        if self.head is None or self.model.base_model is self.model:
-            return False
-        ids = torch.arange(min(8, self.config.vocab_size), device=self.device)[None]
-        theirs, ours = self.model(ids, use_cache=False).logits.float(), self(ids)
-        close = CLOSE_ENOUGH * theirs.abs().max()
-        return ours.shape == theirs.shape and bool(((ours - theirs).abs() <= close).all())
+    def logits_at(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """inputs (B, T) int64; places (N,) among its B T tokens -> (N, V) float32.
 
-    @torch.inference_mode()
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs (B, T) int64 -> (B, T, D), or (B, T, V) where features_are_logits."""
-        if self.features_are_logits:
-            return self.model(inputs, use_cache=False).logits
-        return self.model.base_model(inputs, use_cache=False)[0]
+        subtle: the head is given these places alone, whatever the model does to its logits
+        afterwards; for all tokens they would take most of the time and memory.
+        """
 
-    @torch.inference_mode()
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V) float32."""
-        if self.features_are_logits:
-            return features.float()
-        return soft_cap(self.head(features).float(), self.softcap)
+        def choose(head, arguments):
+            return (arguments[0].flatten(0, 1)[places],)  # (B, T, D) -> (N, D)
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.logits(self.features(inputs))
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            return self.model(inputs, use_cache=False).logits.float()
+        finally:
+            hook.remove()
 
 
 class TransformersTokenizer:
-    """A tokenizer of `transformers` with Tokenizer's methods, and the ids that end an answer."""
+    """A tokenizer of `transformers` with Tokenizer's methods."""
 
     def __init__(self, tokenizer, stop_ids: Iterable[int], vocab_size: int):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
@@ -91,10 +61,8 @@ class TransformersTokenizer:
         first = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
         self.bos = next((i for i in first if i is not None), None)
         if self.bos is None:
-            raise DataError(
-                f"{tokenizer.name_or_path}: the tokenizer names no token that a text begins with; "
-                f"set bos_token or eos_token in tokenizer_config.json"
-            )
+            reason = "no token that a text begins with; set bos_token in tokenizer_config.json"
+            raise DataError(f"{tokenizer.name_or_path}: the tokenizer names {reason}")
 
     def encode(self, text: str | list[str], ordinary: bool = False) -> list:
         """Ids of what the programmer wrote: names of special tokens are honoured."""
@@ -124,17 +92,13 @@ class TransformersTokenizer:
             messages = messages[:-1]
         template = self.tokenizer.chat_template
         if template != chat_template():  # only our own knows messages that are made of parts
-            messages = [m | {"content": text_of(m["content"])} for m in messages]
+            joined = ("".join(part for _, part in content_parts(m["content"])) for m in messages)
+            messages = [m | {"content": text} for m, text in zip(messages, joined, strict=True)]
         if template is None:
-            text = "\n\n".join(message["content"] for message in messages) + "\n\n"
+            text = "".join(f"{message['content']}\n\n" for message in messages)
             return [self.bos, *self.encode_ordinary(text)]
         options = {"add_generation_prompt": True, "tokenize": False}
         return self.encode(self.tokenizer.apply_chat_template(messages, **options))
-
-
-def text_of(content: str | list[dict]) -> str:
-    """The text of a message that is a string or a list of parts."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class TransformersEngine:
@@ -168,8 +132,8 @@ class TransformersEngine:
         params = SamplingParams(temperature, top_k, top_p, seed)
         context, device = self.model.config.sequence_len, self.model.device
         for i, prompt in enumerate(prompts):
-            request = Request(prompt, max_tokens, params)
-            request.check(context, self.model.config.vocab_size, f"prompt {i}")
+            vocab_size = self.model.config.vocab_size
+            Request(prompt, max_tokens, params).check(context, vocab_size, f"prompt {i}")
         stops, bos = list(self.tokenizer.stop_ids), self.tokenizer.bos
         jobs = [(i, s) for i in range(len(prompts)) for s in range(num_samples)]
         jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
@@ -185,22 +149,19 @@ class TransformersEngine:
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
                 n, position = len(samples), so_far.shape[1] - T
                 noise = uniform([seed] * n, samples, [position] * n)
-                tokens = sample(logits.float(), [params] * n, noise)
-                tokens = torch.tensor(tokens, device=device)
+                tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=device)
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
-            answers = self.model.model.generate(
-                ids,
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=min(max_tokens, context - T),
-                    eos_token_id=stops or None,
-                    pad_token_id=stops[0] if stops else bos,
-                    do_sample=False,  # `draw` leaves one token to choose
-                ),
-                logits_processor=LogitsProcessorList([draw]),
-            )[:, T:].tolist()
-            for (i, s), answer in zip(batch, answers, strict=True):
+            how = GenerationConfig(
+                max_new_tokens=min(max_tokens, context - T),
+                eos_token_id=stops or None,
+                pad_token_id=stops[0] if stops else bos,
+                do_sample=False,  # `draw` leaves one token to choose
+            )
+            more = {"attention_mask": mask.to(device), "generation_config": how}
+            more["logits_processor"] = LogitsProcessorList([draw])
+            answers = self.model.model.generate(ids, **more)[:, T:]
+            for (i, s), answer in zip(batch, answers.tolist(), strict=True):
                 end = next((n for n, token in enumerate(answer) if token in stops), len(answer))
                 completions[i][s] = self.tokenizer.decode(answer[:end])
                 on_end()
@@ -209,10 +170,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, V) float32: the logits after the last token of each prompt."""
-        rows = [torch.tensor(prompt) for prompt in prompts]
-        features = self.model.features(pad_sequence(rows, batch_first=True).to(self.model.device))
-        last = [features[i, len(row) - 1] for i, row in enumerate(rows)]
-        return self.model.logits(torch.stack(last))
+        rows = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+        last = [i * rows.shape[1] + len(prompt) - 1 for i, prompt in enumerate(prompts)]
+        return self.model.logits_at(rows.to(self.model.device), torch.tensor(last))
 
 
 def open_engine(
@@ -236,18 +196,15 @@ def open_engine(
 def load_transformers(
     path: Path | str, device: torch.device | str
 ) -> tuple[TransformersModel, TransformersTokenizer]:
-    """(model, tokenizer) of a folder that AutoModelForCausalLM reads, in compute dtype.
-
-    Raises CheckpointError if the folder is missing or incomplete, ConfigError without the package
-    `transformers`.
-    """
+    """(model, tokenizer) of a folder that AutoModelForCausalLM reads, in compute dtype;
+    CheckpointError if it is missing or incomplete."""
     require_package("transformers")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     if not Path(path).is_dir():
         raise CheckpointError(
-            f"{path} is no folder; expected a Hugging Face model's, with config.json, weights and "
-            f"tokenizer. Download one: hf download openai-community/gpt2 --local-dir gpt2"
+            f"{path} is no folder; expected a Hugging Face model's. Download one: hf download "
+            f"openai-community/gpt2 --local-dir gpt2"
         )
     device = torch.device(device)
     options = {"trust_remote_code": False, "local_files_only": True}
@@ -270,12 +227,9 @@ def load_transformers(
 
 def context_of(model, tokenizer) -> int:
     """Tokens of the model's context, by its configuration or its tokenizer's."""
-    config = model.config.get_text_config()
+    config, where = model.config.get_text_config(), tokenizer.name_or_path
     lengths = [getattr(config, name, None) for name in CONTEXT_NAMES]
     for length in [*lengths, tokenizer.model_max_length]:
         if isinstance(length, int) and 0 < length <= 1 << 20:  # tokenizers say 10^30 for "unknown"
             return length
-    raise CheckpointError(
-        f"{tokenizer.name_or_path}: config.json names no context length; expected one of "
-        f"{', '.join(CONTEXT_NAMES)}"
-    )
+    raise CheckpointError(f"{where}: config.json names no context length ({CONTEXT_NAMES})")

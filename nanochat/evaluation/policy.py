@@ -28,10 +28,10 @@ def on_policy_error(policy: Policy, num_problems: int = 4) -> float:
 def measure(policy: Policy, task, num_problems: int, num_samples: int, start=None) -> dict:
     """How the task's first `num_problems` problems go now, over all ranks.
 
-    The shares that are right, with standard errors: "greedy", "pass@1" and "pass@k" of k samples at
-    temperature 1; the share of problems answered both right and wrong; the answers' length, entropy
-    in nats a token and, given the model that the run began with, KL divergence to it. "samples" are
-    three questions and answers, and whether these are right.
+    Shares that are right, with standard errors: "greedy", "pass@1" and "pass@k" of k samples at
+    temperature 1; "mixed_groups", answered both right and wrong; the answers' length, entropy in
+    nats a token and KL divergence to `start`, the model that the run began with. "samples": three
+    questions, answers, and whether these are right.
     """
     engine = policy.engine
     engine.refresh()

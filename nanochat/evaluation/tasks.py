@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,9 +49,8 @@ class Result:
     @property
     def centred(self) -> float | None:
         """(accuracy - baseline) / (1 - baseline): 0 for chance, 1 for all right."""
-        if self.baseline is None:
-            return None
-        return (self.accuracy - self.baseline) / (1 - self.baseline)
+        chance = self.baseline
+        return None if chance is None else (self.accuracy - chance) / (1 - chance)
 
     @property
     def centred_stderr(self) -> float:
@@ -60,8 +60,7 @@ class Result:
         """(pass@k, its standard error) over the examples x: mean(x), and
         sqrt(sum (x - mean)^2 / n) / sqrt(n)."""
         values = [pass_at_k(self.num_samples, right, k) for right in self.right]
-        mean = math.fsum(values) / len(values)
-        return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values)) / len(values)
+        return statistics.fmean(values), statistics.pstdev(values) / math.sqrt(len(values))
 
     def ks(self) -> list[int]:
         """The k for which pass@k is given; none for multiple choice."""
@@ -70,8 +69,8 @@ class Result:
         return sorted({k for k in (*PASS_AT, self.num_samples) if k <= self.num_samples})
 
     def by_phrasing(self) -> list["Result"]:
-        """The Results of the examples asked as in training, and of those in wordings held out, as
-        "facts (trained phrasings)" and "facts (new phrasings)"; none where that is not known."""
+        """The Results of the examples asked as in training, and in wordings held out: "facts
+        (trained phrasings)" and "facts (new phrasings)"; none where that is not known."""
         parts = []
         for phrasing in ("trained", "new"):
             pairs = zip(self.right, self.phrasings, strict=False)
@@ -82,45 +81,38 @@ class Result:
 
     def figures(self) -> dict[str, float]:
         """For metrics.jsonl, for example {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
-        figures = {
-            f"accuracy/{self.name}": self.accuracy,
-            f"stderr/{self.name}": self.stderr,
-            f"examples/{self.name}": self.total,
-        }
+        found = {"accuracy": self.accuracy, "stderr": self.stderr, "examples": self.total}
         if self.centred is not None:
-            figures[f"centred/{self.name}"] = self.centred
-            figures[f"baseline/{self.name}"] = self.baseline
+            found |= {"centred": self.centred, "baseline": self.baseline}
         for k in self.ks():
-            figures[f"pass@{k}/{self.name}"], figures[f"stderr_pass@{k}/{self.name}"] = (
-                self.pass_at(k)
-            )
+            found[f"pass@{k}"], found[f"stderr_pass@{k}"] = self.pass_at(k)
+        figures = {f"{key}/{self.name}": value for key, value in found.items()}
         for part in self.by_phrasing():
             figures |= part.figures()
         return figures
 
     def __str__(self) -> str:
         """Example: "mmlu: 61.0% ± 4.9%, centred 0.4800 (n = 100)"."""
-        text = f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%}"
-        text += "" if self.centred is None else f", centred {self.centred:.4f}"
-        text += f" (n = {self.total:,}"
-        text += f" x {self.num_samples})" if self.num_samples > 1 else ")"
-        for k in self.ks()[1:]:
-            text += ", pass@{} {:.1%} ± {:.1%}".format(k, *self.pass_at(k))
-        text += f", {self.cut:,} prompts cut to the context" if self.cut else ""
-        return text + (f", {self.merged:,} with a token across the boundary" if self.merged else "")
+        parts = [f"{self.name}: {self.accuracy:.1%} ± {self.stderr:.1%}"]
+        parts += [] if self.centred is None else [f"centred {self.centred:.4f}"]
+        samples = f" x {self.num_samples}" if self.num_samples > 1 else ""
+        parts[-1] += f" (n = {self.total:,}{samples})"
+        parts += ["pass@{} {:.1%} ± {:.1%}".format(k, *self.pass_at(k)) for k in self.ks()[1:]]
+        parts += [f"{self.cut:,} prompts cut to the context"] if self.cut else []
+        parts += [f"{self.merged:,} with a token across the boundary"] if self.merged else []
+        return ", ".join(parts)
 
 
 def mean_centred(results: Sequence[Result]) -> tuple[float, float]:
-    """(mean of the centred accuracies, its standard error): variances add, as if the tasks were
-    independent (CORE has HellaSwag twice, so its true error is a little larger)."""
+    """(mean of the centred accuracies, its standard error), as if the tasks were independent (CORE
+    has HellaSwag twice, so its true error is a little larger)."""
     error = math.hypot(*(result.centred_stderr for result in results)) / len(results)
     return math.fsum(result.centred for result in results) / len(results), error
 
 
 def missing_of_chatcore(results: Sequence[Result]) -> list[str]:
     """The tasks whose greedy answers ChatCORE still needs."""
-    greedy = {result.name for result in results if result.temperature == 0}
-    return [name for name in CHATCORE if name not in greedy]
+    return [n for n in CHATCORE if not any(r.name == n and r.temperature == 0 for r in results)]
 
 
 def chatcore(results: Sequence[Result]) -> tuple[float, float]:
@@ -148,23 +140,22 @@ def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str,
 
 def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[str, str]) -> str:
     """The same as text: a line a task, with the reason where it was not run, then ChatCORE."""
-    lines = [f"{'task':<16}{'kind':<10}{'accuracy':>9}  ± stderr{'centred':>9}{'n':>8}"]
+    lines = [f"{'task':<26}{'accuracy':>9}  ± stderr{'centred':>9}{'n':>8}"]
     lines[0] += f"{'control':>10}  ± stderr" if controls else ""
+
+    def add(name: str, share: tuple[float, float], *columns: str) -> None:
+        lines.append("{:<26}{:>9.1%}  ± {:<6.1%}".format(name, *share) + "".join(columns).rstrip())
+
     for r in results:
-        centred = "-" if r.centred is None else f"{r.centred:.4f}"
-        line = f"{r.name:<16}{r.kind:<10}{r.accuracy:>9.1%}  ± {r.stderr:<6.1%}{centred:>9}"
-        line += f"{r.total:>8,}"
-        if r.name in controls:
-            line += f"{controls[r.name].accuracy:>10.1%}  ± {controls[r.name].stderr:.1%}"
-        lines.append(line)
+        columns = ["-" if r.centred is None else f"{r.centred:.4f}", f"{r.total:,}"]
+        columns = [f"{columns[0]:>9}", f"{columns[1]:>8}"]
+        if control := controls.get(r.name):
+            columns.append("{:>10.1%}  ± {:.1%}".format(*control.pass_at(1)))
+        add(r.name, r.pass_at(1), *columns)
         for k in r.ks()[1:]:
-            value, error = r.pass_at(k)
-            lines.append(f"{f'  pass@{k}':<26}{value:>9.1%}  ± {error:.1%}")
+            add(f"  pass@{k}", r.pass_at(k))
         for part in r.by_phrasing():
-            label = part.name.removeprefix(r.name)
-            lines.append(
-                f" {label:<25}{part.accuracy:>9.1%}  ± {part.stderr:<6.1%}{part.total:>17,}"
-            )
+            add(f" {part.name.removeprefix(r.name)}", part.pass_at(1), f"{part.total:>17,}")
     lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
     if missing := missing_of_chatcore(results):
         lines.append(f"ChatCORE: not given, for want of greedy answers to {', '.join(missing)}")
@@ -190,8 +181,7 @@ def evaluate_task(
 
     A choice is the letter with the highest logit after the prompt; else `num_samples` answers of
     at most `max_tokens`, tools included, are drawn at `temperature` (None: 0, or 0.8 of several).
-    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer, with
-    index, sample, prompt, completion and what Task.evaluate_all says of it.
+    `limit` examples are drawn by `seed`. answers_path: a file for one JSON line an answer.
 
     Example: evaluate_task("mmlu", MMLU("test"), engine, limit=100).accuracy
     """
@@ -200,7 +190,7 @@ def evaluate_task(
     if num_samples < 1 or (num_samples > 1 and temperature == 0):
         raise ConfigError(
             f"{num_samples} answers to a question at temperature {temperature}: choose 1, or a "
-            "temperature above 0 (at 0 they would all be the same)"
+            f"temperature above 0, at which they differ"
         )
     chosen = list(range(len(task)))
     if limit is not None and limit < len(task):
@@ -218,15 +208,9 @@ def evaluate_task(
             letters = [task.choices(i) for i in mine]
             answers = answer_choices(engine, prompts, letters, batch_size, advance)
         else:
-            completions = engine.complete(
-                prompts,
-                num_samples=num_samples,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                max_batch=batch_size,
-                on_end=advance,
-            )
+            how = {"num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
+            how |= {"temperature": temperature, "max_batch": batch_size, "on_end": advance}
+            completions = engine.complete(prompts, **how)
             answers = [[{"completion": text} for text in texts] for texts in completions]
     flat = [answer for samples in answers for answer in samples]
     asked = [conversation for conversation in conversations for _ in range(num_samples)]
@@ -245,9 +229,9 @@ def evaluate_task(
         text = "".join(f"{line}\n" for line in lines)
         write_atomic(answers_path, text.encode("utf-8", "backslashreplace"))
     right = tuple(sum(answer["right"] for answer in samples) for *_, samples in every)
-    how = num_samples, temperature, task.baseline, sum(gather([cut]))
     phrasings = tuple(samples[0]["phrasing"] for *_, samples in every)
-    return Result(name, task.kind, right, *how, phrasings=phrasings)
+    figures = num_samples, temperature, task.baseline, sum(gather([cut]))
+    return Result(name, task.kind, right, *figures, phrasings=phrasings)
 
 
 def fit_prompts(conversations, engine: Engine, max_tokens: int) -> tuple[list[list[int]], int]:
@@ -269,10 +253,7 @@ def answer_choices(engine: Engine, prompts, letters, batch_size: int, advance) -
     def token(letter: str) -> int:
         ids = engine.tokenizer.encode_ordinary(letter)
         if len(ids) != 1:
-            raise DataError(
-                f"choice {letter!r} is {len(ids)} tokens; multiple choice compares the "
-                f"logits of single tokens. Use single letters"
-            )
+            raise DataError(f"choice {letter!r} is {len(ids)} tokens; use letters that are one")
         return ids[0]
 
     answers: list[list[dict]] = [[] for _ in prompts]

@@ -1,6 +1,7 @@
 """What is wrong with the files of a published model, and its repair: written again with the
 tokenizer that its weights were trained with (see tokenizer_search.py)."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,13 @@ from nanochat.common import CheckpointError, NanochatError
 from nanochat.conversation import chat_template
 from nanochat.gpt import GPTConfig
 from nanochat.publishing.export import export
-from nanochat.publishing.export_files import TOKENIZER, TOKENIZER_CONFIG, changed_files, read_json
+from nanochat.publishing.export_files import (
+    STRAY,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    changed_files,
+    read_record,
+)
 from nanochat.publishing.import_model import (
     ImportedModel,
     check_finite,
@@ -32,8 +39,6 @@ from nanochat.publishing.import_tokenizer import read_tokenizer_json
 from nanochat.tokenizer import Tokenizer
 
 FILES = (CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)
-STRAY = (".py", ".bin", ".pt", ".pkl", ".model", "tokens.json", "tokens_map.json")
-STRAY += ("vocab.json", "merges.txt")
 
 
 @contextmanager
@@ -46,10 +51,8 @@ def collecting(problems: list[str]) -> Iterator[None]:
 
 
 def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
-    """(what is wrong with a published folder, a sentence each; the model without its tokenizer).
-
-    The model is None if it cannot be read; the problems say why.
-    """
+    """(what is wrong with a published folder, a sentence each; the model without its tokenizer, or
+    None if it cannot be read)."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; name one with a published model")
     problems, model = [], None
@@ -87,15 +90,16 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
 
 
 def id_problems(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
-    """Special tokens that other files of the folder give other ids than tokenizer.json does."""
+    """Special tokens that other files of the folder give other ids than tokenizer.json does, and
+    padding on the right, which transformers does by default: answers to a batch would differ."""
     problems = []
     expected = {CONFIG: hugging_face_config(config, tokenizer)}
     expected[GENERATION] = generation_config(tokenizer)
-    expected[TOKENIZER_CONFIG] = {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>"}
+    expected[TOKENIZER_CONFIG] = json.loads(tokenizer.texts()[TOKENIZER_CONFIG])
     for where, settings in expected.items():
-        record = read_json(folder / where) or {}
-        for key in ("bos_token_id", "eos_token_id", "bos_token", "eos_token"):
-            found = record.get(key)
+        record = read_record(folder / where) or {}
+        for key in ("bos_token_id", "eos_token_id", "bos_token", "eos_token", "padding_side"):
+            found = record.get(key, "right" if key == "padding_side" and record else None)
             found = found.get("content") if isinstance(found, dict) else found
             if key in settings and found not in (None, settings[key]):
                 problems.append(f"{where}: {key} is {found!r}, expected {settings[key]!r}")
@@ -126,8 +130,8 @@ def repair(
 ) -> dict:
     """Exports the model with model.tokenizer to `output`, and returns the parity report.
 
-    variant: what was changed in the tokenizer, for run.json, which otherwise stays. recorded: the
-    fingerprints in the folder; if the tokenizer is another, they stay as "repaired_from".
+    variant: what was changed in the tokenizer, for run.json. recorded: the fingerprints in the
+    folder; if the tokenizer is another, they stay as "repaired_from".
     """
     fingerprint = model.tokenizer.fingerprint
     change = {"tokenizer_fingerprint": fingerprint, "repaired": variant}

@@ -4,7 +4,6 @@ A checkpoint already is such a folder, under transformers' own names. Exporting 
 optimizer and the state, rounds the weights, and adds the model card and the proof.
 """
 
-import json
 import re
 import shutil
 import tempfile
@@ -17,17 +16,17 @@ from safetensors import SafetensorError
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.writing import save_tensors
-from nanochat.checkpoint_manager import CONFIG, RUN, load_checkpoint
+from nanochat.checkpoint_manager import RUN, as_json, hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.publishing import parity
 from nanochat.publishing.export_files import (
     CARD,
-    COPIED,
     INDEX,
     PARITY,
+    STRAY,
     changed_files,
-    read_json,
+    read_record,
 )
 from nanochat.publishing.mirror import check_arrived
 from nanochat.publishing.parity import DTYPES
@@ -38,9 +37,7 @@ PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.M
 # A path in a text: from the root, the home folder or upwards; not part of a URL.
 LOCAL_PATH = re.compile(r"(?:file://|(?<![\w/:.~-]))(?:~[\w.-]*|\.\.?)?/[^\s,;:@\"'|]+")
 # What transformers reads in a repository: if an older upload left it, it would be mixed in.
-LOADED = (".safetensors", ".bin", ".pkl", ".pt", ".py", ".model", ".jinja", "index.json")
-LOADED += ("tokens.json", "tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
-LOADED += ("adapter_config.json",)
+LOADED = (".safetensors", ".jinja", "index.json", *STRAY)
 
 
 # ---------------------------------------------------------------- export
@@ -56,10 +53,9 @@ def export(
 ) -> dict:
     """Writes `output`, a Hugging Face folder of the checkpoint, and returns the parity report.
 
-    dtype: what the weights are rounded to. More than `shard_bytes` of them go into several files.
-    The folder is written under a temporary name, proved in a fresh process (see parity.py), and
-    only then renamed. Raises ParityError if it is not the same model, CheckpointError if it cannot
-    be written; see check_output for `overwrite`.
+    dtype: what the weights are rounded to. overwrite: see check_output. The folder gets its name
+    once it is proved (see parity.py); ParityError if it is not the same model, CheckpointError if
+    it cannot be written.
 
     Example: export(find_checkpoint("sft"), Path("hf_model"))["passed"] is True
     """
@@ -69,17 +65,16 @@ def export(
     checkpoint, output = Path(checkpoint), Path(output).resolve()
     manifest.sweep(output.parent, output.name)
     check_output(output, overwrite)
-    weights, _, _, run = load_checkpoint(checkpoint)
+    weights, config, tokenizer, run = load_checkpoint(checkpoint)
     weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}
     temporary = manifest.temporary_beside(output)
     try:
         temporary.mkdir()
         write_weights(temporary, weights, run["tokenizer_fingerprint"], shard_bytes)
         del weights  # the fresh process holds the model twice
-        for name in COPIED:
-            shutil.copyfile(checkpoint / name, temporary / name)
-        write_json(temporary / CONFIG, {**read_json(checkpoint / CONFIG), "dtype": dtype})
-        write_json(temporary / RUN, public_record(run))
+        texts = hugging_face_texts(config, tokenizer, dtype=dtype)
+        for name, text in (texts | as_json({RUN: public_record(run)})).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         print0(f"loading what was written with transformers, and comparing it with {checkpoint}")
         report = parity.prove(temporary, checkpoint, dtype)
         (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")
@@ -94,15 +89,12 @@ def export(
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """CheckpointError unless an export may be written to the folder `output`.
-
-    It has to be new or empty, or, with `overwrite`, an earlier export without any other files.
-    """
+    """CheckpointError unless the folder `output` is new or empty or, with `overwrite`, an earlier
+    export without any other files."""
     output = Path(output).resolve()
     if output == Path.cwd() or any((p / manifest.MANIFEST).is_file() for p in output.parents):
         raise CheckpointError(
-            f"{output} is the current folder, or lies inside a checkpoint or an export; name "
-            f"another folder, as in ./hf_model"
+            f"{output} is the current folder, or inside a checkpoint or an export; name another"
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,18 +116,13 @@ def check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def write_json(path: Path, record: dict) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
 def rounded(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     """The tensor in `dtype`; CheckpointError if that leaves a number that is not finite."""
     result = tensor.to(DTYPES[dtype])
     if count := int((~result.isfinite()).sum()):
         raise CheckpointError(
-            f"{name} has {count} numbers that are not finite in {dtype}; the largest finite one "
-            f"is {tensor[tensor.isfinite()].abs().max():.3g}. Choose --dtype=bfloat16 or float32, "
-            f"or an earlier checkpoint if this one diverged"
+            f"{name} has {count} numbers that are not finite in {dtype}. Choose --dtype=bfloat16 "
+            f"or float32, or an earlier checkpoint if this one diverged"
         )
     return result
 
@@ -149,9 +136,9 @@ def write_weights(
         save_tensors(folder / file, {name: weights[name] for name in names}, fingerprint)
     if split.is_sharded:
         parameters = sum(tensor.numel() for tensor in weights.values())
-        total = {"total_parameters": parameters, **split.metadata}
-        file_of = dict(sorted(split.tensor_to_filename.items()))
-        write_json(folder / INDEX, {"metadata": total, "weight_map": file_of})
+        index = {"metadata": {"total_parameters": parameters, **split.metadata}}
+        index["weight_map"] = dict(sorted(split.tensor_to_filename.items()))
+        (folder / INDEX).write_text(as_json({INDEX: index})[INDEX], encoding="utf-8")
 
 
 def public_record(run: dict) -> dict:
@@ -207,14 +194,13 @@ def check_repo_id(repo_id: str) -> None:
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """Uploads an exported folder to the hub, verifies what arrived, and returns its URL.
 
-    private: a new repository is made private, and a public one is refused. Files of an earlier
-    upload that transformers would read, and this folder does not have, are deleted in the same
-    commit, with a printed line. After an interruption the same call resumes. Raises
-    CheckpointError, which never shows the account's token.
+    private: a public repository is refused. Files of an earlier upload that transformers would read
+    are deleted in the same commit, with a printed line. After an interruption the same call
+    resumes. Raises CheckpointError, which never shows the account's token.
     """
     from huggingface_hub import HfApi, get_token
 
-    if not (read_json(folder / PARITY) or {}).get("passed"):
+    if not (read_record(folder / PARITY) or {}).get("passed"):
         raise CheckpointError(f"{folder} has no {PARITY} that says it passed; export it first")
     manifest.read_manifest(folder)
     if changed := changed_files(folder):
@@ -226,20 +212,15 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise CheckpointError(
-                f"{repo_id} exists and is public, so nothing was pushed. Name another repository, "
-                f"or leave out --private"
+                f"{repo_id} is public: nothing was pushed. Name another, or leave out --private"
             )
         there = api.list_repo_files(repo_id)
         stale = [n for n in there if n not in names and "/" not in n and n.endswith(LOADED)]
         if stale:
             print0(f"{repo_id}: deleted, left over from an earlier upload: {', '.join(stale)}")
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=names,
-            delete_patterns=[escape(name) for name in stale] or None,
-            commit_message="nanochat export",
-        )
+        which = {"allow_patterns": names, "delete_patterns": [*map(escape, stale)] or None}
+        message = "nanochat export"
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **which)
         arrived = {file.path: file for file in api.get_paths_info(repo_id, names)}
     except (*faults(), ValueError) as error:  # ValueError: a card or a token that is not valid
         reason = f"{type(error).__name__}: {error}"

@@ -3,20 +3,22 @@
 from pathlib import Path
 
 from nanochat.checkpoint.manifest import MANIFEST, read_manifest, sha256_of_all
-from nanochat.checkpoint_manager import GENERATION, TEMPLATE
 from nanochat.common import CheckpointError
-from nanochat.files import read_json as read_any_json
+from nanochat.files import read_json
 
 CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-COPIED = (GENERATION, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE)  # byte for byte the checkpoint's
+
+# What is no part of a nanochat folder, and loaders may read.
+STRAY = (".py", ".bin", ".pt", ".pkl", ".model", "tokens.json", "tokens_map.json")
+STRAY += ("vocab.json", "merges.txt", "vocab.txt", "adapter_config.json")
 
 
-def read_json(path: Path) -> dict | None:
+def read_record(path: Path) -> dict | None:
     """The dictionary in a JSON file, None if there is no file; else CheckpointError."""
     if not path.is_file():
         return None
-    record = read_any_json(path, "Restore or remove it", CheckpointError)
+    record = read_json(path, "Restore or remove it", CheckpointError)
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} holds a {type(record).__name__}, expected a dictionary")
     return record

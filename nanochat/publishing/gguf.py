@@ -20,7 +20,7 @@ from gguf.quants import dequantize, quantize
 from nanochat.bpe.tokenizer_json import visible_merges
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import CheckpointError
-from nanochat.conversation import chat_template, stop_ids
+from nanochat.conversation import plain_chat_template, stop_ids
 from nanochat.gpt import GPTConfig
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 
@@ -44,8 +44,7 @@ NAMES = {  # in a layer: transformers' name -> GGUF's
 
 
 def check_gguf_can_hold(config: GPTConfig, tokenizer: Tokenizer, kind: str = "f16") -> None:
-    """CheckpointError for a model that llama.cpp would compute or tokenize differently, or whose
-    matrices cannot be stored as `kind`."""
+    """CheckpointError for a model that llama.cpp would compute or tokenize differently."""
     if config.logit_softcap is not None:
         raise CheckpointError(
             f"the model caps its logits at {config.logit_softcap:g}, which llama.cpp cannot. Train "
@@ -66,9 +65,8 @@ def check_gguf_can_hold(config: GPTConfig, tokenizer: Tokenizer, kind: str = "f1
 
 def swap_halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(heads * K, D) with the two halves of every head exchanged."""
-    rows, D = weight.shape
-    halves = weight.reshape(rows // head_dim, 2, head_dim // 2, D)  # (H, 2, K/2, D)
-    return halves.flip(1).reshape(rows, D)
+    halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (H, 2, K/2, D)
+    return halves.flip(1).flatten(0, 2)
 
 
 def normalised(weights: dict[str, torch.Tensor], config: GPTConfig) -> dict[str, torch.Tensor]:
@@ -110,8 +108,7 @@ def rounded(name: str, tensor: torch.Tensor, kind: str) -> tuple[np.ndarray, GGM
         largest = np.abs(data[np.isfinite(data)]).max(initial=0)
         raise CheckpointError(
             f"{name} has numbers that are not finite in {kind}; the largest finite one is "
-            f"{largest:.3g}. Write bf16 or q8_0 (--type), or an earlier checkpoint if this one "
-            f"diverged"
+            f"{largest:.3g}. Write bf16 or q8_0 (--type), or a checkpoint that did not diverge"
         )
     return stored, quantization
 
@@ -130,37 +127,34 @@ def rounded_weights(
 
 
 def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> None:
-    writer.add_name(name)
-    writer.add_file_type(TYPES[kind][1])
-    writer.add_quantization_version(2)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.sequence_len)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(4 * config.n_embd)
-    writer.add_head_count(config.n_head)
-    writer.add_head_count_kv(config.n_kv_head)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_xielu_alpha_p([ALPHA_P] * config.n_layer)
-    writer.add_xielu_alpha_n([ALPHA_N] * config.n_layer)
-    writer.add_xielu_beta([0.0] * config.n_layer)
-    writer.add_xielu_eps([XIELU_EPS] * config.n_layer)
+    settings = {
+        "name": name,
+        "file_type": TYPES[kind][1],
+        "quantization_version": 2,
+        "vocab_size": config.vocab_size,
+        "context_length": config.sequence_len,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": 4 * config.n_embd,
+        "head_count": config.n_head,
+        "head_count_kv": config.n_kv_head,
+        **dict.fromkeys(("key_length", "value_length", "rope_dimension_count"), config.head_dim),
+        "rope_freq_base": config.rope_theta,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+    }
+    xielu = {"alpha_p": ALPHA_P, "alpha_n": ALPHA_N, "beta": 0.0, "eps": XIELU_EPS}
+    settings |= {f"xielu_{name}": [value] * config.n_layer for name, value in xielu.items()}
+    for setting, value in settings.items():
+        getattr(writer, f"add_{setting}")(value)
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, document: dict) -> None:
-    """The ids, names and merges of `document`, a tokenizer.json."""
-    vocabulary = document["model"]["vocab"] | tokenizer.special_ids
+def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
+    """The ids, names and merges as tokenizer.json has them."""
+    vocabulary = json.loads(tokenizer.to_json())["model"]["vocab"] | tokenizer.special_ids
     names = sorted(vocabulary, key=vocabulary.get)
-    special = set(tokenizer.special_ids.values())
-    used = {i for i, size in enumerate(tokenizer.token_bytes()) if size} | special
-    types = [
-        TokenType.CONTROL if i in special else TokenType.NORMAL if i in used else TokenType.UNUSED
-        for i in range(len(names))
-    ]
+    types = [TokenType.NORMAL if size else TokenType.UNUSED for size in tokenizer.token_bytes()]
+    for token_id in tokenizer.special_ids.values():
+        types[token_id] = TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(names)
@@ -171,25 +165,21 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, document: dict) -> N
     writer.add_eos_token_id(end)
     writer.add_eot_token_id(end)
     writer.add_add_bos_token(True)
-    writer.add_chat_template(chat_template())
+    writer.add_chat_template(plain_chat_template())
 
 
 def write_gguf(
     checkpoint: Path, output: Path, kind: str = "f16", drop_softcap: bool = False
 ) -> None:
-    """Writes the model of a checkpoint folder to `output`; kind: a key of TYPES.
-
-    drop_softcap: leave out a soft-cap, which changes what the model computes. Raises
-    CheckpointError for a model that the file cannot hold.
-    """
+    """Writes the model of a checkpoint folder to `output`; CheckpointError if the file cannot hold
+    it. kind: a key of TYPES. drop_softcap: leave out a soft-cap, which changes the model."""
     weights, config, tokenizer, run = load_checkpoint(checkpoint)
     if drop_softcap:
         config = replace(config, logit_softcap=None)
     check_gguf_can_hold(config, tokenizer, kind)
     writer = GGUFWriter(output, ARCHITECTURE)
     add_config(writer, config, f"nanochat {run['stage']} {run['tag']}", kind)
-    document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
-    add_tokenizer(writer, tokenizer, document)
+    add_tokenizer(writer, tokenizer)
     for name, tensor in fold(weights, config).items():
         data, quantization = rounded(name, tensor, kind)
         writer.add_tensor(name, data, raw_dtype=quantization)
@@ -199,21 +189,7 @@ def write_gguf(
     writer.close()
 
 
-# Ollama adds <|bos|> itself, as add_bos_token says.
-MODELFILE = '''FROM ./{file}
-TEMPLATE """{{{{- $system := .System }}}}
-{{{{- range .Messages }}}}
-{{{{- if eq .Role "user" }}}}<|user_start|>{{{{ if $system }}}}{{{{ $system }}}}
-
-{{{{ $system = "" }}}}{{{{ end }}}}{{{{ .Content }}}}<|user_end|>
-{{{{- else if eq .Role "assistant" }}}}<|assistant_start|>{{{{ .Content }}}}<|assistant_end|>
-{{{{- end }}}}
-{{{{- end }}}}<|assistant_start|>"""
-PARAMETER stop "<|assistant_end|>"
-PARAMETER num_ctx {context}
-'''
-
-
 def modelfile(file: str, config: GPTConfig) -> str:
-    """Ollama's Modelfile with the chat template in its language; not tested in Ollama."""
-    return MODELFILE.format(file=file, context=config.sequence_len)
+    """Ollama's Modelfile, the chat template in its language (Ollama adds <|bos|>); not tested."""
+    text = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
+    return text.replace("{file}", file).replace("{context}", str(config.sequence_len))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanochat.checkpoint_manager import load_checkpoint
-from nanochat.conversation import chat_template, render
+from nanochat.conversation import plain_chat_template, render
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
 from nanochat.publishing.gguf import rounded_weights
@@ -24,8 +24,7 @@ MOST_TOKENS = 256  # of a text
 
 
 def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -> dict:
-    """Compares the file with its checkpoint and returns the report; ParityError if ids differ, or
-    the probabilities differ by more than BOUNDS."""
+    """The report on the file; ParityError if ids differ, or probabilities by more than BOUNDS."""
     import llama_cpp
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -41,7 +40,7 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
         str(path), n_ctx=context, n_batch=context, logits_all=True, verbose=False, n_gpu_layers=0
     )
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(chat_template())
+    template = environment.from_string(plain_chat_template())
     ids, chats, rows = Check(), Check(), []
     for text in parity_texts.texts():
         expected = tokenizer.encode_ordinary(text)
@@ -56,15 +55,9 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
         chats.same(str(chat), found, expected)
         rows.append(expected[:context])
     agreement, divergence, positions = compare_logits(llama, native, rows)
-    report = {
-        "type": kind,
-        "softcap_dropped": dropped,
-        **tally({"ids": ids, "chats": chats}),
-        "positions": positions,
-        "likeliest_agrees": agreement,
-        "mean_kl_nats": divergence,
-        "llama_cpp_python": llama_cpp.__version__,
-    }
+    report = {"type": kind, "softcap_dropped": dropped, **tally({"ids": ids, "chats": chats})}
+    report |= {"positions": positions, "likeliest_agrees": agreement, "mean_kl_nats": divergence}
+    report["llama_cpp_python"] = llama_cpp.__version__
     least, most = BOUNDS[kind]
     report["passed"] = report["passed"] and agreement >= least and divergence <= most
     if not report["passed"]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from nanochat.checkpoint.hf_config import from_hf, to_hf
 from nanochat.checkpoint.index import step_dir
@@ -28,7 +29,7 @@ from nanochat.publishing.export_files import (
     PARITY,
     TOKENIZER,
     changed_files,
-    read_json,
+    read_record,
 )
 from nanochat.publishing.import_tokenizer import read_tokenizer_json
 from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read_karpathy_checkpoint
@@ -69,11 +70,7 @@ class ImportedModel:
 
 
 def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel:
-    """A Hugging Face folder or a karpathy/nanochat checkpoint; a NanochatError says what cannot be
-    read.
-
-    tokenizer: the pickled tokenizer of a karpathy/nanochat checkpoint.
-    """
+    """A Hugging Face folder, or a karpathy/nanochat checkpoint with its pickled tokenizer."""
     if is_karpathy_checkpoint(folder):
         weights, config, found, meta = read_karpathy_checkpoint(folder, tokenizer)
         check_finite(weights, folder)
@@ -82,8 +79,8 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
         return ImportedModel(weights, config, found, run)
     if tokenizer:
         raise ConfigError(
-            f"--tokenizer is for checkpoints of karpathy/nanochat; {folder} has a {TOKENIZER}. To "
-            f"try another: python -m scripts.doctor {folder} --tokenizer {tokenizer}"
+            f"--tokenizer is for checkpoints of karpathy/nanochat. To try another than the "
+            f"folder's: python -m scripts.doctor {folder} --tokenizer {tokenizer}"
         )
     for problem in changed_files(folder):
         print0(f"{folder}: {problem}")
@@ -94,32 +91,27 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
     template = folder / TEMPLATE
     if not template.is_file() or template.read_bytes() != chat_template().encode():
         print0(f"{folder}: nanochat's chat template takes the place of its own")
-    warn_unknown_keys(folder / GENERATION, read_json(folder / GENERATION) or {}, IDS)
+    warn_unknown_keys(folder / GENERATION, read_record(folder / GENERATION) or {}, IDS)
     return ImportedModel(weights, config, found, read_run(folder, dtype), dtype)
 
 
 def check_finite(weights: dict, folder: Path) -> None:
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                f"{folder}: {name} has numbers that are not finite: the file was damaged, or the "
-                f"training diverged"
-            )
+            reason = "the file was damaged, or the training diverged"
+            raise CheckpointError(f"{folder}: {name} has numbers that are not finite: {reason}")
 
 
 def warn_unknown_keys(where: Path, record: dict, known: set) -> None:
     """Prints a line that names the settings of a file that are not used."""
-    unknown = [
-        f"{name} = {value!r:.40}"
-        for name, value in record.items()
-        if name not in known | IGNORED and value is not None
-    ]
-    if unknown:
-        print0(f"{where}: not taken over: {', '.join(unknown)}")
+    names = [name for name in record if name not in known | IGNORED and record[name] is not None]
+    if names:
+        unknown = ", ".join(f"{name} = {record[name]!r:.40}" for name in names)
+        print0(f"{where}: not taken over: {unknown}")
 
 
 def step_of(record: dict, where: Path) -> int:
-    """The step in a run's record, 0 if there is none; CheckpointError if it is not a step."""
+    """The step in a run's record, 0 if there is none."""
     step = record.get("step", 0)
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{where}: step is {step!r:.60}, expected a whole number from 0 on")
@@ -128,7 +120,7 @@ def step_of(record: dict, where: Path) -> int:
 
 def read_run(folder: Path, dtype: str) -> dict:
     """run.json of a checkpoint made from the folder: the folder's own, and where it is from."""
-    run, report = (read_json(folder / name) for name in (RUN, PARITY))
+    run, report = (read_record(folder / name) for name in (RUN, PARITY))
     imported = {"from": "a Hugging Face folder", "dtype": dtype}
     if report:  # an export of ours: what it takes to export it again as it was
         path = folder / CARD
@@ -142,17 +134,12 @@ def read_run(folder: Path, dtype: str) -> dict:
 
 def read_config(folder: Path) -> tuple[GPTConfig, bool]:
     """(config, whether embedding and head are tied); a printed line for each default and each
-    unknown setting.
-
-    Raises ConfigError for a setting that this model cannot compute, CheckpointError for a file that
-    is damaged.
-    """
+    unknown setting, ConfigError for one that this model cannot compute."""
     where = folder / CONFIG
-    settings = read_json(where)
+    settings = read_record(where)
     if settings is None:
-        raise CheckpointError(
-            f"{where} is missing; expected a Hugging Face folder, or one with a model_<step>.pt"
-        )
+        expected = "a Hugging Face folder, or one with a model_<step>.pt"
+        raise CheckpointError(f"{where} is missing; expected {expected}")
     for name in REFUSED:
         if settings.get(name):
             raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
@@ -160,20 +147,17 @@ def read_config(folder: Path) -> tuple[GPTConfig, bool]:
     if classes != ["NanoChatForCausalLM"]:
         raise ConfigError(f"{where}: the class is {classes!s:.80}, expected NanoChatForCausalLM")
     for old, new in OLD_NAMES.items():
-        if old in settings:
-            settings.setdefault(new, settings[old])
-            if settings[new] == settings[old]:
-                del settings[old]
+        if old in settings and settings.setdefault(new, settings[old]) == settings[old]:
+            del settings[old]
     for name in DEFAULTS.keys() - settings.keys():
         print0(f"{where} does not say {name}; transformers' class uses {DEFAULTS[name]!r}")
     settings = {**DEFAULTS, **settings}
     settings["rope_theta"] = rope_theta(settings, where)
+    heads, width = settings.get("num_attention_heads"), settings.get("hidden_size")
     if settings.get("num_key_value_heads") is None:
-        settings["num_key_value_heads"] = settings.get("num_attention_heads")
-    if settings.get("head_dim") is None:
-        heads, width = settings.get("num_attention_heads"), settings.get("hidden_size")
-        if type(heads) is type(width) is int and heads > 0:
-            settings["head_dim"] = width // heads
+        settings["num_key_value_heads"] = heads
+    if settings.get("head_dim") is None and type(heads) is type(width) is int and heads > 0:
+        settings["head_dim"] = width // heads
     config = from_hf({**settings, "tie_word_embeddings": False})
     warn_unknown_keys(where, settings, IDS | to_hf(config).keys())
     return config, bool(settings["tie_word_embeddings"])
@@ -188,38 +172,29 @@ def rope_theta(settings: dict, where: Path) -> float:
         kind = rope.get("rope_type", rope.get("type", "default"))
         share = rope.get("partial_rotary_factor") or 1.0
         if kind != "default" or share != 1.0:
-            raise ConfigError(
-                f"{where}: rotary embedding of type {kind!r} on {share} of each head; this model "
-                f"has the default one on all of it"
-            )
+            found = f"rotary embedding of type {kind!r} on {share} of each head"
+            raise ConfigError(f"{where}: {found}; this model has the default one on all of it")
     # subtle: of the two, transformers 5 takes rope_scaling, if it is not empty.
-    rope = ropes[1] or ropes[0]
-    return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    return (ropes[1] or ropes[0]).get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
 def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str]:
-    """(float32 tensors by name, the dtype that they were stored in) of one file or several.
-
-    Raises CheckpointError for a tensor that is missing, left over or of another shape.
-    """
+    """(float32 tensors by name, the dtype that they were stored in) of one file or several."""
     weights, dtypes = {}, set()
     for name in weight_files(folder):
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing (and pickled weights, .bin, are not read)")
         try:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    tensor = file.get_tensor(key)
-                    kind = str(tensor.dtype).removeprefix("torch.")
-                    if kind not in DTYPES:
-                        raise CheckpointError(
-                            f"{path}: {key} is {kind}; expected one of {', '.join(DTYPES)}"
-                        )
-                    dtypes.add(kind)
-                    weights[key] = tensor.float()
+            stored = load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
+        for key, tensor in stored.items():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            if kind not in DTYPES:
+                raise CheckpointError(f"{path}: {key} is {kind}; expected one of {[*DTYPES]}")
+            dtypes.add(kind)
+            weights[key] = tensor.float()
     if tied and EMBEDDING in weights:
         head = weights.setdefault(HEAD, weights[EMBEDDING].clone())
         if not torch.equal(head, weights[EMBEDDING]):
@@ -233,28 +208,26 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
 
 def weight_files(folder: Path) -> list[str]:
     """The names of the files of weights: one, or those that the index lists."""
-    index = read_json(folder / INDEX)
+    index = read_record(folder / INDEX)
     if index is None or (folder / WEIGHTS).is_file():
         if index:
             print0(f"{folder} has {WEIGHTS} and {INDEX}; the first is read, as by transformers")
         return [WEIGHTS]
     file_of = index.get("weight_map")
-    names = list(file_of.values()) if isinstance(file_of, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    names = set(file_of.values()) if isinstance(file_of, dict) else {None}
+    if not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"{folder / INDEX}: weight_map is {file_of!r:.60}, expected the file of each tensor"
         )
-    return sorted(set(names))
+    return sorted(names)
 
 
 # ---------------------------------------------------------------- a native checkpoint of it
 
 
 def make_checkpoint(model: ImportedModel, tag: str, stage: str) -> Path:
-    """Writes a native checkpoint of a published model and returns its folder; never replaces one.
-
-    Its master weights are float32 but no more precise than the published ones, and it has no
-    optimizer to resume.
+    """Writes a native checkpoint of a published model, without an optimizer to resume, and returns
+    its folder; never replaces one.
 
     Example: make_checkpoint(read_published(Path("hf_model")), "rescued", "sft")
     """
@@ -271,4 +244,4 @@ def write_native(final: Path, model: ImportedModel, stage: str, tag: str) -> Non
     place = {"stage": stage, "tag": tag, "step": model.run["step"]}
     texts = folder_texts(config, tokenizer, model.run, {}, place, torch.device("cpu"))
     tensors = {WEIGHTS: model.weights}
-    write_folder(final, texts, tensors, tokenizer, config.sequence_len, place, replace=False)
+    write_folder(final, texts, tensors, tokenizer.fingerprint, place, replace=False)

@@ -24,10 +24,8 @@ def from_ranks(
     if len(set(ids)) != len(ids) or min(ids) < 0:
         raise DataError("two tokens of the vocabulary have the same id, or one is negative")
     if max(ids) >= vocab_size:
-        raise DataError(
-            f"the tokenizer's largest id is {max(ids)}, the model has {vocab_size}: it belongs to "
-            f"another model"
-        )
+        sizes = f"the tokenizer's largest id is {max(ids)}, the model has {vocab_size}"
+        raise DataError(f"{sizes}: it belongs to another model")
     return Tokenizer(pattern, merges_of_ranks(ranks), ranks, special_ids, vocab_size)
 
 
@@ -59,11 +57,8 @@ def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
-    """The byte-level BPE of any program's tokenizer.json.
-
-    Raises DataError if it is of another kind, or if ours would give other ids for one of the parity
-    texts than the `tokenizers` library does with the same file.
-    """
+    """The byte-level BPE of any program's tokenizer.json; DataError for another kind, or if the
+    `tokenizers` library gives other ids for one of the parity texts than ours."""
     import tokenizers
 
     parts = read_parts(path)
@@ -78,8 +73,6 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
         for text in (*texts(), *added):
             found, expected = encode(text), theirs.encode(text, add_special_tokens=False).ids
             if found != expected:
-                raise DataError(
-                    f"{path}: nanochat's tokenizer would encode {text!r} as {found[:12]}, the "
-                    f"tokenizers library as {expected[:12]}"
-                )
+                differ = f"as {found[:12]}, the tokenizers library as {expected[:12]}"
+                raise DataError(f"{path}: nanochat's tokenizer would encode {text!r} {differ}")
     return tokenizer

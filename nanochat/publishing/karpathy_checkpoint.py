@@ -15,7 +15,7 @@ import torch
 from nanochat.checkpoint_manager import check_names_and_shapes
 from nanochat.common import CheckpointError, DataError, print0
 from nanochat.gpt import GPTConfig
-from nanochat.publishing.export_files import read_json
+from nanochat.publishing.export_files import read_record
 from nanochat.publishing.import_tokenizer import from_ranks
 from nanochat.tokenizer import Tokenizer
 
@@ -42,17 +42,16 @@ def is_karpathy_checkpoint(folder: Path) -> bool:
 def read_karpathy_checkpoint(
     folder: Path, tokenizer: Path | None = None
 ) -> tuple[dict[str, torch.Tensor], GPTConfig, Tokenizer, dict]:
-    """(weights in float32 under our names, config, tokenizer, meta) of the newest step in a folder.
+    """(weights in float32 under our names, config, tokenizer, meta) of the newest step in a folder;
+    CheckpointError for another architecture.
 
-    tokenizer: the tokenizer.pkl, if it is not in or beside the folder. Raises CheckpointError for
-    another architecture, naming the tensors or settings that it has.
+    tokenizer: the tokenizer.pkl, if it is not in or beside the folder.
     """
-    steps = sorted(folder.glob("model_*.pt"), key=lambda path: (len(path.name), path.name))
-    path = steps[-1]
-    if len(steps) > 1:
-        print0(f"{folder} holds {len(steps)} steps; {path.name} is read")
+    *others, path = sorted(folder.glob("model_*.pt"), key=lambda p: (len(p.name), p.name))
+    if others:
+        print0(f"{folder} holds {len(others) + 1} steps; {path.name} is read")
     meta_path = folder / path.name.replace("model_", "meta_").replace(".pt", ".json")
-    meta = read_json(meta_path)
+    meta = read_record(meta_path)
     if meta is None:
         raise CheckpointError(f"{meta_path} is missing; it has the model's shape")
     config = read_config(meta, meta_path)
@@ -60,13 +59,10 @@ def read_karpathy_checkpoint(
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a file of tensors alone: {error}") from error
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        for name, tensor in loaded.items()
-    ):
-        raise CheckpointError(f"{path} is not a dictionary of tensors, as karpathy/nanochat saves")
     weights = {}
-    for name, tensor in loaded.items():
+    for name, tensor in loaded.items() if isinstance(loaded, dict) else [(None, None)]:
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{path} is not a dictionary of tensors by name")
         name = name.removeprefix("_orig_mod.")
         for theirs, ours in NAMES.items():
             name = name.replace(theirs, ours)
@@ -95,10 +91,8 @@ def read_config(meta: dict, where: Path) -> GPTConfig:
     if set(window) != {"L"}:
         raise CheckpointError(f"{where}: window_pattern {window!r}: attention over short windows")
     if strange := sorted(shape.keys() - SHAPE - {"window_pattern"}):
-        raise CheckpointError(
-            f"{where}: model_config has {', '.join(strange)}: an architecture later than the one "
-            f"that can be imported, whose settings are {', '.join(sorted(SHAPE))}"
-        )
+        reason = "an architecture later than the one that can be imported"
+        raise CheckpointError(f"{where}: model_config has {', '.join(strange)}: {reason}")
     for name in sorted(SHAPE):
         if type(value := shape.get(name)) is not int or value < 1:
             raise CheckpointError(f"{where}: {name} is {value!r:.60}, expected a number above 0")
@@ -106,10 +100,8 @@ def read_config(meta: dict, where: Path) -> GPTConfig:
     unused = -shape["vocab_size"] % 64
     if unused:
         shape["vocab_size"] += unused
-        print0(
-            f"{where}: the vocabulary is padded to {shape['vocab_size']}; karpathy/nanochat never "
-            f"samples the {unused} ids of padding, here nothing forbids them"
-        )
+        line = f"the vocabulary is padded by {unused} ids, which nothing forbids to sample here"
+        print0(f"{where}: {line}")
     return GPTConfig(**shape, head_dim=shape["n_embd"] // shape["n_head"], logit_softcap=15.0)
 
 
@@ -156,8 +148,6 @@ def read_pickled_tokenizer(path: Path) -> tuple[dict[bytes, int], dict[str, int]
     except OSError as error:
         raise DataError(f"{path} could not be read: {error.strerror}") from error
     except Exception as error:  # a pickle can raise nearly anything
-        raise DataError(
-            f"{path} is not a plain pickle of a tiktoken.Encoding with its tokens: {error!r:.200}. "
-            f"Nothing in it was run"
-        ) from error
+        reason = f"not a plain pickle of a tiktoken.Encoding with its tokens: {error!r:.200}"
+        raise DataError(f"{path} is {reason}. Nothing in it was run") from error
     return ranks, specials, pattern

@@ -17,17 +17,17 @@ import torch
 
 from nanochat.checkpoint.manifest import MANIFEST
 from nanochat.checkpoint_manager import (
-    CONFIG,
     RUN,
     generation_config,
     hugging_face_config,
+    hugging_face_texts,
     load_checkpoint,
 )
 from nanochat.common import CheckpointError
 from nanochat.conversation import render, render_for_completion, stop_ids
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
-from nanochat.publishing.export_files import CARD, COPIED, INDEX, PARITY, read_json
+from nanochat.publishing.export_files import CARD, INDEX, PARITY, read_record
 
 TOLERANCE = 1e-4  # between logits, both computed in float32
 LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
@@ -57,14 +57,9 @@ class Check:
 
 def tally(checks: dict[str, Check]) -> dict:
     """The part of a report that says what was compared, and whether it passed."""
-    return {
-        "passed": all(check.different == 0 for check in checks.values()),
-        "checks": {
-            name: {"compared": check.compared, "different": check.different}
-            for name, check in checks.items()
-        },
-        "differences": {name: check.examples for name, check in checks.items() if check.examples},
-    }
+    counts = {n: {"compared": c.compared, "different": c.different} for n, c in checks.items()}
+    differences = {name: check.examples for name, check in checks.items() if check.examples}
+    return {"passed": not differences, "checks": counts, "differences": differences}
 
 
 def summary(report: dict) -> str:
@@ -88,8 +83,7 @@ def summary(report: dict) -> str:
 def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
     """Runs compare() in a fresh process, which writes parity.json into `folder`; returns it.
 
-    dtype: what the weights were rounded to. Raises ParityError if the models differ,
-    CheckpointError if the folder cannot even be loaded.
+    dtype: what the weights were rounded to. ParityError if the models differ.
     """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -97,14 +91,14 @@ def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
     (folder / PARITY).unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "nanochat.publishing.parity"]
     command += [str(folder), str(checkpoint), dtype]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    report = read_json(folder / PARITY)
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+    )
+    report = read_record(folder / PARITY)
     if report is None:
         last = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[-8:])
-        raise CheckpointError(
-            f"{folder} could not be loaded and compared with {checkpoint} (status "
-            f"{ran.returncode}):\n{last}"
-        )
+        reason = f"could not be loaded and compared (status {ran.returncode}):\n{last}"
+        raise CheckpointError(f"{folder} {reason}")
     if not report["passed"]:
         raise ParityError(f"{folder} is not the model of {checkpoint}:\n{summary(report)}")
     return report
@@ -115,30 +109,20 @@ def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
 
 @torch.no_grad()
 def compare(folder: Path, checkpoint: Path, dtype: str) -> dict:
-    """The report on an exported folder: loads both models, in float32, and compares them.
-
-    Beside what tally() returns it has figures of "logits" and "greedy", and the "versions" of what
-    loaded the folder.
-    """
+    """The report on an exported folder: loads both models, in float32, and compares them."""
     import tokenizers
     import transformers
 
     # Not on Apple's MPS: its float32 has not been measured against the tolerance.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native, tokenizer = native_model(checkpoint, dtype, device)
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, use_fast=True, trust_remote_code=False
-    )
-    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    how = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    theirs, loading = load(folder, output_loading_info=True, **how)
     theirs = theirs.to(device).eval()
     checks = {
-        "files": check_files(folder, checkpoint, dtype),
+        "files": check_files(folder, hugging_face_texts(native.config, tokenizer, dtype=dtype)),
         "config": check_config(theirs, native.config, tokenizer),
         "weights": check_weights(theirs, loading, native),
         **check_tokenizer(their_tokenizer, tokenizer),
@@ -167,19 +151,15 @@ def native_model(checkpoint: Path, dtype: str, device: torch.device):
     return model.eval(), tokenizer
 
 
-def check_files(folder: Path, checkpoint: Path, dtype: str) -> Check:
+def check_files(folder: Path, texts: dict[str, str]) -> Check:
     """The files themselves, for what the other checks could miss: a setting, a tokenizer's rule, a
-    file that does not belong there. The weights are compared as transformers loads them."""
+    file that does not belong there."""
     check = Check()
-    for name in COPIED:
+    for name, text in texts.items():
         path = folder / name
-        equal = path.is_file() and path.read_bytes() == (checkpoint / name).read_bytes()
+        equal = path.is_file() and path.read_bytes() == text.encode()
         check.same(f"{name} equals the checkpoint's", equal, True)
-    found = read_json(folder / CONFIG) or {}
-    expected = (read_json(checkpoint / CONFIG) or {}) | {"dtype": dtype}
-    for key in sorted(found.keys() | expected.keys()):
-        check.same(f"{CONFIG} {key}", found.get(key, "absent"), expected.get(key, "absent"))
-    known = {*COPIED, CONFIG, RUN, INDEX, CARD, PARITY, MANIFEST}
+    known = {*texts, RUN, INDEX, CARD, PARITY, MANIFEST}
     names = {path.name for path in folder.iterdir() if path.suffix != ".safetensors"}
     check.same("other files", sorted(names - known), [])
     return check
@@ -228,9 +208,7 @@ def check_chats(theirs, ours) -> Check:
     special = set(ours.special_ids.values())
 
     def rendered(chat: dict, **options) -> list[int]:
-        return theirs.apply_chat_template(
-            chat["messages"], tokenize=True, return_dict=True, **options
-        )["input_ids"]
+        return theirs.apply_chat_template(chat["messages"], **options)["input_ids"]
 
     for chat in parity_texts.chats():
         check.same(str(chat), rendered(chat), render(chat, ours)[0])
@@ -257,24 +235,20 @@ def check_logits(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
             largest = max(largest, worst) if worst == worst else worst  # a NaN stays
             text = tokenizer.decode(row)
             check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
-    return check, {
-        "positions": len(ids),
-        "max_abs_difference": largest,
-        "tolerance": TOLERANCE,
-    }
+    figures = {"positions": len(ids), "max_abs_difference": largest, "tolerance": TOLERANCE}
+    return check, figures
 
 
 def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
     """Greedy continuations of eight prompts by transformers' generate(), with its cache.
 
-    Each token must be the one that the native model, without a cache, finds likeliest after the
-    same tokens, within twice the tolerance of logits. Stop ids are left out, so that all
-    continuations have 64 tokens.
+    Each token must be the native model's likeliest after the same tokens, within twice the
+    tolerance of logits. Stop ids are left out, so that all continuations have 64 tokens.
     """
     check, tokens = Check(), 0
     lines = parity_texts.written()["sentences"][:4]
-    chats = [[{"role": "user", "content": text}] for text in lines]
-    prompts = [render_for_completion({"messages": chat}, tokenizer) for chat in chats]
+    chats = [parity_texts.conversation([("user", text)]) for text in lines]
+    prompts = [render_for_completion(chat, tokenizer) for chat in chats]
     prompts += [[tokenizer.bos, *tokenizer.encode_ordinary(text[:24])] for text in lines]
     length = native.config.sequence_len
     for prompt in prompts:

@@ -1,49 +1,20 @@
-"""Texts and chats that an export is proved on: languages, emoji, code, look-alike markup.
-
-Those written by hand are in parity_texts.json; the others are made from the special tokens and from
-Python's Unicode tables.
-"""
+"""Texts and chats that an export is proved on, in parity_texts.json: languages, emoji, code,
+look-alike markup, the first letters and digits of every script."""
 
 import json
-import unicodedata
 from functools import cache
 from pathlib import Path
-
-from nanochat.tokenizer import SPECIAL_TOKENS
 
 
 @cache
 def written() -> dict[str, list]:
-    """parity_texts.json: {"sentences", "code", "emoji", "odd": texts, "chats": conversations}."""
+    """parity_texts.json: kinds of texts by name, and "chats"."""
     return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def markup_lookalikes() -> list[str]:
-    """Texts that hold, or nearly hold, the names of special tokens."""
-    texts = []
-    for name in SPECIAL_TOKENS:
-        texts += [name, f"say {name} twice {name}{name}", name[:-1], name.upper(), name[1:]]
-    texts += ["<|", "|>", "<||>", "<|bos |>", "< |bos|>", "<|bos|><|bos|>", "<|unused 5|>"]
-    texts += ["<|bos|><|user_start|>Hi<|user_end|><|assistant_start|>", "<|endoftext|></s>[INST]"]
-    return texts
-
-
-@cache
-def scripts() -> list[str]:
-    """One text for each script that Unicode's names begin with: its first letters and digits."""
-    letters: dict[str, list[str]] = {}
-    for code in range(0x80, 0x20000):
-        character = chr(code)
-        if unicodedata.category(character)[0] in "LN":
-            name = unicodedata.name(character, "").split(" ")[0].split("-")[0]
-            letters.setdefault(name, []).append(character)
-    return ["".join(some[:4]) + " " + "".join(some[4:8]) for some in letters.values()]
-
-
 def texts() -> list[str]:
-    """At least 200 texts, always the same for one version of Python's Unicode tables."""
-    by_hand = [text for kind in ("sentences", "code", "emoji", "odd") for text in written()[kind]]
-    return [*by_hand, *markup_lookalikes(), *scripts()]
+    """More than 300 texts."""
+    return [text for kind, some in written().items() if kind != "chats" for text in some]
 
 
 def conversation(turns) -> dict:
@@ -66,7 +37,7 @@ def parts(*kinds_and_texts: tuple[str, str]) -> list[dict]:
 def hostile_chats() -> list[dict]:
     """Conversations whose content tries to be markup: as a string, in parts, in a tool's result."""
     made = []
-    for text in markup_lookalikes():
+    for text in written()["lookalikes"]:
         made.append([("user", text), ("assistant", f"{text} {text}")])
         halves = parts(("text", text[:1]), ("text", text[1:]))
         made.append([("system", text), ("user", halves)])

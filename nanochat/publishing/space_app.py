@@ -76,7 +76,7 @@ def build(model_id: str) -> gradio.ChatInterface:
 
 def main() -> None:
     named = Path(__file__).with_name("model_id.txt")
-    build(os.environ.get("MODEL_ID") or named.read_text().strip()).launch()
+    build(os.environ.get("MODEL_ID") or named.read_text(encoding="utf-8").strip()).launch()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from nanochat.bpe.pieces import SPLIT_PATTERN
 from nanochat.bpe.tokenizer_json import GPT2_PATTERN, Parts, byte_alphabet, read_parts
@@ -26,11 +26,13 @@ from nanochat.common import (
 )
 from nanochat.conversation import render
 from nanochat.data.offline_corpus import python_topics
+from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.publishing.import_tokenizer import from_ranks
 from nanochat.publishing.karpathy_checkpoint import read_pickled_tokenizer
 from nanochat.publishing.parity_texts import conversation, written
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.training.validation import bits_per_byte
 
 TEXT_CHARACTERS = 6000
 # The best candidate fits if it needs at most this share of the entropy of single bytes. (Bytes
@@ -70,8 +72,8 @@ def search(
 ) -> list[Candidate]:
     """The best variant of each of `sources`, tokenizers by name; the best of all first.
 
-    The order of the vocabulary is found first and then the split pattern, both by text; at last the
-    ids of the special tokens, by chats. recorded: fingerprints that win whatever the score.
+    First the order of the vocabulary and the split pattern are found, by text; then the ids of the
+    special tokens, by chats. recorded: fingerprints that win whatever the score.
     """
     by_text = partial(score_text, model, text=text)
     by_chats = partial(score_chats, model)
@@ -83,14 +85,11 @@ def search(
             (split_patterns, by_text, PATTERN_MARGIN),
             (special_places, by_chats, SPECIAL_MARGIN),
         ):
-            best, change = tokenizer, None
-            lowest = (tokenizer.fingerprint not in recorded, score(tokenizer))
-            for name, other in variants(tokenizer):
-                if other:
-                    rank = (other.fingerprint not in recorded, score(other) * margin)
-                    if rank < lowest:
-                        lowest, best, change = rank, other, name
-            tokenizer = best
+            ranked = [(tokenizer.fingerprint not in recorded, score(tokenizer), "", tokenizer)]
+            for name, other in filter(itemgetter(1), variants(tokenizer)):
+                worth = score(other) * margin
+                ranked.append((other.fingerprint not in recorded, worth, name, other))
+            *_, change, tokenizer = min(ranked, key=itemgetter(0, 1))
             changes += [change] if change else []
         variant = ", ".join(changes) or "as it is"
         found.append(Candidate(source, variant, tokenizer, by_text(tokenizer), by_chats(tokenizer)))
@@ -98,28 +97,23 @@ def search(
 
 
 def choose(candidates: list[Candidate], text: str, recorded: set[str], accept: bool) -> Candidate:
-    """The right tokenizer: the one with a recorded fingerprint, else the best.
-
-    recorded: fingerprints that the folder records. Raises CheckpointError if the best does not fit,
-    or, unless `accept`, if none has a recorded fingerprint.
-    """
+    """The tokenizer with one of the `recorded` fingerprints, else the best; CheckpointError if that
+    does not fit, or, unless `accept`, if none of those that the folder records is there."""
     if not candidates:
         raise CheckpointError("there is no tokenizer to try; name one with --tokenizer")
     right = [c for c in candidates if c.tokenizer.fingerprint in recorded]
     best = (right or candidates)[0]
-    entropy, fits = byte_entropy(text), best.text <= FITS * byte_entropy(text)
+    entropy = byte_entropy(text)
+    fits = best.text <= FITS * entropy
+    bits = f"needs {best.text:.2f} bits per byte, single bytes {entropy:.2f}"
     if right:
         print0(f"{best.source} has the fingerprint that the folder records")
         if not fits:
-            print0(
-                f"but it needs {best.text:.2f} bits per byte, single bytes {entropy:.2f}: other "
-                f"text than the model knows, or damaged weights or config.json"
-            )
+            print0(f"but it {bits}: text of another kind, or damaged weights or config.json")
     elif not fits:
         raise CheckpointError(
-            f"no tokenizer here fits these weights: the best needs {best.text:.2f} bits per byte, "
-            f"single bytes {entropy:.2f}. Name others with --tokenizer, or text of the kind that "
-            f"the model knows with --text"
+            f"no tokenizer here fits these weights: the best {bits}. Name others with --tokenizer, "
+            f"or text of the kind that the model knows with --text"
         )
     elif recorded:
         missing = (
@@ -137,8 +131,8 @@ def choose(candidates: list[Candidate], text: str, recorded: set[str], accept: b
 
 
 def open_tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str | None]:
-    """(a tokenizer, why its ids had to be changed) from a tokenizer.json, a pickled tokenizer.pkl,
-    or a folder with either; DataError if it has too many tokens for the model."""
+    """(a tokenizer, why its ids had to be changed) from a tokenizer.json, a tokenizer.pkl, or a
+    folder with either; DataError if it has too many tokens for the model."""
     if path.is_dir():
         path = path / ("tokenizer.json" if (path / "tokenizer.json").is_file() else "tokenizer.pkl")
     if path.suffix == ".pkl":
@@ -177,11 +171,11 @@ def changed(
 ) -> Tokenizer | None:
     """The same merges with other ids or another pattern; None if the ids collide or do not fit."""
     ids, special_ids = ids or ids_of(tokenizer), special_ids or tokenizer.special_ids
-    numbers = {*ids.values(), *special_ids.values()}
-    if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= tokenizer.vocab_size:
+    numbers, size = {*ids.values(), *special_ids.values()}, tokenizer.vocab_size
+    if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= size:
         return None
     pattern = pattern or tokenizer.split_pattern
-    return Tokenizer(Parts(pattern, tokenizer.merges, ids, special_ids, tokenizer.vocab_size))
+    return Tokenizer(Parts(pattern, tokenizer.merges, ids, special_ids, size))
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
@@ -211,12 +205,9 @@ def special_places(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None
     now = min(tokenizer.special_ids.values())
     for start in dict.fromkeys((tokenizer.vocab_size - nine, behind, 0, now)):
         for shift in range(nine):
-            rotated = f", rotated by {shift}" if shift else ""
+            name = f"special tokens from {start} on" + (f", rotated by {shift}" if shift else "")
             ids = {n: start + (i + shift) % nine for i, n in enumerate(SPECIAL_TOKENS)}
-            yield (
-                f"special tokens from {start} on{rotated}",
-                changed(tokenizer, special_ids=ids),
-            )
+            yield name, changed(tokenizer, special_ids=ids)
 
 
 # ---------------------------------------------------------------- scores
@@ -232,22 +223,22 @@ def load(weights: dict[str, torch.Tensor], config: GPTConfig) -> GPT:
 
 def byte_entropy(text: str) -> float:
     """Bits per byte for a model that knows how frequent each byte is, and nothing else."""
-    counts = Counter(text.encode()).values()
-    return -sum(n / sum(counts) * math.log2(n / sum(counts)) for n in counts)
+    data = text.encode()
+    return -sum(n / len(data) * math.log2(n / len(data)) for n in Counter(data).values())
 
 
 def default_text() -> str:
     """English prose: two sentences of ours, then pages of Python's own manual, always the same."""
-    prose = written()["sentences"][0]
-    topics = [text for _, text in python_topics() if len(text) > 2000]
-    return f"{prose}\n\n{' '.join(' '.join(topics[:8]).split())}"[:TEXT_CHARACTERS]
+    topics = [text for _, text in python_topics() if len(text) > 2000][:8]
+    manual = " ".join(" ".join(topics).split())
+    return f"{written()['sentences'][0]}\n\n{manual}"[:TEXT_CHARACTERS]
 
 
 def score_text(model: GPT, tokenizer: Tokenizer, text: str) -> float:
     """Bits per byte of the text, in rows that begin with <|bos|> and fill the context."""
     length, ids = model.config.sequence_len, tokenizer.encode_ordinary(text)
     rows = [[tokenizer.bos, *ids[i : i + length]] for i in range(0, len(ids), length)]
-    return bits_per_byte(model, [(row, [1] * len(row)) for row in rows], len(text.encode()))
+    return bits_of_rows(model, [(row, [1] * len(row)) for row in rows]) / len(text.encode())
 
 
 def score_chats(model: GPT, tokenizer: Tokenizer) -> float:
@@ -259,16 +250,13 @@ def score_chats(model: GPT, tokenizer: Tokenizer) -> float:
         ids, mask = render(chat, tokenizer)
         rows.append((ids[:length], mask[:length]))
         num_bytes += 2 * len(answer.encode())
-    return bits_per_byte(model, rows, num_bytes)
+    return bits_of_rows(model, rows) / num_bytes
 
 
-@torch.no_grad()
-def bits_per_byte(model: GPT, rows: list[tuple[list[int], list[int]]], num_bytes: int) -> float:
-    """Loss in bits of the ids whose mask is 1 in rows of (ids, mask), divided by `num_bytes`."""
-    nats = 0.0
-    for row, mask in rows:
-        ids = torch.tensor([row], device=model.device)
-        logits = model(ids[:, :-1])[0]  # (T, V)
-        losses = F.cross_entropy(logits, ids[0, 1:], reduction="none")
-        nats += float(losses[torch.tensor(mask[1:], device=model.device) == 1].sum())
-    return nats / math.log(2) / num_bytes
+def bits_of_rows(model: GPT, rows: list[tuple[list[int], list[int]]]) -> float:
+    """Loss in bits, summed, of the ids whose mask is 1 in rows of (ids, mask)."""
+    tables = [torch.tensor([ids, mask]) for ids, mask in rows]
+    batches = (Batch(t[:1, :-1], torch.where(t[1:, 1:] == 1, t[:1, 1:], -1)) for t in tables)
+    ones = torch.ones(model.config.vocab_size)  # so that bits per byte are bits per token
+    bits, tokens = bits_per_byte(model, batches, len(rows), ones)
+    return bits * tokens

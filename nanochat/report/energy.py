@@ -22,8 +22,8 @@ class EnergyMeter:
         self.last, self.when = [read() for read, _ in counters], time.monotonic()
 
     def record(self, at_end: bool) -> dict:
-        """{"joules": since the last reading}, or {} before a second has passed. A counter that
-        fails does not end the run: {"joules": None} once, and no more readings."""
+        """{"joules": since the last reading}, or {} before a second has passed; {"joules": None}
+        once, and no more readings, where a counter fails."""
         now = time.monotonic()
         if not self.counters or not (at_end or now - self.when >= SECONDS_BETWEEN_READINGS):
             return {}
@@ -43,8 +43,7 @@ class EnergyMeter:
 
 
 def open_meter(device: torch.device) -> EnergyMeter | None:
-    """Rank 0's meter of what its node's ranks compute on; None with a printed line that says why,
-    and on the other ranks."""
+    """Rank 0's meter of what its node's ranks compute on; elsewhere, and without one, None."""
     if rank_and_world()[0] != 0:
         return None
     try:
@@ -77,10 +76,7 @@ def rapl_meter(root: Path) -> EnergyMeter:
 
 
 def nvml_meter(num_gpus: int) -> EnergyMeter:
-    """The boards of CUDA devices 0..num_gpus-1, those of this node's ranks; Volta or newer.
-
-    Raises ImportError without the package, RuntimeError where NVML does not answer.
-    """
+    """The boards of CUDA devices 0..num_gpus-1, those of this node's ranks; Volta or newer."""
     import pynvml
 
     def ask(function: Callable, *arguments):

@@ -26,10 +26,9 @@ GPT2 = {
 }  # fmt: skip
 CORE_TEXT = (
     "CORE is the mean over 22 tasks of the accuracy above chance, (accuracy - baseline) / "
-    "(1 - baseline): 0 is guessing, 1 is perfect (Li et al. 2024, arXiv:2406.11794). "
-    "Published for comparison: GPT-2 124M 0.1139, GPT-2 355M 0.1849, GPT-2 774M 0.2146, GPT-2 1.5B "
-    "0.2565, and of six of the tasks their accuracies (karpathy/nanochat, "
-    "dev/estimate_gpt3_core.ipynb)."
+    "(1 - baseline): 0 is guessing, 1 is perfect (Li et al. 2024, arXiv:2406.11794). GPT-2's "
+    "figures are published ones (karpathy/nanochat, dev/estimate_gpt3_core.ipynb); its sizes "
+    "between these, 355M and 774M, have 0.1849 and 0.2146."
 )
 
 
@@ -42,26 +41,22 @@ def core_section(stages: list[StageRecord], figures: bool = False) -> Section:
     """A table for each stage that CORE was measured of, and the same as bars."""
     blocks: list = []
     for stage in (stage for stage in stages if "core" in stage.evaluations):
-        found, scores = stage.evaluations, {}  # task -> (centred accuracy, its standard error)
-        for task in names_after("core/", found):
+        found = stage.evaluations
+        scores = {"CORE": (found["core"], found.get("core_stderr"))}  # centred, standard error
+        tasks = names_after("core/", found)
+        for task in sorted(tasks, key=lambda task: found[f"core/{task}"], reverse=True):
             stderr, baseline = (found.get(f"core_{name}/{task}") for name in ("stderr", "baseline"))
             error = None if None in (stderr, baseline) else stderr / (1 - baseline)
             scores[task] = found[f"core/{task}"], error
-        scores = dict(sorted(scores.items(), key=lambda item: item[1][0], reverse=True))
-        scores = {"CORE": (found["core"], found.get("core_stderr"))} | scores
         name = f"{stage.tag} {stage.name}"
         title = f"CORE of the {stage.name} model by task, with standard errors"
-        rows = [
-            [
-                task,
-                format_number(found.get(f"core_accuracy/{task}"), ".1%",
-                              found.get(f"core_stderr/{task}")),
-                format_number(score, ".4f", error),
-                format_number(found.get(f"core_examples/{task}"), ","),
-                *(format_number(published.get(task), ".3f") for published in GPT2.values()),
-            ]
-            for task, (score, error) in scores.items()
-        ]  # fmt: skip
+        rows = []
+        for task, (score, error) in scores.items():
+            names = ("accuracy", "stderr", "examples")
+            accuracy, stderr, examples = (found.get(f"core_{name}/{task}") for name in names)
+            row = [task, format_number(accuracy, ".1%", stderr), format_number(score, ".4f", error)]
+            others = [format_number(published.get(task), ".3f") for published in GPT2.values()]
+            rows.append([*row, format_number(examples, ","), *others])
         headers = ["task", "accuracy", "centred", "examples", *GPT2]
         if figures:
             blocks.append([bars(title, "centred accuracy", name, scores, GPT2)])
@@ -92,20 +87,14 @@ def chat_section(stages: list[StageRecord]) -> Section:
         rows.append(["ChatCORE", *across("chatcore", ".4f", "chatcore_stderr"), "", ""])
     for stage, found in measured.items():
         for task in names_after("control/", found):
-            accuracy, control = found[f"accuracy/{task}"], found[f"control/{task}"]
-            true = format_number(accuracy, ".1%", found.get(f"stderr/{task}"))
-            changed = format_number(control, ".1%", found.get(f"control_stderr/{task}"))
-            difference = f"{100 * (accuracy - control):+.1f} points"
-            controls.append([f"{task}, {stage}", true, changed, difference])
-    tables = [
-        Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note),
-        Table(
-            "Controls",
-            ["task", "true", "control", "difference"],
-            controls,
-            "The control asks the same questions with shuffled choices or wrong tool results.",
-        ),
-    ]
+            true, changed = found[f"accuracy/{task}"], found[f"control/{task}"]
+            cells = [format_number(true, ".1%", found.get(f"stderr/{task}"))]
+            cells += [format_number(changed, ".1%", found.get(f"control_stderr/{task}"))]
+            cells += [f"{100 * (true - changed):+.1f} points"]
+            controls.append([f"{task}, {stage}", *cells])
+    tables = [Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note)]
+    note = "The control asks the same questions with shuffled choices or wrong tool results."
+    tables += [Table("Controls", ["task", "true", "control", "difference"], controls, note)]
     return Section("Chat tasks", [table for table in tables if table.rows])
 
 
@@ -115,24 +104,30 @@ def rl_section(stages: list[StageRecord]) -> Section:
     if not records:
         return Section("Reinforcement learning")
     k = next(n for n in names_after("held_out/pass@", records[0]) if n != "1" and n.isdigit())
-    looks = {"greedy": ".1%", "pass@1": ".1%", f"pass@{k}": ".1%", "mixed_groups": ".1%"}
-    looks |= {"answer_tokens": ".1f", "cut_share": ".1%", "entropy": ".3f", "kl_to_start": ".4f"}
-    rows = [
-        [f"{r['step']:,}"]
-        + [
-            format_number(r.get(f"held_out/{name}"), spec, r.get(f"held_out/{name}_stderr"))
-            for name, spec in looks.items()
-        ]
-        for r in records
-    ]
-    headers = ["step", "likeliest answer", "pass@1", f"pass@{k}", "right and wrong", "tokens"]
-    headers += ["cut off", "entropy", "KL to the start"]
+    columns = {  # header: (name, how it is written)
+        "likeliest answer": ("greedy", ".1%"),
+        "pass@1": ("pass@1", ".1%"),
+        f"pass@{k}": (f"pass@{k}", ".1%"),
+        "right and wrong": ("mixed_groups", ".1%"),
+        "tokens": ("answer_tokens", ".1f"),
+        "cut off": ("cut_share", ".1%"),
+        "entropy": ("entropy", ".3f"),
+        "KL to the start": ("kl_to_start", ".4f"),
+    }
+    rows = []
+    for r in records:
+        found = {key.removeprefix("held_out/"): value for key, value in r.items()}
+        cells = (
+            format_number(found.get(n), w, found.get(f"{n}_stderr")) for n, w in columns.values()
+        )
+        rows.append([f"{r['step']:,}", *cells])
     note = (
         f"Shares of held-out problems: whose likeliest answer is right, the mean of {k} sampled "
         f"answers, one of these, and both a right and a wrong one. Entropy and KL divergence are "
         f"nats a token."
     )
-    return Section("Reinforcement learning", [Table("Held-out problems", headers, rows, note)])
+    table = Table("Held-out problems", ["step", *columns], rows, note)
+    return Section("Reinforcement learning", [table])
 
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:

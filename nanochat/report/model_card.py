@@ -37,8 +37,7 @@ DATASETS |= {"smoltalk": "HuggingFaceTB/smol-smoltalk"}
 
 
 def render(checkpoint: Path | str, parity: dict | None = None) -> str:
-    """The card of a checkpoint folder, as text; parity: what its export was compared with, shown in
-    a section of its own.
+    """The card of a checkpoint folder, as text; parity: the report of its export's comparison.
 
     Example: render("~/.cache/nanochat/sft_checkpoints/d20/step_000682").
     """
@@ -74,11 +73,9 @@ def title(stage: StageRecord) -> str:
 
 
 def parity_blocks(parity: dict) -> list:
-    checks = [
-        [name.replace("_", " "), str(check["compared"]), str(check["different"])]
-        for name, check in parity["checks"].items()
-    ]
-    rows = []
+    checks, rows = [], []
+    for name, check in parity["checks"].items():
+        checks.append([name.replace("_", " "), *(str(check[n]) for n in ("compared", "different"))])
     for key, value in parity.items():
         if key not in ("checks", "differences"):
             for name, figure in value.items() if isinstance(value, dict) else [("", value)]:
@@ -139,18 +136,11 @@ def eval_results(stage: StageRecord) -> list:
         if figure in found:
             details = {"stderr": found.get(stderr), "examples": found.get(f"examples/{name}")}
             details = {key: round(value, 6) for key, value in details.items() if value is not None}
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Text generation",
-                    dataset_type=dataset,
-                    dataset_name=name,
-                    dataset_config=config,
-                    dataset_split=split,
-                    metric_type=metric,
-                    metric_name=metric,
-                    metric_value=round(found[figure], 6),
-                    metric_args=details or None,
-                )
-            )
+            data = {"type": dataset, "name": name, "config": config, "split": split}
+            values = {"type": metric, "name": metric, "value": round(found[figure], 6)}
+            values["args"] = details or None
+            fields = {f"dataset_{key}": value for key, value in data.items()}
+            fields |= {f"metric_{key}": value for key, value in values.items()}
+            fields |= {"task_type": "text-generation", "task_name": "Text generation"}
+            results.append(EvalResult(**fields))
     return results

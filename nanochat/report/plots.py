@@ -66,8 +66,7 @@ def bars(
     scores: dict[str, tuple[float, float | None]],
     published: dict[str, dict[str, float]],
 ) -> Figure:
-    """Horizontal bars of a model's scores, the first on top, with their standard errors, and dots
-    for those of other models; all by task."""
+    """Bars of a model's scores by task, with standard errors, and dots for other models'."""
     at = {task: row for row, task in enumerate(scores)}
     values, errors = np.array(list(scores.values()), float).T  # an error that is None becomes NaN
     with new_axes(x_label, figsize=(5.2, 0.75 + 0.2 * len(at)), layout="constrained") as axes:

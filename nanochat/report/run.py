@@ -54,7 +54,7 @@ class StageRecord:
 
     @property
     def evaluations(self) -> dict[str, float]:
-        """What was measured of this very checkpoint after training, the newest of each figure."""
+        """What was measured of this very checkpoint, the newest of each figure."""
         found: dict[str, float] = {}
         for record in self.records:
             if record["step"] == self.step and not record.keys() & {"dt", "session"}:
@@ -112,13 +112,11 @@ class StageRecord:
             how = "measured: " + "; ".join(dict.fromkeys(sources))
             how += f", times {last['nodes']} nodes, the first measured" * (last["nodes"] > 1)
             return sum(joules) * last["nodes"] / 3.6e6, how
-        card = find_card(last["device"])
-        if self.assumed.watts is not None:
-            watts, source = self.assumed.watts, "given for the whole machine"
-        elif card and card[1].watts:
+        watts, source = self.assumed.watts, "given for the whole machine"
+        if watts is None and (card := find_card(last["device"])) and card[1].watts:
             watts = card[1].watts * last["ranks"]
             source = f"= {last['ranks']} × {card[1].watts} W by the card's data sheet"
-        else:
+        if watts is None:
             return None
         how = f"estimated: {watts:,.0f} W {source} × {self.hours:.3g} h"
         return watts * self.hours / 1000, how

@@ -45,30 +45,29 @@ def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
 def stage_tables(stages: list[StageRecord]) -> list[Table]:
     """What training took and reached, one line a stage; no table when no stage has records."""
     rows = [
-        [
-            stage.name,
-            f"{stage.step:,}",
-            format_hours(sum(step["dt"] for step in stage.steps) / 3600 or None),
-            format_compact(stage.tokens),
-            format_number(stage.flops, ".2e"),
-            format_number(stage.median("tokens_per_second"), ",.0f"),
-            format_number(stage.median("mfu"), ".1%"),
-            format_memory(stage.run.get("peak_memory_bytes")),
-            format_number(stage.steps[-1]["loss"] if stage.steps else None, ".4f"),
-            format_number(stage.val_bpb, ".4f"),
-        ]
+        {
+            "stage": stage.name,
+            "steps": f"{stage.step:,}",
+            "time": format_hours(sum(step["dt"] for step in stage.steps) / 3600 or None),
+            "tokens": format_compact(stage.tokens),
+            "FLOPs": format_number(stage.flops, ".2e"),
+            "tokens/s": format_number(stage.median("tokens_per_second"), ",.0f"),
+            "MFU": format_number(stage.median("mfu"), ".1%"),
+            "memory": format_memory(stage.run.get("peak_memory_bytes")),
+            "last loss": format_number(stage.steps[-1]["loss"] if stage.steps else None, ".4f"),
+            "val bits/byte": format_number(stage.val_bpb, ".4f"),
+        }
         for stage in stages
     ]
-    headers = ["stage", "steps", "time", "tokens", "FLOPs", "tokens/s", "MFU", "memory"]
-    headers += ["last loss", "val bits/byte"]
     note = (
         "Time is that of the steps alone; tokens/s and MFU are those of the median step. MFU = "
         "tokens/s × FLOPs per token / the peak of all devices; FLOPs per token = 6 × (parameters "
         "- embedding) + 12 × layers × heads × head width × context. Bits per byte are of each "
         "stage's own validation data."
     )
-    measured = any(stage.steps for stage in stages)
-    return [Table("Training by stage", headers, rows, note)] if measured else []
+    if not any(stage.steps for stage in stages):
+        return []
+    return [Table("Training by stage", [*rows[0]], [[*row.values()] for row in rows], note)]
 
 
 def parameter_table(config: dict) -> Table:
@@ -81,23 +80,19 @@ def parameter_table(config: dict) -> Table:
 
 def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
-
-    def having(key: str) -> list[dict]:
-        return [record for record in stage.records if key in record]
-
-    drawn = [  # name, records, key, unit, noisy, from_zero
-        ("reward", having("rl/reward"), "rl/reward", "mean reward", True, False),
-        ("likeliest answers", having("held_out/greedy"), "held_out/greedy", "right", False, True),
-        ("sampled answers", having("held_out/pass@1"), "held_out/pass@1", "right", False, True),
-        ("loss", stage.steps, "loss", "nats a token", True, False),
-        ("bits per byte", having("val_bpb"), "val_bpb", "bits per byte", False, False),
-        ("learning rate", stage.steps, "lr", "factor on the peak", False, True),
-        ("throughput", stage.steps, "tokens_per_second", "tokens/s", True, True),
+    drawn = [  # name, key, unit, noisy, from_zero
+        ("reward", "rl/reward", "mean reward", True, False),
+        ("likeliest answers", "held_out/greedy", "right", False, True),
+        ("sampled answers", "held_out/pass@1", "right", False, True),
+        ("loss", "loss", "nats a token", True, False),
+        ("bits per byte", "val_bpb", "bits per byte", False, False),
+        ("learning rate", "lr", "factor on the peak", False, True),
+        ("throughput", "tokens_per_second", "tokens/s", True, True),
     ]
     return [
-        curve(f"{stage.name}: {name}", [(r["step"], r[key]) for r in records], *look)
-        for name, records, key, *look in drawn
-        if len(records) > 1
+        curve(f"{stage.name}: {name}", points, *look)
+        for name, key, *look in drawn
+        if len(points := [(r["step"], r[key]) for r in stage.records if key in r]) > 1
     ]
 
 
@@ -105,16 +100,11 @@ def cost_rows(stages: list[StageRecord]) -> list[list[str]]:
     """[stage, hours, cost, energy, CO2] of each stage, and of all."""
     spent = {stage.name: stage.spent for stage in stages}
     spent["all"] = tuple(total(column) for column in zip(*spent.values(), strict=True))
-    return [
-        [
-            name,
-            format_hours(hours),
-            format_dollars(dollars),
-            format_compact(kwh and 1000 * kwh, "Wh"),
-            format_compact(grams, "g"),
-        ]
-        for name, (hours, dollars, kwh, grams) in spent.items()
-    ]
+    rows = []
+    for name, (hours, dollars, kwh, grams) in spent.items():
+        energy, carbon = format_compact(kwh and 1000 * kwh, "Wh"), format_compact(grams, "g")
+        rows.append([name, format_hours(hours), format_dollars(dollars), energy, carbon])
+    return rows
 
 
 def cost_section(stages: list[StageRecord]) -> Section:
@@ -142,13 +132,11 @@ def provenance_section(stages: list[StageRecord]) -> Section:
         facts = stage.run.get("data", {}).items()
         texts = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in facts]
         data.append([stage.name, ", ".join(texts), stage.run.get("data_fingerprint", "")[:16]])
-    commands = dict.fromkeys(shlex.join(s["command"]) for st in stages for s in st.sessions)
-    tables = [
-        parameter_table(stages[-1].config),
-        software_table(stages),
-        Table("Data", ["stage", "what", "fingerprint"], data, numbers=False),
-        Table("Command lines, in order", ["command"], [[c] for c in commands], numbers=False),
-    ]
+    commands = [[shlex.join(s["command"])] for stage in stages for s in stage.sessions]
+    commands = [c for i, c in enumerate(commands) if c not in commands[:i]]
+    tables = [parameter_table(stages[-1].config), software_table(stages)]
+    tables.append(Table("Data", ["stage", "what", "fingerprint"], data, numbers=False))
+    tables.append(Table("Command lines, in order", ["command"], commands, numbers=False))
     return Section("How it was made", [table for table in tables if table.rows])
 
 

@@ -3,25 +3,24 @@
     with Sandbox() as sandbox:
         sandbox.run("assert 1 + 1 == 2").passed          # True
 
-Promised, in both tiers: a program has no network, not even loopback or abstract Unix sockets. It
-reads no file but an allow-list (Python's library, the shared libraries' folders, time zones,
-/dev/null, zero and urandom), no environment, no /proc. It writes only into a temporary folder of
-its own, limited in size and gone afterwards. It is one process, which cannot start, exec, signal or
+Promised in both tiers: a program has no network, not even loopback. It reads no file but Python's
+and the system's libraries, no environment, no /proc. It writes only into a temporary folder of its
+own, limited in size and gone afterwards. It is one process, which cannot start, exec, signal or
 trace another, so its limits on CPU, wall time, memory, threads, open files and output are limits of
 all of it, and nothing is left running. Nothing passes from one program to the next. It has no
-capability, and cannot regain one. Where its folder is in memory, that counts beside memory_bytes.
+capability, and cannot regain one.
 
-Tiers, found by trying, the first that works: *namespaces* (user, mount, pid, network, IPC and host
-name namespaces; then Landlock where there is one, seccomp, rlimits) and *restricted* (Landlock,
-seccomp, rlimits) where user namespaces are denied, as in many containers. Before either is used, a
-program tries what is forbidden. `RESTRICTED_LOSES` lists what the second does not promise. With
-neither (macOS; Linux before 5.13), `Sandbox` raises, unless told `unsafe`.
+Tiers, the first that works: *namespaces* (user, mount, pid, network, IPC and host name; then
+Landlock where there is one, seccomp, rlimits) and *restricted* (Landlock, seccomp, rlimits) where
+user namespaces are denied, as in many containers; see `RESTRICTED_LOSES`. Before either is used, a
+program tries what is forbidden. With neither (macOS; Linux before 5.13), `Sandbox` raises, unless
+told `unsafe`.
 
 A result "passed" needs the end marker: a random nonce, which the program's process reads from a
 pipe when the program has ended, and sends back. Not promised: that a program does not lie about
-itself. It shares an interpreter with its tests, so it can compare equal to everything, replace what
-they call, or imitate the end (read the nonce from descriptor 3 and write it to 4). It gains a wrong
-result about itself, and nothing else.
+itself. It shares an interpreter with its tests, so it can replace what they call, or imitate the
+end (read the nonce from descriptor 3 and write it to 4). It gains a wrong result about itself, and
+nothing else.
 
 Programs see the standard library only. Their hash seed is fixed, so that a set's order is not luck.
 """
@@ -34,7 +33,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from nanochat.common import ConfigError, NanochatError, print0
 from nanochat.inference.calculator import evaluate
@@ -88,11 +86,10 @@ class ExecutionResult:
     """How a program ended.
 
     status: "passed" ran to its end; "failed" an exception, or text that does not compile; "exited"
-    left early (sys.exit, os._exit, descriptors closed); "timeout" CPU or wall seconds; "memory" a
-    MemoryError; "disk" its folder grew too large (namespaces: the write fails, so "failed");
-    "output" wrote too much; "killed" a signal, such as a crash; "tampered" something else than the
-    end marker was sent in its place. output: stdout and stderr, at most output_bytes. error: why it
-    did not pass, by the program itself where it "failed". seconds: wall time.
+    left early; "timeout" CPU or wall seconds; "memory" a MemoryError; "disk" its folder grew too
+    large (namespaces: the write fails, so "failed"); "output" wrote too much; "killed" a signal,
+    such as a crash; "tampered" something else than the end marker was sent in its place. output:
+    stdout and stderr. error: why it did not pass, by the program itself where it "failed".
     """
 
     status: str
@@ -108,8 +105,8 @@ class ExecutionResult:
 class Sandbox:
     """Confined interpreters, each warm, kept for program after program. Threads may share it.
 
-    Raises ExecutionUnavailable if the system has none of the `tiers`. `unsafe` runs programs
-    unconfined then, and changes nothing otherwise.
+    ExecutionUnavailable if the system has none of the `tiers`; `unsafe` runs programs unconfined
+    then.
 
     with Sandbox(Limits(cpu_seconds=2)) as sandbox: sandbox.run("while True: pass").status is
     "timeout".
@@ -140,44 +137,40 @@ class Sandbox:
             return
         raise ExecutionUnavailable(
             f"This system cannot confine untrusted programs ({'; '.join(reasons) or 'no tier'}). "
-            "Use Linux 5.13 or newer with user namespaces or Landlock, or ask to run them "
-            "unconfined, with all of this user's rights (chat_eval --unsafe-execution)."
+            f"Use Linux 5.13 or newer with user namespaces or Landlock, or chat_eval "
+            f"--unsafe-execution, which gives them all of this user's rights."
         )
 
     def _probe(self, worker: Worker) -> None:
         """Tries the forbidden; closes the worker and raises if anything of it works."""
         with tempfile.NamedTemporaryFile(prefix="nanochat-probe-") as secret:
             os.chmod(secret.name, 0o644)
-            program = PROBE.format(secret=secret.name, folder=str(Path.home()))
+            program = PROBE.format(secret=secret.name, folder=os.path.expanduser("~"))
+            passed = False
             try:
                 result = classify(worker.run(program), self.limits)
-                if not result.passed:
-                    raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
-            except BaseException:
-                worker.close()
-                raise
+                passed = result.passed
+            finally:
+                if not passed:
+                    worker.close()
+        if not passed:
+            raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
 
     def run(self, code: str) -> ExecutionResult:
-        """Runs one program. A result for every text; raises only if the sandbox itself breaks.
-
-        sandbox.run("import os; os._exit(0)").status is "exited".
-        """
+        """Runs one program; raises only if the sandbox itself breaks."""
         with self._lock:
             if self._closed:
                 raise NanochatError("this sandbox is closed; open another one to run programs")
             worker = self._idle.pop() if self._idle else None
         worker = worker or Worker(self.tier, asdict(self.limits))
-        keep = False
         try:
-            result = classify(worker.run(code), self.limits)
+            return classify(worker.run(code), self.limits)
+        finally:
             with self._lock:
                 keep = worker.alive and not self._closed
-                if keep:
-                    self._idle.append(worker)
-        finally:
+                self._idle += [worker] * keep
             if not keep:
                 worker.close()
-        return result
 
     def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
         """One result a program, in their order; `workers` of them at a time (default: cores)."""
@@ -223,9 +216,9 @@ def classify(raw: RawResult, limits: Limits) -> ExecutionResult:
     if marker == raw.nonce + PASSED and code == 0:
         return result("passed", "")
     kinds = {FAILED: "failed", EXITED: "exited", MEMORY: "memory"}
-    kind, text = marker[NONCE_BYTES : NONCE_BYTES + 1], marker[NONCE_BYTES + 1 :]
+    kind, text = marker[NONCE_BYTES : NONCE_BYTES + 1], marker[NONCE_BYTES + 1 :][:MAX_ERROR]
     if marker.startswith(raw.nonce) and kind in kinds:
-        return result(kinds[kind], text[:MAX_ERROR].decode("utf-8", "replace"))
+        return result(kinds[kind], text.decode("utf-8", "replace"))
     if marker:
         return result("tampered", "something else than the end marker came in its place")
     # subtle: the kernel limits CPU time by its ticks, and reports it by its clock: it may be less.
@@ -256,9 +249,8 @@ run({code!r})
 def python_tool(sandbox: Sandbox) -> Callable[[str], str]:
     """A chat tool: text of a Python program -> what it printed and its last expression's value.
 
-    A string's value is its text, any other its repr. Errors are one line, "error: ...". Every call
-    is a new program. tool = python_tool(sandbox); tool("x = 6\\nx * 7") is "42", tool("1/0") is
-    "error: ZeroDivisionError: division by zero (line 1)".
+    Every call is a new program. tool = python_tool(sandbox); tool("x = 6\\nx * 7") is "42",
+    tool("1/0") is "error: ZeroDivisionError: division by zero (line 1)".
     """
 
     def tool(code: str) -> str:
@@ -275,7 +267,7 @@ def python_tool(sandbox: Sandbox) -> Callable[[str], str]:
 @contextlib.contextmanager
 def open_tool(name: str) -> Iterator[Callable[[str], str]]:
     """What tool calls are given to, until the end of `with`: "calculator", or "python", which runs
-    in a sandbox. Raises ConfigError for another name.
+    in a sandbox.
 
     Example: with open_tool("calculator") as tool: tool("37*12") == "444"
     """

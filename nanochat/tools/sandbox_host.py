@@ -46,8 +46,9 @@ class RawResult:
 class Worker:
     """One confined warm interpreter, which runs one program after the other.
 
-    limits: the fields of sandbox.Limits. Raises ExecutionUnavailable if it does not start. `lost`:
-    what the tier does not promise here. `alive`: whether another program can follow.
+    ExecutionUnavailable if it does not start.
+    limits: the fields of sandbox.Limits. `lost`: what the tier does not promise here. `alive`:
+    whether another program can follow.
     """
 
     def __init__(self, tier: str, limits: dict):
@@ -86,8 +87,8 @@ class Worker:
         start, nonce = time.monotonic(), secrets.token_bytes(NONCE_BYTES)
         text = code.encode("utf-8", "surrogatepass")
         (source, to_source), (from_output, output), (from_marker, marker) = (
-            os.pipe(), os.pipe(), os.pipe()
-        )  # fmt: skip
+            os.pipe() for _ in range(3)
+        )
         raw = RawResult(nonce)
         received = {
             from_output: ("output", raw.output, self.limits["output_bytes"]),
@@ -110,8 +111,8 @@ class Worker:
     def _exchange(
         self, raw: RawResult, to_source: int, text: memoryview, received: dict, deadline: float
     ) -> None:
-        """Writes the text and reads what comes until the program has ended, by itself or because it
-        was killed for a limit. received: descriptor -> (status above the bound, buffer, bound)."""
+        """Writes the text and reads what comes until the program has ended or is killed. received:
+        descriptor -> (status above the bound, buffer, bound)."""
 
         def move(descriptor: int) -> bool:
             """Moves what one pipe takes or gives now; False when there is nothing more to come."""

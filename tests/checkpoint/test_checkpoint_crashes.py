@@ -126,7 +126,7 @@ def write_at_once(folder, value, barrier, messages):
 
     sys.addaudithook(wait)
     try:
-        write_folder(final, texts, tensors, tokenizer, 64, place, replace=False)
+        write_folder(final, texts, tensors, tokenizer.fingerprint, place, replace=False)
         messages.put((value, ""))
     except Exception as error:
         messages.put((value, f"{type(error).__name__}: {error}"))

@@ -163,6 +163,7 @@ def test_a_good_release_has_no_problems(trained, tmp_path):
     (folder / "modeling_x.py").write_text("")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"bos_token": {"content": "<s>"}, "auto_map": {}}
+    del settings["padding_side"]  # transformers then pads on the right
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     model.weights["lm_head.weight"][0, 0] = torch.nan
     save_file(model.weights, folder / "model.safetensors")
@@ -175,6 +176,7 @@ def test_a_good_release_has_no_problems(trained, tmp_path):
         "tokenizer_config.json has changed since it was written",
         "modeling_x.py was added later",
         "tokenizer_config.json: bos_token is '<s>', expected '<|bos|>'",
+        "tokenizer_config.json: padding_side is 'right', expected 'left'",
         "tokenizer_config.json: auto_map asks for code from the repository",
     ]
 

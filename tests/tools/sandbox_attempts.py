@@ -330,7 +330,7 @@ def deny_unshare() -> None:
     arch = syscalls.architecture()
     refuse = seccomp._op(seccomp.RETURN, seccomp.DENY)
     body = seccomp._op(seccomp.LOAD, 0) + seccomp._if_number(
-        syscalls.NUMBERS["unshare"][arch], refuse
+        syscalls.numbers()["unshare"][arch], refuse
     )
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     seccomp.install(body + seccomp._op(seccomp.RETURN, seccomp.ALLOW))

@@ -24,9 +24,7 @@ def test_numbers_are_the_kernels(architecture):
     )
     numbers = {name: int(number) for name, number in lines}
     numbers.setdefault("newfstatat", numbers.get("fstatat"))
-    table = {**seccomp.ALLOWED, **seccomp.METADATA, **syscalls.NUMBERS}
-    table |= {name: rule[0] for name, rule in {**seccomp.CONDITIONAL, **seccomp.THREADS}.items()}
-    table |= {"kill": (62, 129), "tgkill": (234, 131), "clone3": seccomp.CLONE3}
+    table = syscalls.numbers()
     wrong = {n: v for n, v in table.items() if v[architecture] not in (None, numbers.get(n))}
     missing = [n for n, v in table.items() if v[architecture] is None and n in numbers]
     assert not wrong and not missing
@@ -59,10 +57,10 @@ def decide(filter_: bytes, architecture: int, number: int, *arguments: int) -> i
 def test_the_filter_decides_as_its_table_says(architecture, threads, metadata):
     filter_ = seccomp.build(7, architecture, threads=threads, metadata=metadata)
     conditional = seccomp.CONDITIONAL | (seccomp.THREADS if threads else {})
-    conditional = {v[0][architecture] for v in conditional.values()}
-    conditional |= {(62, 129)[architecture], (234, 131)[architecture]}
-    allowed = {**seccomp.ALLOWED, **(seccomp.METADATA if metadata else {})}
-    allowed = {v[architecture] for v in allowed.values()} - {None}
+    number_of = {name: numbers[architecture] for name, numbers in syscalls.numbers().items()}
+    conditional = {number_of[name] for name in (*conditional, "kill", "tgkill")}
+    names = seccomp.ALLOWED + (seccomp.METADATA if metadata else [])
+    allowed = {number_of[name] for name in names} - {None}
     for number in range(600):
         decision = decide(filter_, architecture, number, *[0x777700007777] * 6)
         if number in allowed:
@@ -92,10 +90,9 @@ def test_the_filter_decides_as_its_table_says(architecture, threads, metadata):
 )  # fmt: skip
 @pytest.mark.parametrize("architecture", [0, 1], ids=syscalls.ARCHITECTURES)
 def test_conditions(architecture, name, arguments, allowed):
-    numbers = {n: rule[0] for n, rule in {**seccomp.CONDITIONAL, **seccomp.THREADS}.items()}
-    numbers |= {"kill": (62, 129), "tgkill": (234, 131)}
+    number = syscalls.numbers()[name][architecture]
     filter_ = seccomp.build(7, architecture, threads=True, metadata=True)
-    decision = decide(filter_, architecture, numbers[name][architecture], *arguments)
+    decision = decide(filter_, architecture, number, *arguments)
     assert decision == (seccomp.ALLOW if allowed else seccomp.DENY)
 
 

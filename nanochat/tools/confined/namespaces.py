@@ -1,9 +1,8 @@
 """Namespaces of the sandbox's own: user, mount, pid, network, IPC and host name.
 
 In them there are the files that Python needs, read-only, and nothing else: no /proc, no home, no
-network device, no other process. The system calls are bubblewrap's, made here because the warm
-interpreter has to live on inside, and to mount a fresh folder for every program. Linux 5.12 or
-newer; an ordinary user needs user namespaces to be allowed.
+network device, no other process. The calls are bubblewrap's, made here because the warm interpreter
+lives on inside and mounts a fresh folder for every program. Linux 5.12 or newer.
 """
 
 import contextlib
@@ -28,8 +27,8 @@ def enter(readable: list[str], stage: str) -> bool:
     """Returns in the first process of new namespaces, where only `readable` is left of the files;
     True if programs can be given a user of their own there (the caller was root).
 
-    The calling process stays behind to wait for it, and never returns. `stage` is an empty folder
-    to build on. Raises OSError in the calling process where any of it is denied.
+    The calling process stays behind, waits for it and never returns; OSError there if any of it is
+    denied. stage: an empty folder to build on.
     """
     outside = os.open(os.path.dirname(stage), os.O_RDONLY)
     own_user = _unshare()
@@ -87,11 +86,8 @@ def _write_maps(process: str, users: str, groups: str, deny_groups: bool) -> Non
     """Which users and groups of the namespace are which ones outside."""
     files = [("gid_map", groups), ("uid_map", users)]
     for name, text in [("setgroups", "deny")] * deny_groups + files:
-        descriptor = os.open(f"/proc/{process}/{name}", os.O_WRONLY)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        with open(f"/proc/{process}/{name}", "wb", buffering=0) as file:
+            file.write(text.encode())
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:

@@ -24,8 +24,8 @@ def run_program(
 ) -> NoReturn:
     """Confines this process, reads the text, runs it, writes the end marker.
 
-    All arguments but the first are descriptors. If it cannot be confined, it says so on `report`,
-    which no program ever sees, and runs nothing.
+    All arguments but the first are descriptors. If it cannot be confined, it says so on `report`
+    and runs nothing.
     subtle: the nonce stays in the pipe until the program has ended, so that it is in no memory of
     this process while the program runs, and what is called afterwards was looked up before.
     """
@@ -61,14 +61,12 @@ def run_program(
 
 
 def read_exactly(descriptor: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(descriptor, min(size, 1 << 16))
-        if not part:
+    data = b""
+    while len(data) < size:
+        if not (part := os.read(descriptor, min(size - len(data), 1 << 16))):
             raise OSError("the program's text ended early")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        data += part
+    return data
 
 
 def execute(text: str, say) -> tuple[bytes, str]:

@@ -14,57 +14,33 @@ import struct
 
 from nanochat.tools.confined import syscalls
 
-# ---------------------------------------------------------------- the list: (x86_64, aarch64)
+# ---------------------------------------------------------------- the list
 
-READING_AND_WRITING = {
-    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "lseek": (8, 62),
-    "pread64": (17, 67), "pwrite64": (18, 68), "preadv": (295, 69), "pwritev": (296, 70),
-    "close": (3, 57), "close_range": (436, 436), "dup": (32, 23), "dup2": (33, None),
-    "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None),
-    "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "epoll_create": (213, None),
-    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None),
-    "epoll_pwait": (281, 22), "sendfile": (40, 71), "copy_file_range": (326, 285),
-    "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83), "flock": (73, 32),
-    "recvfrom": (45, 207), "getsockname": (51, 204), "getsockopt": (55, 209), "shutdown": (48, 210),
-}  # fmt: skip
+READING_AND_WRITING = """
+read write readv writev lseek pread64 pwrite64 preadv pwritev close close_range dup dup2 dup3 pipe
+pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait
+sendfile copy_file_range ftruncate fsync fdatasync flock recvfrom getsockname getsockopt shutdown
+"""
 # Which files these reach is decided by the mounts and by Landlock, not here.
-PATHS = {
-    "open": (2, None), "openat": (257, 56), "stat": (4, None), "fstat": (5, 80),
-    "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None),
-    "faccessat": (269, 48), "faccessat2": (439, 439), "getdents": (78, None),
-    "getdents64": (217, 61), "readlink": (89, None), "readlinkat": (267, 78), "chdir": (80, 49),
-    "fchdir": (81, 50), "getcwd": (79, 17), "mkdir": (83, None), "mkdirat": (258, 34),
-    "rmdir": (84, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
-    "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None), "linkat": (265, 37),
-    "symlink": (88, None), "symlinkat": (266, 36), "umask": (95, 166),
-}  # fmt: skip
-MEMORY_AND_TIME = {
-    "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226),
-    "madvise": (28, 233), "brk": (12, 214), "clock_gettime": (228, 113), "time": (201, None),
-    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
-    "gettimeofday": (96, 169), "times": (100, 153), "getrusage": (98, 165),
-    "getitimer": (36, 102), "setitimer": (38, 103), "alarm": (37, None), "pause": (34, None),
-    "getrandom": (318, 278), "getrlimit": (97, 163),
-}  # fmt: skip
-OWN_PROCESS = {
-    "exit": (60, 93), "exit_group": (231, 94), "getpid": (39, 172), "getppid": (110, 173),
-    "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
-    "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150),
-    "getgroups": (115, 158), "getpgrp": (111, None), "getpgid": (121, 155), "getsid": (124, 156),
-    "uname": (63, 160), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
-    "getcpu": (309, 168), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137),
-    "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
-    "futex": (202, 98), "set_robust_list": (273, 99), "set_tid_address": (218, 96),
-    "rseq": (334, 293), "wait4": (61, 260), "waitid": (247, 95),
-}  # fmt: skip
-ALLOWED = READING_AND_WRITING | PATHS | MEMORY_AND_TIME | OWN_PROCESS
+PATHS = """
+open openat stat fstat lstat newfstatat statx access faccessat faccessat2 getdents getdents64
+readlink readlinkat chdir fchdir getcwd mkdir mkdirat rmdir unlink unlinkat rename renameat
+renameat2 link linkat symlink symlinkat umask
+"""
+MEMORY_AND_TIME = """
+mmap munmap mremap mprotect madvise brk clock_gettime time clock_getres clock_nanosleep nanosleep
+gettimeofday times getrusage getitimer setitimer alarm pause getrandom getrlimit
+"""
+OWN_PROCESS = """
+exit exit_group getpid getppid gettid getuid geteuid getgid getegid getresuid getresgid getgroups
+getpgrp getpgid getsid uname sched_yield sched_getaffinity getcpu rt_sigaction rt_sigprocmask
+rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall futex
+set_robust_list set_tid_address rseq wait4 waitid
+"""
+ALLOWED = (READING_AND_WRITING + PATHS + MEMORY_AND_TIME + OWN_PROCESS).split()
 # Modes and times of files: Landlock does not look at these, so only mounts can make them safe.
-METADATA = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "utimensat": (280, 88),
-    "utime": (132, None), "utimes": (235, None), "truncate": (76, 45), "listxattr": (194, 11),
-    "llistxattr": (195, 12), "flistxattr": (196, 13),
-}  # fmt: skip
+METADATA = ["chmod", "fchmod", "fchmodat", "utimensat", "utime", "utimes", "truncate"]
+METADATA += ["listxattr", "llistxattr", "flistxattr"]
 
 # ---------------------------------------------------------------- calls with conditions
 
@@ -88,17 +64,16 @@ def is_null(argument: int) -> list[tuple]:
     return [(low(argument), ALL_BITS, (0,)), (low(argument) + 1, ALL_BITS, (0,))]
 
 
-# name: (its numbers, [(word, mask, values that the masked word may have), ...])
+# name: [(word, mask, values that the masked word may have), ...]
 CONDITIONAL = {
-    "fcntl": ((72, 25), [(low(1), ALL_BITS, FCNTL_COMMANDS)]),
-    "ioctl": ((16, 29), [(low(1), ALL_BITS, IOCTL_REQUESTS)]),
-    "prctl": ((157, 167), [(low(0), ALL_BITS, (SET_NAME, GET_NAME))]),
-    "prlimit64": ((302, 261), [(low(0), ALL_BITS, (0,)), *is_null(2)]),  # asking, of itself
-    "socketpair": ((53, 199), [(low(0), ALL_BITS, (1,)), (low(1), 0xF, (1,))]),  # unix, stream
-    "sendto": ((44, 206), is_null(4)),  # on a connected pair, never to an address
+    "fcntl": [(low(1), ALL_BITS, FCNTL_COMMANDS)],
+    "ioctl": [(low(1), ALL_BITS, IOCTL_REQUESTS)],
+    "prctl": [(low(0), ALL_BITS, (SET_NAME, GET_NAME))],
+    "prlimit64": [(low(0), ALL_BITS, (0,)), *is_null(2)],  # asking, of itself
+    "socketpair": [(low(0), ALL_BITS, (1,)), (low(1), 0xF, (1,))],  # unix, stream
+    "sendto": is_null(4),  # on a connected pair, never to an address
 }
-THREADS = {"clone": ((56, 220), [(low(0), ALL_BITS & ~CLONE_DETACHED, (THREAD_FLAGS,))])}
-CLONE3 = (435, 435)  # its flags lie in memory, where a filter cannot look; libc then uses clone
+THREADS = {"clone": [(low(0), ALL_BITS & ~CLONE_DETACHED, (THREAD_FLAGS,))]}
 NEWER_THAN_THIS_LIST = 450
 
 # ---------------------------------------------------------------- the assembler
@@ -135,20 +110,21 @@ def build(pid: int, architecture: int, *, threads: bool, metadata: bool) -> byte
     """The filter for the process `pid`, which may send signals to itself only; 8 bytes an
     instruction. threads: it may start threads. metadata: it may change modes and times of files,
     where all writable mounts are its own."""
-    conditional = CONDITIONAL | (THREADS if threads else {})
+    number_of = {name: numbers[architecture] for name, numbers in syscalls.numbers().items()}
     to_itself = [(low(0), ALL_BITS, (pid,))]
-    conditional |= {"kill": ((62, 129), to_itself), "tgkill": ((234, 131), to_itself)}
-    allowed = ALLOWED | (METADATA if metadata else {})
+    conditional = CONDITIONAL | (THREADS if threads else {})
+    conditional |= {"kill": to_itself, "tgkill": to_itself}
     program = _op(LOAD, OFFSET_ARCHITECTURE)
     program += _op(JUMP_EQUAL, AUDIT_ARCHITECTURES[architecture], 1) + _op(RETURN, KILL_PROCESS)
     program += _op(LOAD, OFFSET_NUMBER)
     program += _op(JUMP_GREATER_EQUAL, X32_BIT, 0, 1) + _op(RETURN, KILL_PROCESS)
-    for numbers in allowed.values():
-        if numbers[architecture] is not None:
-            program += _if_number(numbers[architecture], _op(RETURN, ALLOW))
-    for numbers, conditions in conditional.values():
-        program += _if_number(numbers[architecture], _if_arguments(conditions))
-    program += _if_number(CLONE3[architecture], _op(RETURN, UNKNOWN))
+    for name in ALLOWED + (METADATA if metadata else []):
+        if number_of[name] is not None:
+            program += _if_number(number_of[name], _op(RETURN, ALLOW))
+    for name, conditions in conditional.items():
+        program += _if_number(number_of[name], _if_arguments(conditions))
+    # clone3's flags lie in memory, where a filter cannot look; libc then uses clone
+    program += _if_number(number_of["clone3"], _op(RETURN, UNKNOWN))
     program += _op(JUMP_GREATER_EQUAL, NEWER_THAN_THIS_LIST, 0, 1) + _op(RETURN, UNKNOWN)
     return program + _op(RETURN, DENY)
 

@@ -2,25 +2,26 @@
 
 import ctypes
 import functools
+import json
 import os
 import platform
 import struct
 
-ARCHITECTURES = ("x86_64", "aarch64")  # the columns of every table of numbers
-NUMBERS = {
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "mount_setattr": (442, 442),
-    "unshare": (272, 97), "capset": (126, 91), "prctl": (157, 167),
-    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
-    "landlock_restrict_self": (446, 446),
-}  # fmt: skip
-
+ARCHITECTURES = ("x86_64", "aarch64")
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
 
 
+@functools.cache
+def numbers() -> dict[str, list[int | None]]:
+    """The number of each call on x86_64 and aarch64, None where there is none."""
+    with open(os.path.join(os.path.dirname(__file__), "syscalls.json"), "rb") as file:
+        return json.load(file)
+
+
 def architecture() -> int:
-    """The column of this processor in the tables; OSError where there is none."""
+    """This processor's place in ARCHITECTURES; OSError where it has none."""
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise OSError(f"system call numbers are known for {ARCHITECTURES}, not for {machine}")
@@ -39,7 +40,7 @@ def call(name: str, *arguments) -> int:
 
     Raises OSError with the call's name. call("umount2", b"/tmp", 2) detaches what is mounted there.
     """
-    number = NUMBERS[name][architecture()]
+    number = numbers()[name][architecture()]
     words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     result = _syscall()(ctypes.c_long(number), *words)
     if result < 0:

@@ -1,8 +1,7 @@
 """What runs inside the sandbox: a warm interpreter that is forked once for every program.
 
-Started by tools/sandbox_host.py as a process of its own, with an empty environment. It never sees a
-program's text or output, so nothing can leak from one to the next: the descriptors that it is sent
-go to the forked child, and it only waits, kills and reports. Imports the standard library alone.
+It never sees a program's text or output, so nothing can leak from one to the next: the descriptors
+that it is sent go to the forked child, and it only waits, kills and reports.
 """
 
 import contextlib
@@ -38,12 +37,14 @@ def main(control_fd: int, tier: str, limits: dict, folder: str) -> None:
     """Prepares the tier; says on the control socket, as a line of JSON, why it could not, or None,
     and what the tier does not promise here; then serves until the socket closes."""
     with socket.socket(fileno=control_fd) as control:
+        place, problem = None, None
         try:
             place = Place(tier, limits, folder)
         except OSError as error:
-            control.sendall(json.dumps([str(error), []]).encode() + b"\n")
+            problem = str(error)
+        control.sendall(json.dumps([problem, place.lost if place else []]).encode() + b"\n")
+        if place is None:
             return
-        control.sendall(json.dumps([None, place.lost]).encode() + b"\n")
         try:
             with contextlib.suppress(BrokenPipeError):  # the owner went away during a program
                 place.serve(control)
@@ -119,8 +120,8 @@ class Place:
     def wait_for(
         self, child: int, control: socket.socket, ended: int, folder: str
     ) -> tuple[int, float, bool]:
-        """The child's wait status, CPU seconds and whether its folder grew too large; kills it for
-        that, or on order."""
+        """The child's wait status, CPU seconds and whether its folder grew too large, for which, or
+        on order, it is killed."""
         too_large, watched = False, folder != "/tmp"
         while True:
             ready, _, _ = select.select([control, ended], [], [], LOOK_EVERY if watched else None)
