@@ -157,18 +157,18 @@ class Stage:
         self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
         self.on_save = on_save
         self.steps = steps or self.steps_of_rows
-        evaluate = Periodic(self.evaluate, config.eval_every)
+        # What only measures or prints comes last, so that it can lose nothing.
         save = Periodic(self.save, config.save_every)
+        events = (save, Periodic(self.evaluate, config.eval_every), *events)
         with ExitStack() as stack:
+            for file in self.locks:
+                stack.callback(unlock, file)
             stack.callback(self.log.close)
             self.writer = stack.enter_context(Writer())
-            # What only measures or prints comes after, so that it can lose nothing.
-            done = self.loop(state, (save, evaluate, *events))
+            done = self.loop(state, events)
             if not done:
                 self.save(state)
             self.writer.wait()
-        for file in self.locks:
-            unlock(file)
         if not done:
             print0(f"stopped at step {state.step}, saved {self.saved}; go on with --resume")
             raise SystemExit(130)
