@@ -30,7 +30,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.distributed import first_difference, join
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
-from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside, unlock
+from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside
 from nanochat.training.validation import measure_rows
 
 
@@ -170,8 +170,8 @@ class Stage:
             if not done:
                 self.save(state)
             self.writer.wait()
-        for file in self.locks:
-            unlock(file)
+        for lock in self.locks:
+            lock.close()
         if not done:
             print0(f"stopped at step {state.step}, saved {self.saved}; go on with --resume")
             raise SystemExit(130)
