@@ -20,11 +20,11 @@ WATCHED = 60  # seconds in which a run that is alive is expected to write a line
 
 
 def lock_run(stage: str, tag: str) -> TextIO:
-    """The run's lock file, locked until it is closed or the process ends, however it ends; one rank
+    """The run's lock, held until the file is closed or the process ends, however it ends; one rank
     calls it. ConfigError if another process trains this run: a folder has one writer.
 
-    subtle: some network file systems keep locks to one node. So where the last writer was on
-    another, and did not end well, the run's metrics are watched for a while.
+    subtle: some network file systems keep locks to a node, so after another node's run the metrics
+    are watched for a while.
     """
     folder = run_dir(stage, tag)
     path, host = folder.with_name(f".{tag}.lock"), socket.gethostname()
@@ -56,19 +56,13 @@ def lock_run(stage: str, tag: str) -> TextIO:
 
 
 def still_written(path: Path) -> bool:
-    """Whether a file that is minutes old, at most, is written again within WATCHED seconds."""
+    """Whether a file, at most minutes old, is written again within WATCHED seconds."""
     before = path.stat().st_mtime if path.exists() else 0
     if time.time() - before > 600:
         return False
     print0(f"another node wrote {path} last: watching it for {WATCHED} s")
     time.sleep(WATCHED)
     return path.stat().st_mtime > before
-
-
-def unlock(file: TextIO) -> None:
-    """Gives the lock back after a run that ended well."""
-    file.truncate(0)
-    file.close()
 
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:

@@ -29,7 +29,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.distributed import first_difference, join
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
-from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside, unlock
+from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside
 from nanochat.training.validation import measure_rows
 
 
@@ -161,8 +161,8 @@ class Stage:
         save = Periodic(self.save, config.save_every)
         events = (save, Periodic(self.evaluate, config.eval_every), *events)
         with ExitStack() as stack:
-            for file in self.locks:
-                stack.callback(unlock, file)
+            for lock in self.locks:
+                stack.enter_context(lock)
             stack.callback(self.log.close)
             self.writer = stack.enter_context(Writer())
             done = self.loop(state, events)
