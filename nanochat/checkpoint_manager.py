@@ -42,8 +42,7 @@ def prepare_checkpoint(
     optimizers: dict | None = None,
 ) -> Callable[[], Path]:
     """Takes the present state, from a GPU as a copy in main memory; all ranks call it. Rank 0 then
-    calls the result, now or beside the next steps: it writes the checkpoint and returns its folder,
-    or raises CheckpointError; earlier checkpoints stay whole.
+    calls the result, now or beside the next steps: it writes the checkpoint and returns its folder.
 
     run: what describes the run (config, parent, data fingerprint, metrics). state: what the loop
     needs to continue. optimizers: {name: its state tensors}.
@@ -100,17 +99,14 @@ def hugging_face_texts(config: GPTConfig, tokenizer: Tokenizer, **settings) -> d
 
 def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:
     """config.json. Pad is null: transformers would freeze its embedding."""
-    return {
-        **to_hf(config),
-        "bos_token_id": tokenizer.special("<|bos|>"),
-        "eos_token_id": tokenizer.special("<|assistant_end|>"),
-        "pad_token_id": None,
-    }
+    end = tokenizer.special("<|assistant_end|>")
+    special = {"bos_token_id": tokenizer.bos, "eos_token_id": end, "pad_token_id": None}
+    return to_hf(config) | special
 
 
 def generation_config(tokenizer: Tokenizer) -> dict:
     """generation_config.json: an answer ends at either stop id, as in our own generators."""
-    bos = tokenizer.special("<|bos|>")
+    bos = tokenizer.bos
     return {"bos_token_id": bos, "eos_token_id": list(stop_ids(tokenizer)), "pad_token_id": bos}
 
 
@@ -154,8 +150,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict, GPTConfig, Tokenizer, dict]
 
 
 def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
-    """As load_checkpoint, of a verified folder; CheckpointError for another run's tokenizer, or
-    weights of another shape."""
+    """As load_checkpoint, of a verified folder."""
     config = from_hf(read_json(path / CONFIG))
     run = read_json(path / RUN)
     tokenizer = Tokenizer.load(path)
@@ -193,8 +188,7 @@ def check_names_and_shapes(weights: dict, config: GPTConfig, where: Path | str) 
 
 
 def load_training_state(path: Path) -> tuple[dict, dict, dict[str, dict[str, torch.Tensor]]]:
-    """(state.json, random generators, {optimizer name: {tensor name: tensor}}) of a verified
-    folder."""
+    """(state.json, random generators, optimizers by name) of a verified folder."""
     if not (path / RNG).is_file():
         raise CheckpointError(
             f"{path} has no {RNG}: it was imported, or saved by an earlier version, and cannot be "

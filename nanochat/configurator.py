@@ -30,13 +30,13 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     """
     args = list(sys.argv[1:] if args is None else args)
     config = tyro.cli(config_class, args=args[1:] if args[:1] == ["--"] else args)
-    return replace(config, **{f.name: expanded(getattr(config, f.name)) for f in fields(config)})
+    return replace(config, **{f.name: at_home(getattr(config, f.name)) for f in fields(config)})
 
 
-def expanded(value):
-    """The value of a flag: a path, or paths, with ~ for the home folder; others as they are."""
+def at_home(value):
+    """The value of a flag, paths with ~ for the home folder."""
     if isinstance(value, tuple):
-        return tuple(map(expanded, value))
+        return tuple(map(at_home, value))
     return user_path(value) if isinstance(value, Path) else value
 
 
@@ -93,8 +93,8 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminated_by_exception() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, unless it has another handler, or this is one of several
-    ranks, which would not react while it waits for another in C code."""
+    """SIGTERM raises Terminated meanwhile, unless it has another handler; not with several ranks,
+    which would not react while they wait for each other in C code."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

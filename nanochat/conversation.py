@@ -58,8 +58,8 @@ class Segment(NamedTuple):
 
 def validate(conversation: dict, where: str) -> None:
     """Raises DataError naming `where` (say "chats.jsonl:17") unless `conversation` is well formed:
-    at most one system message, first; then user and assistant in turns; text alone in system and
-    user messages. Keys other than "messages" are not looked at."""
+    at most one system message, first; then user and assistant in turns; only assistant messages
+    have other parts than text. Other keys are not looked at."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list) or not messages:
         raise DataError(
@@ -107,7 +107,7 @@ def content_parts(content: str | list[dict]) -> list[tuple[str, str]]:
 
 
 def segments(conversation: dict) -> list[Segment]:
-    """The conversation as it is read from left to right, texts not yet encoded.
+    """The conversation from left to right, texts not yet encoded.
 
     Example: {"messages": [user "Hi"]} -> <|bos|> <|user_start|> "Hi" <|user_end|>, all with mask 0.
     """
@@ -136,8 +136,8 @@ def segments(conversation: dict) -> list[Segment]:
 
 def render(conversation: dict, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(ids, mask) of a valid conversation: ids begin with <|bos|>; mask is 1 on what the assistant
-    says, tool calls with their marks and <|assistant_end|> included, and 0 on what it is given:
-    user turns, <|assistant_start|>, tool output with its marks."""
+    says, with its tool calls and <|assistant_end|>, and 0 on what it is given: user turns,
+    <|assistant_start|>, tool output."""
     ids, mask = [], []
     for text, special, loss in segments(conversation):
         new = [tokenizer.special(text)] if special else tokenizer.encode_ordinary(text)
@@ -152,28 +152,22 @@ def render_batch(
     """render() of N conversations: flat ids, int64 offsets (N + 1,), flat uint8 mask."""
     per_conversation = [segments(conversation) for conversation in conversations]
     flat = [segment for one in per_conversation for segment in one]
-    text_ids, text_offsets = tokenizer.encode_ordinary_batch(
-        [s.text for s in flat if not s.special]
-    )
-    special = np.array([s.special for s in flat], dtype=bool)
-    lengths = np.ones(len(flat), dtype=np.int64)
-    lengths[~special] = np.diff(text_offsets)
-    is_special = np.repeat(special, lengths)
-    ids = np.empty(len(is_special), dtype=text_ids.dtype)
-    ids[is_special] = [tokenizer.special(s.text) for s in flat if s.special]
-    ids[~is_special] = text_ids
+    text_ids, ends = tokenizer.encode_ordinary_batch([s.text for s in flat if not s.special])
+    texts = iter(np.split(text_ids, ends[1:-1]))
+    ids = [[tokenizer.special(s.text)] if s.special else next(texts) for s in flat]
+    lengths = [len(some) for some in ids]
     mask = np.repeat(np.array([s.mask for s in flat], dtype=np.uint8), lengths)
-    segment_ends = np.concatenate([[0], np.cumsum(lengths)])
-    last_segments = np.cumsum([0] + [len(one) for one in per_conversation])
-    return ids, segment_ends[last_segments], mask
+    segment_ends = np.cumsum([0, *lengths])
+    last_segments = np.cumsum([0, *map(len, per_conversation)])
+    flat_ids = np.concatenate([text_ids[:0], *ids], dtype=text_ids.dtype, casting="unsafe")
+    return flat_ids, segment_ends[last_segments], mask
 
 
 def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]:
     """The ids to complete, up to <|assistant_start|>; a last assistant message is left out."""
     messages = conversation["messages"]
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    ids, _ = render({"messages": messages}, tokenizer)
+    last = len(messages) - (messages[-1]["role"] == "assistant")
+    ids, _ = render({"messages": messages[:last]}, tokenizer)
     return ids + [tokenizer.special("<|assistant_start|>")]
 
 
@@ -195,11 +189,9 @@ def turns_of(messages: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
 def fit_turns(
     messages: Sequence[dict], tokenizer: Tokenizer, context: int, forget: bool = True
 ) -> tuple[list[int], int]:
-    """(the ids after which the assistant speaks, turns left out) of a valid conversation.
-
-    If `forget`, the oldest turns but the last go until a quarter of the `context` is free; the
-    system message stays. ConfigError where no room for an answer is left.
-    """
+    """(prompt_ids of a valid conversation, number of turns left out). If `forget`, the oldest turns
+    but the last go until a quarter of the `context` is free; the system message stays. ConfigError
+    where no room for an answer is left."""
     system, turns = turns_of(messages)
     # subtle: the turns are measured apart, so that a long history is tokenized twice, not once a
     # turn; a token or two may differ where they meet

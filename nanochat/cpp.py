@@ -1,7 +1,7 @@
 """C++ of ours, compiled at first use (some seconds) and kept under $NANOCHAT_BASE_DIR.
 
-A library is named after its sources, the compiler and the platform, and renamed into its place, so
-that several processes may compile at once.
+A library is named after its sources, compiler and platform, and renamed into its place, so that
+several processes may compile at once.
 """
 
 import ctypes
@@ -32,8 +32,7 @@ class Source(NamedTuple):
 
 
 def cpp_compiler() -> str | None:
-    """The command, for shlex.split, of the C++ compiler that Inductor would find: $CXX (which may
-    have arguments), g++, clang++ or c++; None without one."""
+    """The C++ compiler that Inductor would find, with its arguments: $CXX, g++, clang++ or c++."""
     for name in filter(None, (os.environ.get("CXX", "").strip(), "g++", "clang++", "c++")):
         first, *arguments = shlex.split(name)
         if path := shutil.which(first):
@@ -51,7 +50,7 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
     if named and not shutil.which(shlex.split(named)[0]):
         print0(f"{name}: CXX={named!r} is not there; {compiler} is used")
     try:
-        return ctypes.CDLL(str(compiled(source, compiler)))
+        return ctypes.CDLL(str(compile_library(source, compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = " ".join(f"{error} {getattr(error, 'stderr', '')}".split())
         print0(
@@ -61,9 +60,8 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
         return None
 
 
-def compiled(source: Source, compiler: str) -> Path:
-    """The library's path; compiled if it is not there. CalledProcessError where the compiler, a
-    command with its arguments, fails; OSError where a file cannot be written or was not."""
+def compile_library(source: Source, compiler: str) -> Path:
+    """The library's path; compiled if it is not there."""
     command = shlex.split(compiler)
     run = partial(subprocess.run, capture_output=True, text=True, errors="replace", check=True)
     identity = [run([*command, "--version"]).stdout, shlex.join([*command[1:], *source.flags])]

@@ -15,16 +15,7 @@ import torch
 
 from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.packing import cut_at_turns, of_epochs, pad_widths, row_bounds, shuffled
-from nanochat.data.token_shards import TokenShards, tokenize_conversations, tokenize_source
-
-__all__ = [
-    "Batch",
-    "PackedRows",
-    "PaddedRows",
-    "batches",
-    "tokenize_conversations",
-    "tokenize_source",
-]
+from nanochat.data.token_shards import TokenShards, tokenize_source  # noqa: F401
 
 NO_LOSS = -1
 MIXED_SHARDS = 16
@@ -62,16 +53,12 @@ class PackedRows:
                 f"documents one is for validation, of a single one the end"
             )
         if mask_loss and any(shard.mask is None for shard in shards.shards):
-            raise ConfigError(
-                f"{shards.name}: text has no loss mask; mask_loss is for conversations"
-            )
-        self.shards = shards
-        self.max_length = row_tokens
-        self.seed = seed
+            raise ConfigError(f"{shards.name}: mask_loss is for conversations; text has no mask")
+        self.shards, self.max_length, self.seed = shards, row_tokens, seed
         self.mask_loss = mask_loss
         self._sizes: dict[int, tuple[int, int]] = {}  # (rows, pieces) of the shards seen so far
-        # The window: the rows first..last-1 of the endless sequence, as (shard, begin and end of
-        # its plan's pieces), and the plans of those shards.
+        # The window: rows first..last-1 of the endless sequence, each as (shard, begin and end of
+        # its pieces in the shard's plan).
         self._first = self._last = 0
         self._rows = np.empty((0, 3), np.int64)
         self._plans: dict[int, np.ndarray] = {}
@@ -85,8 +72,8 @@ class PackedRows:
         T, num_tokens, num_rows = self.max_length, self.shards.num_tokens, len(self)
         num_pieces = sum(pieces for _, pieces in self._sizes.values())
         padding = 1 - (num_tokens + num_pieces) / (num_rows * (T + 1))
-        lengths = (np.diff(shard.offsets) for shard in self.shards.shards)
-        cut = sum(int(np.maximum(some - T, 0).sum()) for some in lengths) / num_tokens
+        lengths = np.concatenate([np.diff(shard.offsets) for shard in self.shards.shards])
+        cut = np.maximum(lengths - T, 0).sum() / num_tokens
         return (
             f"{num_rows:,} rows of {T} tokens: {padding:.2%} padding, "
             f"{cut:.2%} of tokens continue a document that began in another row"
@@ -117,7 +104,7 @@ class PackedRows:
         return self._sizes[k]
 
     def _move_window(self, index: int) -> None:
-        """To where row `index` is; in the first epoch, later shards are not looked at."""
+        """To where row `index` is; in the first epoch, later shards are not needed."""
         epoch, first = 0, 0
         while True:
             order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
@@ -141,16 +128,14 @@ class PaddedRows:
     """One conversation a row, loss on what the assistant says; rows differ in length.
 
     A step's rows are a random sample of all conversations, sorted longest first, so that a
-    micro-batch, on all ranks, holds rows of similar length. A conversation is kept up to the last
-    turn of the assistant that fits into seq_len inputs; `counts`: how many were cut or dropped.
+    micro-batch holds rows of similar length. A conversation is kept up to the last turn of the
+    assistant that fits into seq_len inputs; `counts`: how many were cut or dropped.
     """
 
     fixed_length = False
 
     def __init__(self, conversations: TokenShards, seq_len: int, seed: int, rows_per_step: int):
-        self.max_length = seq_len
-        self.seed = seed
-        self.rows_per_step = rows_per_step
+        self.max_length, self.seed, self.rows_per_step = seq_len, seed, rows_per_step
         self.bos = conversations.bos
         (self.shard,) = conversations.shards
         turn_ends = np.flatnonzero(self.shard.tokens == conversations.turn_end) + 1
@@ -158,10 +143,7 @@ class PaddedRows:
         counts = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
         print0(f"{conversations.name}: {counts} (rows of up to {seq_len:,} tokens)")
         if not len(self):
-            raise DataError(
-                f"{conversations.name}: no conversation has an assistant's turn within {seq_len:,} "
-                f"tokens. Take longer rows"
-            )
+            raise DataError(f"{conversations.name}: none has a turn within {seq_len:,} tokens")
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -203,9 +185,8 @@ def batches(
     """This rank's micro-batches, without end.
 
     rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
-    rows from cursor + n * rows_per_step on, over all ranks. A micro-batch is padded to the smallest
-    of `pad_widths` that holds its longest row. On CUDA a thread prepares the whole next step, which
-    is copied while the device computes. Raises ConfigError when the sizes do not divide.
+    rows from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole
+    next step, which is copied while the device computes. ConfigError when the sizes do not divide.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
     at_once = device_batch_size * world_size
@@ -230,7 +211,7 @@ def batches(
 
     device = torch.device(device)
     if device.type == "cuda":
-        return _ahead(prepare(), device, rows_per_step // at_once)
+        return _prefetch(prepare(), device, rows_per_step // at_once)
     return (move(batch, device) for batch in prepare())
 
 
@@ -256,7 +237,7 @@ def move(batch: Batch, device: torch.device) -> Batch:
     return Batch(inputs, targets, batch.num_targets, weights)
 
 
-def _ahead(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
+def _prefetch(prepared: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
     """Batches on a CUDA device, copied from pinned memory; a thread makes the next `depth`."""
     # subtle: a thread starts out on device 0, where pinning would open a context from every rank.
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -11,10 +11,10 @@ from nanochat.common import ConfigError, DataError, NanochatError
 
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it, with ~ for the home folder."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{text}: there is no such home folder; write the whole path") from error
+    path = os.path.expanduser(text)  # subtle: unlike Path's, it leaves ./~ as it is
+    if path.startswith("~"):
+        raise ConfigError(f"{text}: there is no such home folder; write the whole path")
+    return Path(path)
 
 
 def base_dir() -> Path:

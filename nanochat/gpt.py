@@ -170,8 +170,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
-        """A model that takes over `weights` by name, on their device; RuntimeError, as from
-        load_state_dict, when names or shapes differ."""
+        """A model of these `weights`, by name, on their device."""
         with torch.device("meta"):
             model = cls(config, seed=None)
         model.load_state_dict(weights, assign=True)

@@ -92,8 +92,8 @@ class ChunkedLoss(torch.autograd.Function):
 def chunked_loss(
     features, weight, targets, softcap, kernel=loss_and_grad, factors=None
 ) -> torch.Tensor:
-    """plain_loss for features (N, D), weight (V, D), targets (N,), with one chunk in memory, as a
-    float32 scalar. kernel: loss_and_grad or its compiled form."""
+    """plain_loss of features (N, D), weight (V, D), targets (N,), one chunk in memory at a time.
+    kernel: loss_and_grad or its compiled form."""
     need_grad = torch.is_grad_enabled()
     return ChunkedLoss.apply(features, weight, targets, softcap, kernel, need_grad, factors)
 

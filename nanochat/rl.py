@@ -4,8 +4,8 @@ One step samples G answers to each of its prompts, with the weights of that step
 
     gradient of  sum A (-log p(token)) / (tokens of the step)
 
-over the tokens that the model chose itself, its stop token included, the prompt and the results
-of tools not. A is an answer's reward less its group's mean: REINFORCE (Williams 1992) with the
+over the tokens that the model chose itself, its stop token included, but not the prompt or the
+results of tools. A is an answer's reward less its group's mean: REINFORCE (Williams 1992) with the
 baseline of GRPO (Shao et al. 2024). Sampling with the weights of the step needs neither ratio nor
 clipping; dividing by the group's deviation would favour questions that are nearly always or nearly
 never answered (Liu et al. 2025). So it is supervised training with a weight for every token.
@@ -29,14 +29,13 @@ from nanochat.inference.sampling import SamplingParams
 
 @dataclass
 class Rollout:
-    """One sampled answer. `tokens` are its ids, with the stop token that ended it; `chosen` says
-    which of them the model chose (a tool's result it did not); `finish` is "stop" or "length"."""
+    """One sampled answer."""
 
     prompt: list[int]
-    tokens: list[int] = field(default_factory=list)
-    chosen: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # with the stop token that ended it
+    chosen: list[bool] = field(default_factory=list)  # by the model; a tool's result is not
     logprobs: list[float | None] = field(default_factory=list)  # None: not asked for, or not chosen
-    finish: str = ""
+    finish: str = ""  # "stop" or "length"
 
 
 def rollouts(
@@ -54,16 +53,11 @@ def rollouts(
     weights alone. logprobs: also log p of each chosen token, at temperature 1."""
     groups = [[Rollout(list(prompt)) for _ in range(num_samples)] for prompt in prompts]
     flat = [rollout for group in groups for rollout in group]
+    options = {"max_tokens": max_tokens, "logprobs": 0 if logprobs else None}
     requests = [
-        Request(
-            rollout.prompt,
-            max_tokens,
-            SamplingParams(temperature, seed=seeds[i]),
-            sample_index=s,
-            logprobs=0 if logprobs else None,
-        )
-        for i, group in enumerate(groups)
-        for s, rollout in enumerate(group)
+        Request(prompt, params=SamplingParams(temperature, seed=seed), sample_index=s, **options)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+        for s in range(num_samples)
     ]
     for index, output in engine.run(requests):
         rollout = flat[index]
@@ -156,11 +150,11 @@ class PolicySettings:
 
 
 class Policy:
-    """What samples answers to a task's problems, rewards them, and makes training steps of them.
+    """Samples answers to a task's problems, rewards them, and makes training steps of them.
 
     task: conversations by index, whose last message is left out of the prompt. reward(conversation,
     completion) -> float. reference: the model to stay close to, where settings.kl_coef is above 0.
-    note(step, figures) is told how the sampling of each step went.
+    note(step, figures): called with how the sampling of each step went.
     """
 
     def __init__(
@@ -197,22 +191,21 @@ class Policy:
     def judge(self, conversations, groups, reward: Callable[[dict, str], float]) -> np.ndarray:
         """(prompts, G) float64: the rewards of groups of answers."""
         decode = self.engine.tokenizer.decode
-        found = [
-            [reward(conversation, decode(rollout.tokens)) for rollout in group]
-            for conversation, group in zip(conversations, groups, strict=True)
-        ]
-        return np.array(found, dtype=np.float64).reshape(len(groups), -1)
+        pairs = zip(conversations, groups, strict=True)
+        rewards = [[reward(c, decode(rollout.tokens)) for rollout in group] for c, group in pairs]
+        return np.array(rewards, dtype=np.float64).reshape(len(groups), -1)
 
     def steps(self, first_step: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of step first_step, first_step + 1, ..., each sampled when it
-        is asked for, with the weights that the model has then."""
+        """step() of first_step, first_step + 1, ..., each with the weights that the model has when
+        it is asked for."""
         return (self.step(step) for step in count(first_step))
 
     def step(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, sampled now."""
         settings, started = self.settings, time.perf_counter()
         self.engine.refresh()
-        count = settings.prompts_per_step
-        problems = of_epochs(len(self.task), step * count, count, self.seed).tolist()
+        number = settings.prompts_per_step
+        problems = of_epochs(len(self.task), step * number, number, self.seed).tolist()
         conversations, groups = self.sample(
             self.task, problems, step, settings.num_samples, temperature=settings.temperature
         )
@@ -226,7 +219,7 @@ class Policy:
             if row.any() and not (settings.mask_truncated and rollout.finish == "length")
         ]
         batches = self.batches(kept)
-        return [self.pulled_back(batch) for batch in batches] if settings.kl_coef else batches
+        return [self.with_kl_penalty(batch) for batch in batches] if settings.kl_coef else batches
 
     def batches(self, kept) -> list[Batch]:
         return policy_batches(
@@ -237,7 +230,7 @@ class Policy:
             pad_id=self.engine.tokenizer.bos,
         )
 
-    def pulled_back(self, batch: Batch) -> Batch:
+    def with_kl_penalty(self, batch: Batch) -> Batch:
         """Each weight less kl_coef (log p - log p of the reference): the gradient of the KL
         divergence, by the one-sample estimate at every token."""
         now, then = (token_logprobs(model, batch) for model in (self.engine.model, self.reference))

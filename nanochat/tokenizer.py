@@ -8,7 +8,7 @@ compiled at first use, does it hundreds of times faster.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -48,35 +48,24 @@ def check_vocab_size(vocab_size: int) -> None:
 class Tokenizer:
     """Text to ids and back. Made by `Tokenizer.train` or `Tokenizer.load`.
 
-    merges: pairs of byte strings in the order they were learned; ids: byte string -> id, for the
-    bytes and the merges; special_ids: name -> id. The other ids below vocab_size stay unused.
+    Of the ids below vocab_size, those that are in neither parts.ids nor special_ids stay unused.
     """
 
-    def __init__(
-        self,
-        split_pattern: str,
-        merges: Sequence[tuple[bytes, bytes]],
-        ids: dict[bytes, int],
-        special_ids: dict[str, int],
-        vocab_size: int,
-    ):
-        self.split_pattern = split_pattern
-        self.merges = list(merges)
-        self.special_ids = dict(special_ids)
-        self.vocab_size = vocab_size
-        self._ids = ids
-        self.id_dtype = np.dtype(np.uint16 if vocab_size <= 65536 else np.uint32)
-        if core := native.core(split_pattern):
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.split_pattern, self.merges, ids, self.special_ids, self.vocab_size = parts
+        self.id_dtype = np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
+        if core := native.core(self.split_pattern):
             number = {bytes([byte]): byte for byte in range(256)}  # as nanochat.bpe counts
             number |= {a + b: 256 + i for i, (a, b) in enumerate(self.merges)}
             pairs = [(number[a], number[b]) for a, b in self.merges]
             used_ids = [ids[token] for token in number]
             self._encoder = native.NativeEncoder(core, pairs, used_ids, self.id_dtype)
         else:
-            self._encoder = LibraryEncoder(self.to_json(), split_pattern, self.id_dtype)
+            self._encoder = LibraryEncoder(to_json(parts), self.split_pattern, self.id_dtype)
         names = sorted(self.special_ids, key=len, reverse=True)  # the longest that fits
         self._specials = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
-        self._bytes = [b""] * vocab_size  # what each id decodes to; unused ids to nothing
+        self._bytes = [b""] * self.vocab_size  # what each id decodes to; unused ids to nothing
         for token, token_id in ids.items():
             self._bytes[token_id] = token
         for name, token_id in self.special_ids.items():
@@ -91,8 +80,7 @@ class Tokenizer:
         """Learns merges from `texts` until the vocabulary is full or the text has no pair left.
 
         vocab_size counts special and unused ids too. With another split pattern, plain Python
-        learns. Raises ConfigError for an impossible size, or a pattern that does not compile or
-        that `tokenizers` understands otherwise.
+        learns; ConfigError for one that does not compile or that `tokenizers` reads otherwise.
         Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
         check_vocab_size(vocab_size)
@@ -115,12 +103,7 @@ class Tokenizer:
             )
         ids = {token: token_id for token_id, token in enumerate(tokens)}
         specials = {name: room + i for i, name in enumerate(SPECIAL_TOKENS)}
-        return cls(split_pattern, merges, ids, specials, vocab_size)
-
-    def to_json(self) -> str:
-        """The text of tokenizer.json."""
-        parts = self.split_pattern, self.merges, self._ids, self.special_ids, self.vocab_size
-        return to_json(Parts(*parts))
+        return cls(Parts(split_pattern, merges, ids, specials, vocab_size))
 
     def texts(self, **settings) -> dict[str, str]:
         """The texts of tokenizer.json and tokenizer_config.json, by name: equal tokenizers give
@@ -135,7 +118,7 @@ class Tokenizer:
             **settings,
         }
         config_text = json.dumps(config, indent=2) + "\n"
-        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": config_text}
+        return {"tokenizer.json": to_json(self.parts), "tokenizer_config.json": config_text}
 
     def save(self, folder: Path | str, **settings) -> None:
         """Writes the texts."""
@@ -144,7 +127,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
-        """Reads folder/tokenizer.json; raises DataError if it is missing or of another kind."""
+        """Reads folder/tokenizer.json."""
         path = Path(folder) / "tokenizer.json"
         remedy = "train a tokenizer with `python -m scripts.tok_train`"
         if not path.exists():
@@ -156,7 +139,7 @@ class Tokenizer:
                 raise ValueError("the ids of the merges do not rise in the order of the merges")
             if missing := [name for name in SPECIAL_TOKENS if name not in parts.special_ids]:
                 raise ValueError(f"it has no {', '.join(missing)}")
-            return cls(*parts)
+            return cls(parts)
         except (KeyError, ValueError, RuntimeError) as error:
             raise DataError(f"{path}: {error!r:.300}. Restore the file, or {remedy}") from error
 
@@ -177,16 +160,15 @@ class Tokenizer:
     def encode_ordinary_batch(
         self, texts: Iterable[str], num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of many texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
+        """Ids of N texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
 
-        ids is flat, uint16 (uint32 above 65,536 ids); offsets is int64 (len(texts) + 1,).
-        num_threads: None for all processors.
+        ids is flat, uint16 (uint32 above 65,536 ids); offsets is int64 (N + 1,). num_threads: None
+        for all processors.
         """
         return self._encoder.encode_batch(texts, num_threads)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for: special tokens give their names, unused ids nothing.
-        DataError for what is no id."""
+        """The bytes that ids stand for: special tokens give their names, unused ids nothing."""
         ids = list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
@@ -200,7 +182,7 @@ class Tokenizer:
 
     def pieces(self) -> list[str]:
         """The text of every id that is neither special nor unused."""
-        return [self.decode([i]) for i in sorted(self._ids.values())]
+        return [self.decode([i]) for i in sorted(self.parts.ids.values())]
 
     # ------------------------------------------------------------ what it is
 
@@ -218,7 +200,7 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """Bytes of text each id stands for: int64 (vocab_size,), 0 for special and unused ids."""
         counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, token_id in self._ids.items():
+        for token, token_id in self.parts.ids.items():
             counts[token_id] = len(token)
         return counts
 

@@ -1,4 +1,4 @@
-"""The one training loop that every stage shares, its schedules, its events."""
+"""The one training loop that every stage shares, and its events."""
 
 import math
 import signal
@@ -12,7 +12,7 @@ import torch
 from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, rank_and_world
 from nanochat.dataloader import Batch
 
-SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first, without a good step between
+SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first
 TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
 WARM_STEPS = 3  # not timed: they compile
 WHAT_TO_TRY = (
@@ -80,15 +80,15 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
-    """The number of steps that fit into `seconds`, of which `spent` went into `step` steps, by the
-    median of rank 0's `durations`."""
+    """Steps that fit into `seconds`, of which `step` steps `spent` some, by the median of rank 0's
+    `durations`."""
     typical = sorted(durations)[len(durations) // 2]
     return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
 
 
 @dataclass
 class LossScaler:
-    """float16 loses gradients below 6e-8, so the loss is multiplied by a power of two: doubled
+    """float16 loses gradients below 6e-8, so the loss is multiplied by a power of two, doubled
     after 2,000 good steps, halved at an overflow (Micikevicius et al. 2018)."""
 
     scale: float = 2.0**14
@@ -160,7 +160,7 @@ def optimizer_step(
 # ---------------------------------------------------------------- numbers of a step
 
 
-def mark(device: torch.device):
+def timestamp(device: torch.device):
     """A moment in CUDA's queue, or on the clock; see seconds_between."""
     if device.type != "cuda":
         return time.perf_counter()
@@ -262,7 +262,7 @@ def train(
         if state.num_steps is None and len(durations) >= TIMED_STEPS:
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
             print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
-        start = mark(device)
+        start = timestamp(device)
         values = schedule(state)
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             for name in values.keys() & group.keys():
@@ -291,7 +291,7 @@ def train(
             "loss_and_norm": to_host(torch.stack([loss, norm])),
             "totals": to_host(totals),
             "start": start,
-            "end": mark(device),
+            "end": timestamp(device),
             "scaled": scaler is not None,
             "durations": durations,
         }

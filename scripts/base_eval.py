@@ -8,33 +8,20 @@ CORE is 22 tasks (arXiv:2406.11794). Figures go to the run's metrics.jsonl, samp
 samples-step<n>.json beside it; those of a Hugging Face folder to hf_evaluations/<its name>.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from nanochat.common import compute_cleanup, compute_init, print0, rank_and_world
+from nanochat.common import compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
-from nanochat.engine import Engine
 from nanochat.evaluation.core import evaluate_core, record
 from nanochat.evaluation.core_bundle import find_bundle
 from nanochat.evaluation.documents import DocumentRows
-from nanochat.evaluation.hf_baseline import TransformersEngine, open_engine
-from nanochat.files import write_atomic
+from nanochat.evaluation.hf_baseline import open_engine
+from nanochat.evaluation.samples import write_samples
 from nanochat.report.report import remake
 from nanochat.training.log import append_metrics
 from nanochat.training.validation import measure_rows
-
-PROMPTS = (
-    "The capital of France is",
-    "The chemical symbol of gold is",
-    "If yesterday was Friday, then tomorrow will be",
-    "The opposite of hot is",
-    "The planets of the solar system are:",
-    "My favorite color is",
-    "If 5*x + 3 = 13, then x is",
-)
 
 
 @dataclass(frozen=True)
@@ -93,23 +80,6 @@ def bits_per_byte(model, tokenizer, trained: dict, config: Config) -> dict[str, 
     return found
 
 
-def write_samples(engine: Engine | TransformersEngine, config: Config, path: Path) -> None:
-    """The likeliest continuations of some beginnings, and what comes out of nothing."""
-    tokenizer = engine.tokenizer
-    prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
-    completions = engine.complete(prompts, max_tokens=config.sample_tokens, temperature=0)
-    free = {"num_samples": 3, "max_tokens": 4 * config.sample_tokens, "seed": config.seed}
-    completions += [[text] for text in engine.complete([[tokenizer.bos]], **free)[0]]
-    samples = [
-        {"prompt": prompt, "completion": completion}
-        for prompt, (completion,) in zip([*PROMPTS, "", "", ""], completions, strict=True)
-    ]
-    for sample in samples:
-        print0("  {prompt}|{completion}".format(**sample).replace("\n", " "))
-    if rank_and_world()[0] == 0:
-        write_atomic(path, json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
-
-
 def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
     bundle = find_bundle(config.bundle) if config.core else None  # so that it fails early
@@ -120,7 +90,8 @@ def main(config: Config) -> None:
         bits = bits_per_byte(engine.model, engine.tokenizer, trained, config)
         append_metrics(folder, place | bits)
     if config.sample_tokens:
-        write_samples(engine, config, folder / f"samples-step{place['step']}.json")
+        path = folder / f"samples-step{place['step']}.json"
+        write_samples(engine, config.sample_tokens, config.seed, path)
     if bundle:
         results = evaluate_core(
             bundle,

@@ -8,7 +8,7 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, choose_dtype, compute_cleanup, print0
+from nanochat.common import ConfigError, choose_dtype, print0
 from nanochat.configurator import cli
 from nanochat.conversation import stop_ids
 from nanochat.data.sources import open_source
@@ -16,8 +16,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.report.energy import open_meter
-from nanochat.report.report import remake
+from nanochat.publishing.train_and_report import train_and_report
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
 from nanochat.training.config import StageConfig
@@ -57,7 +56,7 @@ class Config(StageConfig):
 
 
 def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
-    """The number of steps that the tokens, or the FLOPs, of the config take."""
+    """The number of steps that the config's tokens or FLOPs take."""
     names = ("num_steps", "target_tokens", "target_flops", "target_seconds")
     given = [name for name in names if getattr(config, name) is not None]
     if len(given) > 1:
@@ -98,19 +97,19 @@ def main(config: Config) -> None:
     print0(rows.describe())
 
     def sample(state) -> None:
-        engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
         prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]
-        completions = engine.complete(prompts, max_tokens=24, temperature=0)
+        try:  # subtle: whatever goes wrong, a training does not end for its samples
+            engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
+            completions = engine.complete(prompts, max_tokens=24, temperature=0)
+        except Exception as error:
+            print0(f"no samples: {type(error).__name__}: {error}")
+            return
         for prompt, (completion, *_) in zip(PROMPTS, completions, strict=True):
             print0(f"  {prompt}{completion}".replace("\n", " "))
 
     report = {"source": source.name, "tokens": rows.shards.num_tokens}
     data = StageData(rows, val_rows, source.fingerprint, report, planned_steps)
-    stage.train(
-        data, plan, (Periodic(sample, config.sample_every),), meter=open_meter(model.device)
-    )
-    remake(stage.tag)
-    compute_cleanup()
+    train_and_report(stage, data, plan, (Periodic(sample, config.sample_every),))
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def main(config: Config) -> None:
     default = Limits.temperature if config.prompt is None else 0.0
     temperature = default if config.temperature is None else config.temperature
     params = SamplingParams(temperature, config.top_k, config.top_p, config.seed)
-    place = config.source, device, "eval", config.model_tag, config.step
-    model, tokenizer, meta = load_model(*place)
+    source = config.source, device, "eval", config.model_tag, config.step
+    model, tokenizer, meta = load_model(*source)
     with open_tool(config.tool) as tool:
         engine = Engine(model, tokenizer, tool)
         if config.prompt is not None:

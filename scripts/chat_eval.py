@@ -82,10 +82,10 @@ def measure(config: Config, device, open_sandbox: Callable) -> None:
     results, controls, not_run = [], {}, {}
 
     def evaluate(task: Task, name: str) -> Result:
-        by_rule = BY_RULE if isinstance(task, GeneratedTask) else None
-        limit = by_rule if config.limit is None else config.limit
+        limit, started = config.limit, time.perf_counter()
+        if limit is None and isinstance(task, GeneratedTask):
+            limit = BY_RULE
         path = folder / "answers" / f"{name}-step{place['step']}.jsonl"
-        started = time.perf_counter()
         result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
         print0(f"{result} in {time.perf_counter() - started:.0f} s")
         return result

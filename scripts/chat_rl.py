@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from nanochat.checkpoint_manager import load_folder
-from nanochat.common import ConfigError, compute_cleanup, on_rank0, print0
+from nanochat.common import ConfigError, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import (
@@ -21,13 +21,12 @@ from nanochat.evaluation.policy import (
     on_policy_error,
 )
 from nanochat.evaluation.rewards import Rewards, find_reward
-from nanochat.report.energy import open_meter
-from nanochat.report.report import remake
+from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import fingerprint, make_task
+from tasks.catalog import fingerprint, make_task, split_name
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,11 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     parent = config.parent, config.parent_tag, config.parent_step
     stage = start_stage("rl", config, parent=parent)
-    name, _, source = config.task.partition("@")
-    task, held_out = (make_task(name, split, source or None) for split in ("train", "test"))
+    name, source = split_name(config.task)
+    task, held_out = (
+        make_task(name, split, source, max_malformed=config.max_malformed)
+        for split in ("train", "test")
+    )
     if task.kind != "generate":
         raise ConfigError(f"--task {config.task!r} is multiple choice; take one with free answers")
     rewards = Rewards(find_reward(config.reward) if config.reward else task.reward)
@@ -74,8 +76,7 @@ def main(config: Config) -> None:
     rows = settings.prompts_per_step * settings.num_samples
     plan = replace(stage.plan_batch(rows, stage.model.config.sequence_len), rows_per_step=rows)
 
-    def start():
-        """The model that the run began with."""
+    def first_model():
         return load_folder(stage.parent, device, "eval")[0]
 
     def note(step: int, figures: dict) -> None:
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
         settings,
         seed=config.seed,
         device_batch_size=plan.device_batch,
-        reference=start() if settings.kl_coef else None,
+        reference=first_model() if settings.kl_coef else None,
         note=note,
     )
     print0(f"log p of a token, sampled and trained, differs by up to {on_policy_error(policy):.1e}")
@@ -97,21 +98,24 @@ def main(config: Config) -> None:
         check_there_is_something_to_learn(policy, stop=config.gate)
 
     def evaluate(state: LoopState) -> None:
-        figures = measure(policy, held_out, config.eval_problems, config.eval_samples, start())
+        figures = measure(
+            policy, held_out, config.eval_problems, config.eval_samples, first_model()
+        )
         for question, answer, right in figures.pop("samples"):
             print0(f"  {'right' if right else 'wrong'}: {question} -> {answer}".replace("\n", " "))
         stage.log.note(state, **{f"held_out/{name}": value for name, value in figures.items()})
 
+    def print_faults(state: LoopState) -> None:
+        if rewards.faults:
+            print0(f"rewards that counted as 0: {dict(rewards.faults)}")
+
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    identity = on_rank0(lambda: fingerprint(task))
+    identity = on_rank0(lambda: fingerprint(task, held_out))
     data = StageData(None, None, identity, report, epoch)
-    events = (Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0),)
-    stage.train(data, plan, events, policy.steps, open_meter(device))
-    if rewards.faults:
-        print0(f"rewards that counted as 0: {dict(rewards.faults)}")
-    remake(stage.tag)
-    compute_cleanup()
+    measuring = Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0)
+    events = measuring, Periodic(print_faults, every=0)
+    train_and_report(stage, data, plan, events, policy.steps)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, compute_cleanup
+from nanochat.common import ConfigError
 from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows
-from nanochat.report.energy import open_meter
-from nanochat.report.report import remake
+from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import tokenize_mixtures
@@ -55,9 +54,7 @@ def main(config: Config) -> None:
     val_rows = PaddedRows(val_tokens, T, config.seed, plan.rows_per_step)
     epoch = max(1, len(rows) // plan.rows_per_step)
     data = StageData(rows, val_rows, fingerprint, counts | rows.counts, planned_steps=epoch)
-    stage.train(data, plan, meter=open_meter(stage.model.device))
-    remake(stage.tag)
-    compute_cleanup()
+    train_and_report(stage, data, plan)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.common import compute_cleanup, print0
+from nanochat.common import print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows
-from nanochat.report.energy import open_meter
-from nanochat.report.report import remake
+from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
 from tasks.catalog import tokenize_mixtures
@@ -48,9 +47,7 @@ def main(config: Config) -> None:
     print0(rows.describe())
     epoch = max(1, len(rows) // plan.rows_per_step)
     data = StageData(rows, val_rows, fingerprint, counts, planned_steps=epoch)
-    stage.train(data, plan, meter=open_meter(stage.model.device))
-    remake(stage.tag)
-    compute_cleanup()
+    train_and_report(stage, data, plan)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ network, this says so, and shows ours. The counts are kept beside the tokenizer,
 import inspect
 import json
 import multiprocessing
-import textwrap
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
@@ -37,48 +38,12 @@ class Config:
 
 
 def samples() -> dict[str, str]:
-    """A text of each kind, written for this file; the code is Python's own json module."""
-    english = """
-        The old ferry left the harbour a little after six, when the fog had begun to lift and the
-        first gulls were circling above the fish market. My grandmother stood at the rail with her
-        coat buttoned up to her chin, and she told me, as she did every summer, how the island had
-        looked before the bridge was built. I didn't listen very closely. I was watching the water
-        fold behind us, green and then white, and thinking about breakfast."""
-    news = """
-        RIVERTON, March 14 - The city council voted 7-2 on Tuesday to spend $48.5 million on the
-        flood wall along the eastern bank, ending a dispute that began after the storms of 2019.
-        "It won't please everyone," said Mayor Elena Ruiz, "but we can't wait for another winter."
-        Construction is expected to start in June; about 1,200 households will have to move for as
-        long as 18 months. Opponents said they would appeal the decision before the end of April."""
-    mathematics = r"""
-        Let $f(x) = x^3 - 3x + 1$. Since $f'(x) = 3x^2 - 3 = 3(x-1)(x+1)$, the critical points are
-        $x = \pm 1$, with $f(-1) = 3$ and $f(1) = -1$. By the intermediate value theorem there are
-        three real roots. Substituting $x = 2\cos\theta$ gives $2\cos 3\theta + 1 = 0$, hence
-        $$\theta = \frac{2\pi}{9} + \frac{2\pi k}{3}, \qquad k = 0, 1, 2.$$
-        Check: 1.532089^3 - 3 * 1.532089 + 1 = 3.596 - 4.596 + 1 = 0.000 to three decimals."""
-    science = """
-        Chlorophyll absorbs light most strongly near 430 nm and 662 nm. In the thylakoid membrane,
-        photosystem II transfers electrons to plastoquinone, and the oxidation of two H2O molecules
-        releases O2 and four protons. The resulting electrochemical gradient drives ATP synthase;
-        NADPH is produced by ferredoxin-NADP+ reductase. Measured quantum yields are about 0.1 mol
-        of CO2 per mole of photons, some 20% below the theoretical maximum (Fig. 3, Table 2)."""
-    languages = """
-        Le petit marché ouvre à sept heures, et l'odeur du pain remplit déjà toute la rue.
-        Die Straßenbahn fährt heute später, weil über Nacht sehr viel Schnee gefallen ist.
-        Mañana iremos a la montaña con los niños, aunque el camino sea largo y difícil.
-        Завтра утром мы поедем к реке, если не будет дождя и ветер станет тише.
-        今日は天気がいいので、公園まで歩いて行きましょう。 明天我们一起去图书馆看书吧。
-        오늘은 날씨가 좋아서 공원에 갔습니다. الطقس جميل اليوم. आज मौसम बहुत अच्छा है।"""
+    """A text of each kind: those of tokenizer_texts.md, and the code of Python's json module."""
+    file = resources.files("nanochat.evaluation") / "tokenizer_texts.md"
+    _, *parts = re.split(r"^# (.+)\n", file.read_text(encoding="utf-8"), flags=re.M)
+    texts = {kind: text.strip() for kind, text in zip(parts[::2], parts[1::2], strict=True)}
     code = inspect.getsource(json) + inspect.getsource(json.decoder)
-    named = {
-        "English": english,
-        "news": news,
-        "code": code,
-        "mathematics": mathematics,
-        "science": science,
-        "other languages": languages,
-    }
-    return {kind: textwrap.dedent(text).strip() for kind, text in named.items()}
+    return texts | {"code": code.strip()}
 
 
 def count_tokens(encoding: str, texts: list[str], answer) -> None:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanochat.bpe.pieces import as_bytes
 from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import fetched, open_source
@@ -54,9 +53,9 @@ def capped(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[s
     for document in documents:
         if chars >= max_chars:
             return
-        piece = document[: min(doc_cap, max_chars - chars)]
-        chars += len(piece)
-        yield piece
+        text = document[: min(doc_cap, max_chars - chars)]
+        chars += len(text)
+        yield text
 
 
 def main(config: Config) -> None:
@@ -77,15 +76,14 @@ def main(config: Config) -> None:
     if config.resume and path.exists() and path.read_text(encoding="utf-8") == record:
         print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
         return
-    read = {"documents": 0, "characters": 0, "bytes": 0}
+    read = {"documents": 0, "characters": 0}
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
 
     def counted() -> Iterator[str]:
-        for piece in capped(documents, config.doc_cap, config.max_chars):
+        for text in capped(documents, config.doc_cap, config.max_chars):
             read["documents"] += 1
-            read["characters"] += len(piece)
-            read["bytes"] += len(piece) if piece.isascii() else len(as_bytes(piece))
-            yield piece
+            read["characters"] += len(text)
+            yield text
 
     start = time.monotonic()
     tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
@@ -95,13 +93,12 @@ def main(config: Config) -> None:
     path.unlink(missing_ok=True)
     tokenizer.save(folder)
     write_atomic(path, record)
-    counts = source.counts
-    for what in sorted(counts.keys() - {"documents"}):
-        print0(f"{source.name}: {counts[what]:,} {what}")
+    for what in sorted(source.counts.keys() - {"documents"}):
+        print0(f"{source.name}: {source.counts[what]:,} {what}")
     print0(
         f"tokenizer: {tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, learned from "
         f"{read['characters']:,} characters in {read['documents']:,} documents, "
-        f"in {seconds:.1f} s ({read['bytes'] / 1e6 / max(seconds, 1e-9):.1f} MB/s)"
+        f"in {seconds:.1f} s ({read['characters'] / 1e6 / max(seconds, 1e-9):.1f} million a second)"
     )
     held_out = (text for shard in source.shards("val") for text in shard.texts())
     texts = list(capped(islice(held_out, 100_000), config.val_chars, config.val_chars))

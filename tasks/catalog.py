@@ -1,7 +1,8 @@
 """Tasks by name, and mixtures as they are written on a command line.
 
 A mixture is "name[@source][:epochs], ...", for example "smoltalk@./chats, gsm8k:2, arithmetic:0.5".
-The source is a hub id, a file or a folder (see the task). Two epochs of a task that is made by rule
+The source is a hub id, a file or a folder (see the task), in quotes if it has a colon or a comma:
+'smoltalk@"a,b.jsonl":2'. Two epochs of a task that is made by rule
 are twice as many conversations, none of them twice.
 """
 
@@ -23,12 +24,13 @@ from tasks.humaneval import HumanEval
 from tasks.identity import Identity
 from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
-from tasks.smoltalk import SmolTalk
+from tasks.smoltalk import HUB_CHATS, SmolTalk
 from tasks.spelling import LONG, Spelling
 from tasks.task import GeneratedTask, Task
 from tasks.unknown import Unknown
 
-PART = re.compile(r"(?P<name>[\w-]+)(@(?P<source>[^:,]+))?(:(?P<epochs>[\d.]+))?")
+SOURCE = r"""(?P<source>"[^"]+"|'[^']+'|[^:,"'][^:,]*)"""
+PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+))?\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
     "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
@@ -43,20 +45,23 @@ def make_task(
     size: int | None = None,
     pieces: Sequence[str] = (),
     sandbox=None,
+    max_malformed: float | None = None,
 ) -> Task:
     """The task called `name`, split "train" or "test"; ConfigError lists the names there are.
 
     size: conversations of a task that is made by rule; pieces: the tokens that spelling teaches;
-    sandbox: what runs the programs of humaneval.
+    sandbox: what runs the programs of humaneval; max_malformed: the share of a data set's rows that
+    may be left out, as they are malformed.
     """
     if name == "smoltalk":
-        return SmolTalk(source, split) if source else SmolTalk(split=split)
+        return SmolTalk(source or HUB_CHATS, split, max_malformed)
     if name == "mmlu":
-        return MMLU("auxiliary_train" if split == "train" else split, source)
+        return MMLU("auxiliary_train" if split == "train" else split, source, max_malformed)
     if name in ("arc-easy", "arc-challenge"):
-        return ARC({"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}[name], split, source)
+        subset = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}[name]
+        return ARC(subset, split, source, max_malformed)
     if name == "gsm8k":
-        return GSM8K(split, source)
+        return GSM8K(split, source, max_malformed)
     if name == "humaneval":
         return HumanEval(source, sandbox, split)
     if name == "free":
@@ -83,11 +88,11 @@ def make_task(
 def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> Task | str:
     """The test split of the task name[@source]; or, printed too, why it cannot be run: on all ranks
     if any lacks its data or a sandbox. ConfigError for an unknown name."""
-    name, _, source = text.partition("@")
+    name, source = split_name(text)
     task, why = None, "another rank has no data for it, or no sandbox"
     try:
         sandbox = open_sandbox() if name == "humaneval" else None
-        task = make_task(name, "test", source or None, sandbox=sandbox)
+        task = make_task(name, "test", source, sandbox=sandbox)
     except ConfigError:
         raise
     except NanochatError as error:
@@ -98,15 +103,41 @@ def task_or_why_not(text: str, device: torch.device, open_sandbox: Callable) -> 
     return why if failed else task
 
 
-def mixture(text: str, split: str, seed: int, pieces: Sequence[str] = ()) -> Mixture:
+def split_part(text: str) -> tuple[str, str | None, str | None]:
+    """(name, source, epochs) of name[@source][:epochs]; ConfigError for another form."""
+    match = PART.fullmatch(text)
+    if not match:
+        raise ConfigError(
+            f"{text!r} is not of the form name[@source][:epochs], a source with a colon or a "
+            f"comma in quotes"
+        )
+    source = match["source"] and match["source"].strip()
+    return match["name"], source[1:-1] if source and source[0] in "\"'" else source, match["epochs"]
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """(name, source) of name[@source]; ConfigError for another form."""
+    name, source, epochs = split_part(text)
+    if epochs:
+        raise ConfigError(f"{text!r}: a task by itself has no epochs; name[@source] is its form")
+    return name, source
+
+
+def mixture(
+    text: str,
+    split: str,
+    seed: int,
+    pieces: Sequence[str] = (),
+    max_malformed: float | None = None,
+) -> Mixture:
     """The mixture that `text` describes; raises ConfigError on text of another form."""
     parts = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = PART.fullmatch(part)
-        if not match:
-            raise ConfigError(f"mixture part {part!r} is not of the form name[@source][:epochs]")
-        epochs = float(match["epochs"] or 1)
-        task = make_task(match["name"], split, match["source"], pieces=pieces)
+    for part in re.findall(r"""(?:"[^"]*"|'[^']*'|[^,])+""", text):
+        if not part.strip():
+            continue
+        name, source, given = split_part(part)
+        epochs = float(given or 1)
+        task = make_task(name, split, source, pieces=pieces, max_malformed=max_malformed)
         if isinstance(task, GeneratedTask) and epochs > 0:
             task.size, epochs = max(1, round(len(task) * epochs)), 1
         parts.append((task, epochs))
@@ -118,18 +149,28 @@ def tokenize_mixtures(
 ) -> tuple[TokenShards, TokenShards, dict[str, int], str]:
     """What a stage's `config` mixes: config.mixture to train on and the held-out config.val_mixture
     as tokens, the number of conversations of each task, printed too, and the fingerprint."""
-    train = mixture(config.mixture, "train", config.seed, tokenizer.pieces())
+    allowed = config.max_malformed
+    train = mixture(config.mixture, "train", config.seed, tokenizer.pieces(), allowed)
+    val = mixture(config.val_mixture, "test", config.seed, (), allowed)
     counts = dict(train.report())
     print0(", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    val = mixture(config.val_mixture, "test", config.seed)
     tokens = tokenize_conversations(train, tokenizer, name=f"{stage} mixture")
     val_tokens = tokenize_conversations(val, tokenizer, name=f"{stage} validation")
-    return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(train))
+    return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(train, val))
 
 
-def fingerprint(conversations) -> str:
-    """SHA-256 over the conversations in their order."""
-    digest = hashlib.sha256()
+def fingerprint(conversations, held_out=()) -> str:
+    """SHA-256 over the conversations in their order. Prints how many of them are held out too."""
+
+    def as_bytes(conversation: dict) -> bytes:
+        return json.dumps(conversation["messages"], sort_keys=True).encode()
+
+    digest, common = hashlib.sha256(), 0
+    measured = {hash(as_bytes(conversation)) for conversation in held_out}
     for conversation in conversations:
-        digest.update(json.dumps(conversation["messages"], sort_keys=True).encode())
+        data = as_bytes(conversation)
+        digest.update(data)
+        common += hash(data) in measured
+    if common:
+        print0(f"{common:,} conversations are in training and equal to held-out ones")
     return digest.hexdigest()

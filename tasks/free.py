@@ -8,7 +8,8 @@ and "before": a question and its answer, where the question goes on from them.
 import re
 from pathlib import Path
 
-from nanochat.data.sources import read_rows
+from nanochat.files import user_path
+from tasks.source import check_columns, load_rows, text, texts
 from tasks.task import FREE_QUESTIONS, Task, check_split, exchange, final_text, says
 
 
@@ -19,7 +20,7 @@ class Free(Task):
 
     def __init__(self, split: str = "test", path: str | Path | None = None):
         check_split(split, ("test",))
-        self.rows = list(read_rows(path or FREE_QUESTIONS))
+        self.rows = load_rows(user_path(path or FREE_QUESTIONS), check)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,3 +40,13 @@ class Free(Task):
         if conversation["kind"] in ("arithmetic", "count"):
             return re.findall(r"\d+", said.replace(",", ""))[-1:] == expect
         return any(says(completion, phrase) for phrase in expect)
+
+
+def check(row: dict, where: str) -> dict:
+    def exchanged(value: object) -> list[str]:
+        if value is not None and len(texts(value)) != 2:
+            raise ValueError("a question and its answer")
+        return value
+
+    columns = {"kind": text, "question": text, "expect": texts, "before": exchanged}
+    return check_columns({"before": None} | row, where, columns)

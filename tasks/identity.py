@@ -12,11 +12,10 @@ import re
 from pathlib import Path
 
 from nanochat.common import DataError
-from nanochat.data.sources import read_rows
+from nanochat.files import user_path
+from tasks.source import check_columns, load_rows, texts
 from tasks.task import GeneratedTask, exchange, held_back, plain, says
 from tasks.wordings import compose, draw_phrase
-
-LISTS = ("prompts", "held_out", "answers", "expect")
 
 
 class Identity(GeneratedTask):
@@ -32,7 +31,7 @@ class Identity(GeneratedTask):
         self, split: str = "train", size: int | None = None, path: str | Path | None = None
     ):
         super().__init__(split, size)
-        self.rows = read_identity(path or self.file)
+        self.rows = load_rows(user_path(path or self.file), check)
         if split == "test":
             self.rows = [row for row in self.rows if row["held_out"]]
             if not self.rows:
@@ -58,31 +57,28 @@ class Identity(GeneratedTask):
         return any(says(completion, phrase) for phrase in conversation["expect"])
 
 
-def read_identity(path: str | Path) -> list[dict]:
-    """The rows of an identity file; DataError names a row that is incomplete or contradicts
-    itself."""
-    rows = list(read_rows(path))
-    for number, row in enumerate(rows, start=1):
-        row.setdefault("held_out", [])
-        row.setdefault("slots", {})
-        for key in LISTS:
-            value = row.get(key)
-            if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
-                raise DataError(
-                    f"{path}:{number}: {key!r} is {value!r}; a list of texts is expected"
-                )
-            if not value and key != "held_out":
-                raise DataError(f"{path}:{number}: {key!r} is empty; at least one is expected")
-        asked = {plain(prompt) for prompt in row["prompts"]}
-        for prompt in row["held_out"]:
-            if plain(prompt) in asked:
-                raise DataError(f"{path}:{number}: {prompt!r} is held out and also a prompt")
-        for slot in re.findall(r"{(\w*)", " ".join(row["prompts"] + row["held_out"])):
-            if len({held_back(text, 0.2) for text in row["slots"].get(slot, ())}) < 2:
-                raise DataError(f"{path}:{number}: 'slots' has too few texts for {{{slot}}}")
-        for answer in row["answers"]:
-            if not any(says(answer, phrase) for phrase in row["expect"]):
-                raise DataError(f"{path}:{number}: answer {answer!r} has none of {row['expect']}")
-    if not rows:
-        raise DataError(f"{path}: no rows; each line is one kind of question")
-    return rows
+def check(row: dict, where: str) -> dict:
+    """A row of an identity file; DataError where it is incomplete or contradicts itself."""
+
+    def any_texts(value: object) -> list[str]:
+        return [] if value == [] else texts(value)
+
+    def slot_texts(value: object) -> dict[str, list[str]]:
+        if not isinstance(value, dict):
+            raise ValueError("slots with what fills each")
+        return {slot: texts(fillers) for slot, fillers in value.items()}
+
+    columns = {"prompts": texts, "held_out": any_texts, "answers": texts, "expect": texts}
+    row = {"held_out": [], "slots": {}} | row
+    row = check_columns(row, where, columns | {"slots": slot_texts})
+    asked = {plain(prompt) for prompt in row["prompts"]}
+    for prompt in row["held_out"]:
+        if plain(prompt) in asked:
+            raise DataError(f"{where}: {prompt!r} is held out and also a prompt")
+    for slot in re.findall(r"{(\w*)", " ".join(row["prompts"] + row["held_out"])):
+        if len({held_back(text, 0.2) for text in row["slots"].get(slot, ())}) < 2:
+            raise DataError(f"{where}: 'slots' has too few texts for {{{slot}}}")
+    for answer in row["answers"]:
+        if not any(says(answer, phrase) for phrase in row["expect"]):
+            raise DataError(f"{where}: answer {answer!r} has none of {row['expect']}")
+    return row

@@ -3,9 +3,7 @@ https://arxiv.org/abs/2009.03300"""
 
 from pathlib import Path
 
-from nanochat.common import DataError
-from nanochat.data.sources import read_rows
-from tasks.source import data_file
+from tasks.source import check_columns, data_file, load_rows, number_below, text, texts
 from tasks.task import ChoiceTask, check_split, choice_exchange
 
 FILES = {
@@ -22,22 +20,35 @@ class MMLU(ChoiceTask):
 
     name = "mmlu"
 
-    def __init__(self, split: str = "test", path: str | Path | None = None):
+    def __init__(
+        self,
+        split: str = "test",
+        path: str | Path | None = None,
+        max_malformed: float | None = None,
+    ):
         check_split(split, tuple(FILES))
         path = data_file(path, "cais/mmlu", FILES[split], split)
-        # The hub's auxiliary_train has its columns inside one column, "train".
-        self.rows = [row.get("train", row) for row in read_rows(path)]
-        for number, row in enumerate(self.rows, start=1):
-            if len(row.get("choices") or ()) != 4 or row.get("answer") not in range(4):
-                raise DataError(
-                    f"{path}: row {number} has not four choices and an answer 0..3; "
-                    "columns question, subject, choices, answer as in cais/mmlu are expected"
-                )
+        columns = ["question", "subject", "choices", "answer", "train"]
+        self.rows = load_rows(path, check, columns, max_malformed)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        subject = row.get("subject", "")
+        subject = row.get("subject") or ""
         return choice_exchange(row["question"], row["choices"], row["answer"], subject=subject)
+
+
+def check(row: dict, where: str) -> dict:
+    """The row; the hub's auxiliary_train has its columns inside one column, "train"."""
+
+    def four(value: object) -> list[str]:
+        found = texts(value)
+        if len(found) != 4:
+            raise ValueError("four texts")
+        return found
+
+    row = row["train"] if isinstance(row.get("train"), dict) else row
+    columns = {"question": text, "choices": four, "answer": number_below(4)}
+    return check_columns(row, where, columns)

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from nanochat.common import DataError
 from nanochat.conversation import validate
-from nanochat.data.sources import hub_file, hub_files, read_rows
-from tasks.source import SUFFIXES, data_files, hub_id
+from nanochat.data.hub import hub_file, hub_files
+from nanochat.data.rows import TABLES, data_files
+from nanochat.files import user_path
+from tasks.source import hub_id, load_rows
 from tasks.task import Task, check_split
 
+HUB_CHATS = "HuggingFaceTB/smol-smoltalk"
 OTHER_SPLITS = {"train": ("test", "val"), "test": ("train", "val")}
 
 
@@ -19,16 +22,17 @@ class SmolTalk(Task):
     all of them for "train". Raises DataError that names file and row of a malformed conversation.
     """
 
-    def __init__(self, source: str | Path = "HuggingFaceTB/smol-smoltalk", split: str = "train"):
+    def __init__(
+        self,
+        source: str | Path = HUB_CHATS,
+        split: str = "train",
+        max_malformed: float | None = None,
+    ):
         check_split(split, tuple(OTHER_SPLITS))
         self.name = Path(source).stem.lower()
         self.conversations: list[dict] = []
         for path in source_files(source, split):
-            for number, row in enumerate(read_rows(path), start=1):
-                validate(row, f"{path}:{number}")
-                self.conversations.append({"messages": row["messages"]})
-        if not self.conversations:
-            raise DataError(f"{source}: split {split} has no conversation")
+            self.conversations += load_rows(path, check, ["messages"], max_malformed)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -37,20 +41,25 @@ class SmolTalk(Task):
         return self.conversations[index]
 
 
+def check(row: dict, where: str) -> dict:
+    validate(row, where)
+    return {"messages": row["messages"]}
+
+
 def source_files(source: str | Path, split: str) -> list[Path]:
     """The files of a split: local ones if `source` exists, else the hub's, downloaded."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = data_files(path)
+        found = data_files(path, TABLES)
         chosen = [p for p in found if split in p.name]
         if not chosen and split == "train":
             chosen = [p for p in found if not any(o in p.name for o in OTHER_SPLITS[split])]
         if not chosen:
             raise DataError(
                 f"{path}: no file for split {split} among {len(found)} data files; "
-                f"{', '.join(SUFFIXES)} files with {split!r} in their names are read"
+                f"{', '.join(TABLES)} files with {split!r} in their names are read"
             )
         return chosen
     names = hub_files(hub_id(source), f"data/{split}-*.parquet")

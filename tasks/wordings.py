@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from nanochat.data.sources import read_rows
+from nanochat.data.rows import read_rows
 
 LAYERS_FILE = Path(__file__).with_name("wordings.jsonl")
 RATES = {"opener": 0.12, "lead": 0.3, "tail": 0.08, "mark": 0.4, "abbreviation": 0.05, "slip": 0.06}

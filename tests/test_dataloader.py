@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from nanochat import dataloader
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import render
-from nanochat.data.token_shards import TokenShard, TokenShards
+from nanochat.data.token_shards import TokenShard, TokenShards, tokenize_conversations
 from nanochat.dataloader import (
     PackedRows,
     PaddedRows,
     batches,
     pad_widths,
-    tokenize_conversations,
 )
 from nanochat.tokenizer import Tokenizer
 

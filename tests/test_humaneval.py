@@ -173,7 +173,7 @@ def test_files_folders_and_what_is_wrong_with_them(tmp_path, problem_file):
         HumanEval("./nowhere")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({**ROW, "test": None, "prompt": 3}) + "\n")
-    with pytest.raises(DataError, match="bad.jsonl: row 1 has no text in prompt, test"):
+    with pytest.raises(DataError, match="bad.jsonl:1: .prompt. is 3, expected a text"):
         HumanEval(bad)
 
 

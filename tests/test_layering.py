@@ -20,14 +20,13 @@ CORE_IN_ORDER = """
 CORE = CORE_IN_ORDER.split()
 PLATFORM = ["tools", "evaluation", "report", "publishing", "chat"]
 ORDER = CORE + PLATFORM
-TASKS_MAY_IMPORT = {"common", "conversation", "data", "inference.calculator", "tools"}
+TASKS_MAY_IMPORT = {"common", "conversation", "data", "files", "inference.calculator", "tools"}
 
 # What a person reads who wants to know how a model is made: the top of nanochat/, these folders and
-# these scripts. The aim is 83,500 tokens (bytes / 4), the model card's figure: reached without
-# reinforcement learning, which came after, and not yet with it. The limit goes down with the count.
+# these scripts, reinforcement learning included. The model card promises 83,500 tokens (bytes / 4).
 CORE_FOLDERS = ("bpe", "data", "training", "checkpoint", "inference")
 CORE_SCRIPTS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl", "chat_cli")
-CORE_TOKENS = 87_200
+CORE_TOKENS = 83_500
 
 # Lines of a file: (beyond this a warning, beyond this a failure).
 LONGEST_FILE = dict.fromkeys(("nanochat", "tasks", "bench"), (300, 320)) | {"scripts": (120, 150)}

@@ -282,8 +282,8 @@ def test_identity_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": []}, "bad.jsonl:1: 'prompts' is empty"),
-        ({"answers": "I am Ada."}, "bad.jsonl:1: 'answers' is 'I am Ada.'; a list of texts"),
+        ({"prompts": []}, r"bad.jsonl:1: 'prompts' is \[\], expected a list of texts"),
+        ({"answers": "I am Ada."}, "bad.jsonl:1: 'answers' is 'I am Ada.', expected a list of"),
         ({"prompts": ["{who}?"], "slots": {"who": ["Ann"]}}, "bad.jsonl:1: 'slots' has too few"),
         ({"held_out": ["name!"]}, "bad.jsonl:1: 'name!' is held out and also a prompt"),
         ({"expect": ["Bob"]}, r"bad.jsonl:1: answer 'I am Ada.' has none of \['Bob'\]"),
@@ -435,7 +435,9 @@ def test_gsm8k_marks_become_tool_calls(tmp_path):
     assert not task.evaluate(task[0], "1042")
     assert not task.evaluate(task[0], "#### 1042\n#### 1043")
     assert final_number("#### -3.5") == -3.5 and final_number("####") is None
-    with pytest.raises(DataError, match="row 1 has no question, or its answer no '#### number'"):
+    with pytest.raises(
+        DataError, match="b.jsonl:1: 'answer' is '4', expected a solution that ends"
+    ):
         GSM8K("test", write_jsonl(tmp_path / "b.jsonl", [{"question": "?", "answer": "4"}]))
 
 
@@ -454,7 +456,9 @@ def test_mmlu_bare_and_nested(tmp_path):
         assert task[0]["messages"][1]["content"] == "C"
         assert task.evaluate(task[0], "C") and task.evaluate(task[0], " C<|assistant_end|>")
         assert not task.evaluate(task[0], "A") and not task.evaluate(task[0], "C or D")
-    with pytest.raises(DataError, match="row 1 has not four choices"):
+    with pytest.raises(
+        DataError, match="bad.jsonl:1: 'answer' is 4, expected a number from 0 to 3"
+    ):
         MMLU("test", write_jsonl(tmp_path / "bad.jsonl", [{**row, "answer": 4}]))
 
 
@@ -465,7 +469,9 @@ def test_arc_numbers_become_letters(tmp_path):
     assert task.name == "arc-easy" and task.choices(0) == ("A", "B", "C")
     assert task[0]["messages"][1]["content"] == "B" and "- fire=B" in str(task[0])
     assert task.evaluate(task[0], "B") and not task.evaluate(task[0], "2")
-    with pytest.raises(DataError, match="row 1 has no answerKey"):
+    with pytest.raises(
+        DataError, match="bad.jsonl:1: 'answerKey' is '4', expected one of the labels"
+    ):
         ARC(path=write_jsonl(tmp_path / "bad.jsonl", [{**row, "answerKey": "4"}]))
 
 

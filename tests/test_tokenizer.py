@@ -13,7 +13,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.bpe.tokenizer_json import byte_alphabet
+from nanochat.bpe.tokenizer_json import Parts, byte_alphabet
 from nanochat.common import ConfigError, DataError
 from nanochat.inference.answer_reader import AnswerReader
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -231,7 +231,7 @@ def test_every_letter_is_split_as_hugging_face_does(tmp_path):
     ids = {bytes([byte]): byte for byte in range(256)}
     ids |= {a + b: 256 + i for i, (a, b) in enumerate(pairs)}
     specials = {name: 631 + i for i, name in enumerate(SPECIAL_TOKENS)}
-    tokenizer = Tokenizer(SPLIT_PATTERN, pairs, ids, specials, 640)
+    tokenizer = Tokenizer(Parts(SPLIT_PATTERN, pairs, ids, specials, 640))
     tokenizer.save(tmp_path)
     fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for first in range(128, 0x20000, 128):
@@ -351,6 +351,6 @@ def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_pat
     (tmp_path / "texts.txt").write_text("some text to learn from")
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(Tokenizer, "train", lambda *_: pytest.fail("it began to learn"))
-    config = tok_train.Config(data=str(tmp_path / "texts.txt"), out=str(tmp_path / "a file" / "x"))
+    config = tok_train.Config(data=str(tmp_path / "texts.txt"), out=tmp_path / "a file" / "x")
     with pytest.raises(ConfigError, match="cannot be written"):
         tok_train.main(config)

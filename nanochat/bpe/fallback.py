@@ -65,10 +65,7 @@ snake_case camelCase HTMLParser CONSTANT __init__ a==b!=c {[(<>)]} #$%&@ x=-1 //
 
 def refuse_ambiguous(pattern: str) -> None:
     """ConfigError unless `tokenizers`, which reads tokenizer.json elsewhere, cuts PROBES as we do.
-
-    Its regular expressions are Oniguruma's, ours the package regex's: `{1,3}+` is possessive in one
-    of them alone.
-    """
+    Its regular expressions are Oniguruma's: `{1,3}+`, for example, is possessive only in ours."""
     splitter = Splitter(pattern)
     try:
         split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
@@ -79,8 +76,7 @@ def refuse_ambiguous(pattern: str) -> None:
     for probe in [*PROBES.splitlines(), PROBES, ""]:
         theirs = [piece.encode() for piece, _ in split.pre_tokenize_str(probe)]
         if (ours := splitter.pieces(probe)) != theirs:
-            differing = next((p for p in zip(ours, theirs, strict=False) if p[0] != p[1]), None)
             raise ConfigError(
                 f"split pattern {pattern!r}: the packages regex and tokenizers cut {probe!r:.60} "
-                f"differently, {differing}. Write it so that both agree"
+                f"differently, into {ours!r:.200} and {theirs!r:.200}. Write it so that both agree"
             )

@@ -83,7 +83,7 @@ class Owned:
 @cache
 def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
     """core.cpp, compiled at first use; None where Python has to do the work: for another pattern,
-    and, after a line that says so once, with NANOCHAT_BPE=python or without a compiler."""
+    and, with a printed line, with NANOCHAT_BPE=python or without a compiler."""
     if split_pattern != SPLIT_PATTERN:
         return None
     wanted = os.environ.get("NANOCHAT_BPE", "")
@@ -161,8 +161,8 @@ def usable_processors() -> int:
 def train(
     core: Core, texts: Iterable[str], max_merges: int, num_threads: int | None = None
 ) -> list[Pair]:
-    """reference.learn_merges of reference.count_words of the texts, of which only a few batches are
-    in memory at a time. num_threads: None for all processors."""
+    """reference.py's learn_merges of count_words of the texts, of which only a few batches are in
+    memory at a time."""
     trainer = Owned(core.checked(core.trainer()), core.trainer_free)
     threads = num_threads or usable_processors()
 
@@ -186,8 +186,7 @@ def train(
 
 
 class NativeEncoder:
-    """Text to ids by the core, for any number of threads at once. ids: what is written for each of
-    the 256 bytes and the merges."""
+    """Text to ids by the core, for any number of threads at once. ids: of the bytes and merges."""
 
     def __init__(self, core: Core, merges: Sequence[Pair], ids: Sequence[int], dtype: type):
         self._core, self._dtype = core, np.dtype(dtype)

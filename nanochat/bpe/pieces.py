@@ -1,8 +1,8 @@
 """Text cut into pieces by a regular expression, with the letters and numbers of Unicode 16.0.
 
 The slow twin of scanner.h, and the splitter of other patterns than Llama-3's. Every version of
-Unicode has more letters: `regex` 2026.11 calls 17,480 more code points letters or numbers than
-tiktoken and `tokenizers` do. Here, as in scanner.h, unicode_ranges.h says.
+Unicode has more letters: `regex` 2026.11 has 17,480 more letters and numbers than tiktoken and
+`tokenizers`. Here, as in scanner.h, unicode_ranges.h decides.
 """
 
 import re

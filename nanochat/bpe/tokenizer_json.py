@@ -30,18 +30,18 @@ def visible_merges(merges: Sequence[tuple[bytes, bytes]]) -> list[list[str]]:
 
 
 class Parts(NamedTuple):
-    """What a tokenizer.json holds, tokens as byte strings; vocab_size: a multiple of 64."""
+    """What a tokenizer.json holds, tokens as byte strings."""
 
     split_pattern: str
-    merges: list[tuple[bytes, bytes]]
-    ids: dict[bytes, int]
+    merges: list[tuple[bytes, bytes]]  # in the order they were learned
+    ids: dict[bytes, int]  # of the bytes and the merges
     special_ids: dict[str, int]
-    vocab_size: int
+    vocab_size: int  # a multiple of 64
 
 
 def to_json(parts: Parts) -> str:
-    """The file's text: merges, special tokens, and a post-processor that puts <|bos|> first. Every
-    id below vocab_size gets a name, so that no reader finds holes."""
+    """The file's text, with a post-processor that puts <|bos|> first. Every id below vocab_size has
+    a name, so that no reader finds holes."""
     alphabet = byte_alphabet()
     # subtle: no real token's name holds a space, so these names collide with none.
     names = [f"<|unused {token_id}|>" for token_id in range(parts.vocab_size)]
@@ -50,6 +50,8 @@ def to_json(parts: Parts) -> str:
     specials = sorted((token_id, name) for name, token_id in parts.special_ids.items())
     special_numbers = set(parts.special_ids.values())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    unset = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    off = ("fuse_unk", "byte_fallback", "ignore_merges")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     byte_level |= {"trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": parts.split_pattern}}
@@ -76,13 +78,8 @@ def to_json(parts: Parts) -> str:
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
+            **dict.fromkeys(unset),
+            **dict.fromkeys(off, False),
             "vocab": {name: i for i, name in enumerate(names) if i not in special_numbers},
             "merges": visible_merges(parts.merges),
         },
@@ -91,7 +88,7 @@ def to_json(parts: Parts) -> str:
 
 
 def read_parts(path: Path) -> Parts:
-    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it; DataError if it is none."""
+    """Reads the tokenizer.json of a byte-level BPE, whoever wrote it."""
     try:
         return parts_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
 from statistics import median
 
 from nanochat.chat.access import APIError
@@ -22,11 +21,8 @@ STATS_EVERY = 0.25  # seconds
 
 
 class EventStream:
-    """The events of some requests as they come: `async for sample, event in stream`.
-
-    Ends after the last event of every request, or with TimeoutError after `seconds`. Whoever stops
-    reading earlier must call `close`.
-    """
+    """The events of some requests: `async for sample, event in stream`, until the last of each, or
+    TimeoutError after `seconds`. Whoever stops reading earlier must call `close`."""
 
     def __init__(self, engine: "AsyncEngine", num_requests: int, seconds: float):
         self.unfinished = set(range(num_requests))
@@ -54,8 +50,6 @@ class AsyncEngine:
     """Runs `engine` for an event loop, to which its public methods belong.
 
     Attributes: stats, the newest Engine.stats(); failure, why the thread ended.
-
-    Example: engine.start(); async for sample, event in engine.submit([request], seconds=60): ...
     """
 
     def __init__(self, engine: Engine, max_in_flight: int):
@@ -63,13 +57,11 @@ class AsyncEngine:
         self.stats: dict = engine.stats()
         self.failure: str | None = None
         self._first_tokens: deque[float] = deque(maxlen=100)  # seconds, of the last answers
-        self._durations: deque[float] = deque(maxlen=100)
+        self._durations: deque[float] = deque([1.0], maxlen=100)
         self._streams: set[EventStream] = set()  # those with unfinished requests
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[int, tuple[EventStream, int]] = {}  # by id; the thread's own
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    # ------------------------------------------------------------ the event loop's side
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -95,15 +87,26 @@ class AsyncEngine:
             raise APIError(429, message, "queue_full", {"retry-after": str(self.retry_after)})
         stream = EventStream(self, len(requests), seconds)
         self._streams.add(stream)
-        self._commands.put(partial(self._add, stream, requests))
+
+        def add() -> None:  # in the engine's thread
+            for sample, request in enumerate(requests):
+                self._requests[self.engine.add(request)] = stream, sample
+
+        self._commands.put(add)
         return stream
 
     def cancel(self, stream: EventStream) -> None:
         self._streams.discard(stream)
-        self._commands.put(partial(self._cancel, stream))
+
+        def cancel() -> None:  # in the engine's thread
+            for id in [id for id, (owner, _) in self._requests.items() if owner is stream]:
+                del self._requests[id]
+                self.engine.cancel(id)
+
+        self._commands.put(cancel)
 
     def record(self, choices: Sequence[Choice]) -> None:
-        """Counts answers that came to an end in the medians below."""
+        """Counts answers in the medians below."""
         for choice in choices:
             if choice.time_to_first_token is not None:
                 self._first_tokens.append(choice.time_to_first_token)
@@ -118,7 +121,7 @@ class AsyncEngine:
     @property
     def retry_after(self) -> int:
         """Seconds until a place is likely to be free: the median time of an answer, 1 to 60."""
-        return int(min(60, max(1, median(self._durations or [1]) + 0.5)))
+        return int(min(60, max(1, median(self._durations) + 0.5)))
 
     @property
     def time_to_first_token(self) -> float | None:
@@ -127,22 +130,20 @@ class AsyncEngine:
 
     def _deliver(self, events: list[tuple[EventStream, int, TokenOutput]]) -> None:
         for stream, sample, event in events:
-            if sample not in stream.unfinished:
-                continue  # its client left
-            stream.items.put_nowait((sample, event))
-            if event.finish is not None:
-                stream.unfinished.discard(sample)
-                if not stream.unfinished:
-                    self._streams.discard(stream)
+            if sample in stream.unfinished:  # else its client left
+                stream.items.put_nowait((sample, event))
+                if event.finish is not None:
+                    stream.unfinished.discard(sample)
+            if not stream.unfinished:
+                self._streams.discard(stream)
 
     def _fail(self, failure: str) -> None:
         self.failure = failure
         for stream in list(self._streams):
             stream.close(APIError(503, failure, "engine_stopped"))
 
-    # ------------------------------------------------------------ the engine's thread
-
     def _run(self) -> None:
+        """The engine's thread."""
         failure = "the server was shut down before the answer was complete"
         stats_time = 0.0
         try:
@@ -168,12 +169,3 @@ class AsyncEngine:
             failure = f"the engine failed ({type(problem).__name__})"
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._fail, failure)
-
-    def _add(self, stream: EventStream, requests: Sequence[Request]) -> None:
-        for sample, request in enumerate(requests):
-            self._requests[self.engine.add(request)] = stream, sample
-
-    def _cancel(self, stream: EventStream) -> None:
-        for id in [id for id, (owner, _) in self._requests.items() if owner is stream]:
-            del self._requests[id]
-            self.engine.cancel(id)

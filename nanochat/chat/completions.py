@@ -54,8 +54,7 @@ class Completion:
         }
 
         async def watch() -> None:
-            while (await http.receive())["type"] != "http.disconnect":
-                pass
+            await http.receive()  # the body is read: what comes is that the client leaves
             self.stream.close()
 
         self._watcher = asyncio.create_task(watch())
@@ -69,12 +68,10 @@ class Completion:
             pass
         choices = []
         for index, choice in enumerate(self.choices):
-            answer = {"text": choice.text}
-            if self.chat:
-                message = {"role": "assistant", "content": choice.text}
-                if any(part["type"] != "text" for part in choice.parts):
-                    message["nanochat"] = {"parts": choice.parts}
-                answer = {"message": message}
+            message = {"role": "assistant", "content": choice.text}
+            if any(part["type"] != "text" for part in choice.parts):
+                message["nanochat"] = {"parts": choice.parts}
+            answer = {"message": message} if self.chat else {"text": choice.text}
             choices.append(self._entry(index, answer, choice.finish))
         body = {**self.head, "choices": choices, "usage": self._usage()}
         if self.chat:
@@ -103,9 +100,9 @@ class Completion:
             self._log()
 
     def _log(self) -> None:
-        first, usage = self.choices[0], self._usage()
+        first, written = self.choices[0], self._usage()["completion_tokens"]
         ends = ",".join(choice.finish or "cut off" for choice in self.choices)
-        line = f"{self.prompt_tokens} tokens read, {usage['completion_tokens']} written ({ends})"
+        line = f"{self.prompt_tokens} tokens read, {written} written ({ends})"
         if first.time_to_first_token is not None:
             line += f", first after {first.time_to_first_token:.2f} s"
         if first.tokens_per_second is not None:
@@ -115,8 +112,6 @@ class Completion:
             answers = [choice.parts for choice in self.choices]
             line += "\n" + json.dumps({**messages, "answers": answers})
         self.state.log(line)
-
-    # ------------------------------------------------------------ OpenAI's forms
 
     def _entry(self, index: int, answer: dict, finish: str | None = None) -> dict:
         logprobs = self.choices[index].take_logprobs()

@@ -79,7 +79,6 @@ class MarkdownStream:
         if self._call is not None:
             self._print(self._call)
         self._pending, self._call = "", None
-        self._live.update(Text(""), refresh=True)
 
     def _print(self, block: Markdown | Text) -> None:
         self._live.update(Text(""), refresh=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
@@ -21,10 +22,9 @@ from starlette.exceptions import HTTPException
 
 from nanochat.chat.access import AccessMiddleware, APIError, error_response
 from nanochat.chat.completions import AppState, Completion
-from nanochat.chat.docs import describe
 from nanochat.chat.prompts import chat_requests, completion_requests
 from nanochat.chat.schema import ChatRequest, CompletionRequest
-from nanochat.common import ConfigError, DataError
+from nanochat.common import ConfigError, NanochatError
 
 PAGE = Path(__file__).with_name("page")
 ERRORS = {  # in the form {"error": {"message", "type", "code"}}
@@ -45,7 +45,7 @@ def create_app(
     origins: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
 ) -> FastAPI:
-    """The app around an engine, which it starts and stops. The options are AccessMiddleware's."""
+    """The app around an engine, which it starts and stops; the options are AccessMiddleware's."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
@@ -63,7 +63,7 @@ def create_app(
         address = "/" if path.name == "index.html" else f"/{path.name}"
         app.add_route(address, lambda _, path=path: FileResponse(path), include_in_schema=False)
     app.add_exception_handler(HTTPException, lambda _, error: error_response(error))
-    for kind in (RequestValidationError, ConfigError, DataError):
+    for kind in (RequestValidationError, NanochatError):
         app.add_exception_handler(kind, bad_request)
     app.add_middleware(
         AccessMiddleware, body_bytes=state.limits.body_bytes, api_key=api_key, origins=origins,
@@ -143,27 +143,24 @@ def add_api(app: FastAPI, state: AppState) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> PlainTextResponse:
-        return PlainTextResponse(describe(app.openapi()))
+        # subtle: FastAPI's viewers load scripts from another site, which could read conversations
+        return PlainTextResponse(yaml.safe_dump(app.openapi(), sort_keys=False))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return Response(status_code=204)
 
 
-def bad_request(
-    _: HttpRequest, error: RequestValidationError | ConfigError | DataError
-) -> JSONResponse:
-    validation = isinstance(error, RequestValidationError)
-    message = validation_message(error.errors()) if validation else str(error)
+def bad_request(_: HttpRequest, error: RequestValidationError | NanochatError) -> JSONResponse:
+    of_form = isinstance(error, RequestValidationError)
+    message = validation_message(error.errors()) if of_form else str(error)
     code = "context_length_exceeded" if "context of" in message else "invalid_request"
     return error_response(APIError(400, message, code))
 
 
 def validation_message(errors: Sequence[dict]) -> str:
-    """One sentence from pydantic's errors, without the text that was sent.
-
-    The deepest error says most about a value that may have several forms.
-    """
+    """One sentence from pydantic's errors, without the text that was sent."""
+    # the deepest says most about a value that may have several forms
     deepest = max(errors, key=lambda error: len(error["loc"]))
     if deepest["type"] == "json_invalid":
         return f"the body is not JSON: {deepest['ctx']['error']}, character {deepest['loc'][-1]}"

@@ -4,7 +4,6 @@ On a terminal prompt_toolkit reads the lines (arrows, history, several lines) an
 as Markdown; elsewhere both are plain text, so that pipes work.
 """
 
-import contextlib
 import json
 import signal
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from nanochat.chat.choices import Choice
 from nanochat.chat.markdown_stream import MarkdownStream
-from nanochat.common import ConfigError, DataError
-from nanochat.conversation import fit_turns, turns_of, validate
+from nanochat.common import ConfigError, NanochatError
+from nanochat.conversation import fit_turns, validate
 from nanochat.engine import Engine, Request
 from nanochat.files import base_dir, read_json, write_atomic
 from nanochat.inference.sampling import SamplingParams
@@ -44,26 +43,6 @@ class PlainShow:
         print(" (stopped)" if stopped else "")
 
 
-@contextlib.contextmanager
-def interrupt_flag() -> Iterator[list]:
-    """Yields a list that Ctrl-C appends to; a second Ctrl-C raises KeyboardInterrupt.
-
-    subtle: an exception could come in the middle of a step and leave the engine half done.
-    """
-    pressed: list = []
-
-    def press(*_) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @dataclass
 class Chat:
     """A conversation and its settings. `say(line)` obeys a command or answers a question.
@@ -90,9 +69,9 @@ class Chat:
                 case "/help":
                     self.tell(HELP)
                 case "/system":
-                    _, turns = turns_of(self.messages)
+                    rest = [m for m in self.messages if m["role"] != "system"]
                     system = [{"role": "system", "content": text}] if text else []
-                    self.messages = [*system, *(message for turn in turns for message in turn)]
+                    self.messages = system + rest
                     self.tell("system prompt set" if text else "no system prompt")
                 case "/temperature":
                     try:
@@ -122,20 +101,29 @@ class Chat:
                     self.tell(f"there is no command {command}\n{HELP}")
                 case _ if command:
                     self.ask(line.strip())
-        except (ConfigError, DataError, OSError) as error:
+        except (NanochatError, OSError) as error:
             self.tell(str(error))
         return True
 
     def ask(self, content: str | list[dict]) -> None:
-        """Answers a question, shows the answer as it comes, and keeps both. Ctrl-C ends it."""
+        """Answers a question, shows the answer as it comes, and keeps both. Ctrl-C ends the answer,
+        and a second one the program."""
         question = {"role": "user", "content": content}
         engine, context = self.engine, self.engine.model.config.sequence_len
         prompt, forgotten = fit_turns([*self.messages, question], engine.tokenizer, context)
         if forgotten:
             self.tell(f"(the context is full: the first {forgotten} turns are no longer seen)")
         max_tokens = min(self.max_tokens, context - len(prompt))
-        show, choice = self.new_show(), Choice(engine.tokenizer)
-        with interrupt_flag() as pressed:
+        show, choice, pressed = self.new_show(), Choice(engine.tokenizer), []
+
+        # subtle: an exception in the middle of a step would leave the engine half done
+        def press(*_) -> None:
+            if pressed:
+                raise KeyboardInterrupt
+            pressed.append(True)
+
+        before = signal.signal(signal.SIGINT, press)
+        try:
             request_id = engine.add(Request(prompt, max_tokens, self.params))
             while choice.finish is None:
                 for event in engine.step():
@@ -143,6 +131,8 @@ class Chat:
                         show.part(part["type"], part["text"])
                 if pressed:
                     engine.cancel(request_id)  # the next step returns its last event
+        finally:
+            signal.signal(signal.SIGINT, before)
         show.end(stopped=bool(pressed))
         self.messages += [question, {"role": "assistant", "content": choice.parts}]
         # subtle: else a question asked again would meet the same noise

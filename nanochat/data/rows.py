@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,27 +18,29 @@ import pyarrow.parquet as pq
 from nanochat.common import DataError, print0
 
 TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-# Hidden names, and the copies that editors, office programs and systems leave.
+# Hidden, or a copy that an editor or a system left.
 HIDDEN = re.compile(r"\..*|~\$.*|#.*#|.*~|__MACOSX", re.DOTALL)
 SHOWN = 3  # malformed rows that are printed
 ROWS_TO_JUDGE = 1000  # before it, a share of malformed rows says little
 
 
 def data_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """All files under a folder, linked folders included, with one of the endings, in order of
-    name. A line says how many others are left out, and why; DataError for an unreadable folder."""
+    """All files under a folder, linked ones too, with one of the endings, in order of name. Prints
+    how many others there are; DataError for a folder that cannot be read."""
     found, others, visited = [], Counter(), set()
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        hidden = [name for name in (*folders, *names) if HIDDEN.fullmatch(name)]
+        hidden = {name for name in (*folders, *names) if HIDDEN.fullmatch(name)}
+        folders[:] = sorted(set(folders) - hidden)
+        if (place := os.path.realpath(root)) in visited:  # a link led here
+            folders.clear()
+            continue
+        visited.add(place)
         others["hidden or an editor's copy"] += len(hidden)
-        again = os.path.realpath(root) in visited  # a link to a folder above
-        folders[:] = () if again else sorted(set(folders).difference(hidden))
-        visited.add(os.path.realpath(root))
-        for path in () if again else (Path(root, name) for name in set(names).difference(hidden)):
+        for path in (Path(root, name) for name in set(names) - hidden):
             if not path.is_file():
                 others["a broken link or no regular file"] += 1
             elif not path.name.lower().endswith(endings):
@@ -46,8 +49,8 @@ def data_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
                 others["empty"] += 1
             else:
                 found.append(path)
-    listed = "; ".join(f"{n:,} {what}" for what, n in others.items() if n)
-    if listed:
+    if others.total():
+        listed = "; ".join(f"{n:,} {what}" for what, n in others.items() if n)
         print0(f"{folder}: files left out: {listed}")
     return sorted(found)
 
@@ -74,63 +77,58 @@ def read_rows(
 ) -> Iterator[dict]:
     """The rows of a .parquet or .jsonl[.gz|.zst] file, in bounded memory; columns: of Parquet.
 
-    check(row, where) returns a row as it is used, or raises DataError. Such rows, and what is no
-    JSON object, end the reading; with max_malformed they are left out and counted by reason, the
-    first are printed, and more than that share of the rows is a DataError.
+    check(row, where) returns a row as it is used, or raises DataError, "..., expected ...". A
+    malformed row ends the reading; with max_malformed such rows are left out, printed (the first)
+    and counted by reason, and a larger share of them is a DataError.
     """
     path, rows, number, reasons = Path(path), 0, 0, Counter()
-    lines = parquet_rows if path.suffix.lower() == ".parquet" else text_lines
+    parquet = path.suffix.lower() == ".parquet"
     try:
-        for number, line in enumerate(lines(path, columns), start=1):
-            if isinstance(line, str) and not line.strip():
-                continue
-            rows += 1
-            where = f"{path}:{number}"
-            try:
-                row = check(parse(line, where), where)
-            except DataError as error:
-                if max_malformed is None:
-                    raise
-                # Messages end in "expected ...": the reason, without what was found in this row.
-                reasons[str(error).rpartition("expected ")[2]] += 1
-                bad = reasons.total()
-                if bad > max_malformed * max(rows, ROWS_TO_JUDGE):
-                    raise DataError(f"{error}. {too_many(bad, rows, max_malformed)}") from error
-                if bad <= SHOWN:
-                    print0(f"left out: {error}")
-            else:
-                yield row
+        with closing(parquet_rows(path, columns) if parquet else open_text(path)) as lines:
+            for number, line in enumerate(lines, start=1):
+                if isinstance(line, str) and not line.strip():
+                    continue
+                rows += 1
+                where = f"{path}:{number}"
+                try:
+                    row = check(parse(line, where), where)
+                except DataError as error:
+                    if max_malformed is None:
+                        raise
+                    reasons[str(error).rpartition("expected ")[2]] += 1
+                    bad, last = reasons.total(), error
+                    if bad > max_malformed * max(rows, ROWS_TO_JUDGE):
+                        raise too_many(error, bad, rows, max_malformed) from error
+                    if bad <= SHOWN:
+                        print0(f"left out: {error}")
+                else:
+                    yield row
     except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read after row {number}: {error}") from error
     if reasons:
         listed = "; ".join(f"{n:,} not {reason}" for reason, n in reasons.items())
-        print0(f"{path}: {reasons.total():,} malformed rows left out: {listed}")
-        if reasons.total() > max_malformed * rows:
-            raise DataError(f"{path}: {too_many(reasons.total(), rows, max_malformed)}")
+        print0(f"{path}: {bad:,} malformed rows left out: {listed}")
+        if bad > max_malformed * rows:
+            raise too_many(last, bad, rows, max_malformed)
 
 
-def too_many(bad: int, rows: int, allowed: float) -> str:
-    return (
-        f"Malformed rows: {bad:,} of the {rows:,} so far. Correct them, or leave some out: "
-        f"--max-malformed, now {allowed:g}, is the share that may be"
+def too_many(error: DataError, bad: int, rows: int, allowed: float) -> DataError:
+    return DataError(
+        f"{error}. {bad:,} of the {rows:,} rows so far are malformed: correct them, or leave out a "
+        f"larger share than --max-malformed={allowed:g}"
     )
 
 
 def parse(line: str | dict, where: str) -> dict:
-    """A line as a JSON object; a row of Parquet as it is."""
+    """A line of JSON, or a row of Parquet, which is a dictionary already."""
     try:
         row = json.loads(line) if isinstance(line, str) else line
+        reason = f"found {type(row).__name__}"
     except (ValueError, RecursionError) as error:
-        reason = str(error).partition(":")[0]
-        raise DataError(f"{where}: {reason}; expected one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: found {type(row).__name__}, expected one JSON object a line")
-    return row
-
-
-def text_lines(path: Path, columns: list[str] | None) -> Iterator[str]:
-    with open_text(path) as lines:
-        yield from lines
+        row, reason = None, str(error).partition(":")[0]
+    if isinstance(row, dict):
+        return row
+    raise DataError(f"{where}: {reason}, expected one JSON object a line")
 
 
 def parquet_rows(path: Path, columns: list[str] | None) -> Iterator[dict]:

@@ -113,9 +113,11 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
     if not shards:
         raise DataError(f"{source.name}: found no {split} shard, expected at least one")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")[:80]
-    name = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
-    folder = base_dir() / "tokens" / name
-    paths = [folder / f"{split}-{file_name(shard.name)}" for shard in shards]
+    data = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
+    folder = base_dir() / "tokens" / data
+    names = [quote(os.fsencode(shard.name), safe="") for shard in shards]
+    names = [x if len(x) <= 150 else sha256(x.encode()).hexdigest() for x in names]
+    paths = [folder / f"{split}-{name}" for name in names]
     rank, _ = rank_and_world()
     # subtle: a barrier would time out, so the ranks wait for the lock, which rank 0 holds by the
     # time they pass this one.
@@ -193,13 +195,6 @@ def _tokenize_shard(
 
 
 # ---------------------------------------------------------------- files
-
-
-def file_name(name: str) -> str:
-    """A shard's name as part of a file name: any characters, of any number."""
-    quoted = quote(os.fsencode(name), safe="")
-    digest = sha256(os.fsencode(name)).hexdigest()[:16]
-    return quoted if len(quoted) <= 150 else f"{quoted[:130]}-{digest}"
 
 
 def _file(path: Path, ending: str) -> Path:

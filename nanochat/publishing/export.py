@@ -15,7 +15,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 
 from nanochat.checkpoint import manifest
-from nanochat.checkpoint.mirror import check_arrived
 from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import RUN, as_json, hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
@@ -29,6 +28,7 @@ from nanochat.publishing.export_files import (
     changed_files,
     read_record,
 )
+from nanochat.publishing.mirror import check_arrived
 from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 

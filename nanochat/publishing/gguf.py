@@ -17,7 +17,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import dequantize, quantize
 
-from nanochat.bpe.tokenizer_json import visible_merges
+from nanochat.bpe.tokenizer_json import to_json, visible_merges
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.common import CheckpointError
 from nanochat.conversation import plain_chat_template, stop_ids
@@ -150,7 +150,7 @@ def add_config(writer: GGUFWriter, config: GPTConfig, name: str, kind: str) -> N
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
     """The ids, names and merges as tokenizer.json has them."""
-    vocabulary = json.loads(tokenizer.to_json())["model"]["vocab"] | tokenizer.special_ids
+    vocabulary = json.loads(to_json(tokenizer.parts))["model"]["vocab"] | tokenizer.special_ids
     names = sorted(vocabulary, key=vocabulary.get)
     types = [TokenType.NORMAL if size else TokenType.UNUSED for size in tokenizer.token_bytes()]
     for token_id in tokenizer.special_ids.values():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.tokenizer_json import GPT2_PATTERN, byte_alphabet, read_parts
+from nanochat.bpe.tokenizer_json import GPT2_PATTERN, Parts, byte_alphabet, read_parts
 from nanochat.common import (
     CheckpointError,
     DataError,
@@ -175,7 +175,7 @@ def changed(
     if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= size:
         return None
     pattern = pattern or tokenizer.split_pattern
-    return Tokenizer(pattern, tokenizer.merges, ids, special_ids, size)
+    return Tokenizer(Parts(pattern, tokenizer.merges, ids, special_ids, size))
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:

@@ -9,11 +9,10 @@ import torch
 from nanochat.common import ConfigError, all_reduce_sum, print0, rank_and_world
 from nanochat.cpp import NO_COMPILER, cpp_compiler
 from nanochat.dataloader import Batch
-from nanochat.training.config import StageConfig
 
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the cache and gain nothing
 # Bytes that a token keeps for its gradients, by layer and unit of width, in 16-bit numbers: from
-# depth 20 on an H100 (64.9 GB, 32 rows of 2,048); 13 more where nothing is fused.
+# depth 20 on an H100 (64.9 GB, 32 rows of 2,048).
 ACTIVATION_BYTES, EAGER_ACTIVATION_BYTES = 33, 46
 LOSS_BYTES, EAGER_LOSS_BYTES = 2e9, 8e9  # of a chunk of logits, with what is made of it
 MEMORY_SHARE = 0.94  # of the usable memory; the rest is lost to fragments
@@ -40,12 +39,11 @@ def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
 
 
 def plan_batch(
-    model, config: StageConfig, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
+    model, size: int | str, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
 ) -> BatchPlan:
-    """The plan of a stage, printed. auto on a GPU: as many rows as its memory should hold, after
-    one micro-batch is tried, which also compiles."""
+    """The plan of a stage, printed. size: most rows of a micro-batch; "auto" on a GPU: as many as
+    its memory should hold, after one micro-batch is tried, which also compiles."""
     world = rank_and_world()[1]
-    size = config.device_batch_size
     to_try = size == "auto" and model.device.type == "cuda"
     if to_try:
         size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled)
@@ -67,22 +65,21 @@ def plan_batch(
     return plan
 
 
-def training_bytes(model, rows: int, row_tokens: int, compiled: bool) -> float:
-    """An estimate of what training takes: weights, gradients, optimizer state, activations of one
-    micro-batch, one chunk of logits."""
+def training_bytes(model, row_tokens: int, compiled: bool) -> tuple[float, float]:
+    """An estimate of what training takes: (for weights, gradients, optimizer state and one chunk of
+    logits; for the activations of each row of a micro-batch)."""
     c, width = model.config, model.compute_dtype.itemsize / 2
     tables = 2 * c.vocab_size * c.n_embd
     matrices = model.num_params() - tables
-    persistent = 8 * model.num_params() + 4 * matrices + 8 * tables + 2 * width * matrices
+    fixed = 8 * model.num_params() + 4 * matrices + 8 * tables + 2 * width * matrices
+    fixed += LOSS_BYTES if compiled else EAGER_LOSS_BYTES
     each = ACTIVATION_BYTES if compiled else EAGER_ACTIVATION_BYTES
-    activations = width * each * c.n_embd * c.n_layer * rows * row_tokens
-    return persistent + activations + (LOSS_BYTES if compiled else EAGER_LOSS_BYTES)
+    return fixed, width * each * c.n_embd * c.n_layer * row_tokens
 
 
 def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool) -> int:
     """The most rows with which training should fit; at least 1."""
-    fixed = training_bytes(model, 0, row_tokens, compiled)
-    a_row = training_bytes(model, 1, row_tokens, compiled) - fixed
+    fixed, a_row = training_bytes(model, row_tokens, compiled)
     return max(1, int((MEMORY_SHARE * usable_bytes - fixed) // a_row))
 
 
@@ -112,15 +109,15 @@ def out_of_memory(size: int) -> str:
 
 def can_compile(device: torch.device, wanted: bool) -> bool:
     """Whether Inductor compiles here; a printed line says why not."""
-    missing = None
     if not wanted:
-        missing = "--no-compile"
+        reason = "--no-compile"
     elif device.type == "mps":
-        missing = "Inductor does not compile for mps"
+        reason = "Inductor does not compile for mps"
     elif not cpp_compiler():
-        missing = NO_COMPILER
+        reason = NO_COMPILER
     elif device.type == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").exists():
-        missing = "Triton needs Python.h; install your Python's headers, e.g. python3-dev"
-    if missing:
-        print0(f"the model runs uncompiled, at least 1.4x slower: {missing}")
-    return missing is None
+        reason = "Triton needs Python.h; install your Python's headers, e.g. python3-dev"
+    else:
+        return True
+    print0(f"the model runs uncompiled, at least 1.4x slower: {reason}")
+    return False

@@ -98,18 +98,21 @@ def session_of(model, row_tokens: int) -> dict:
 
 def append_metrics(run_folder: Path | str, record: dict) -> None:
     """Appends a record such as {"stage": "base", "step": 10, "loss": 4.2}, with the time, on rank
-    0."""
+    0. A line that cannot be written is printed: training goes on."""
     if rank_and_world()[0] != 0:
         return
     path = Path(run_folder) / METRICS
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"time": time.time(), **record}) + "\n"
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # a crash cut the last line short: begin a new one
-                line = "\n" + line
-        file.write(line.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a crash cut the last line short: begin a new one
+                    line = "\n" + line
+            file.write(line.encode())
+    except OSError as error:  # a full disk may have room again before the next checkpoint
+        print0(f"{path}: a line was not written: {error}")
 
 
 def read_metrics(run_folder: Path | str) -> list[dict]:

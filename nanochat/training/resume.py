@@ -1,28 +1,75 @@
-"""Which checkpoint a run continues from, and which settings may differ from then."""
+"""Who writes into a run's folder, which checkpoint is continued, which settings may differ."""
 
+import fcntl
 import os
+import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
-from nanochat.checkpoint.index import available_checkpoints, checkpoint_dir, find_checkpoint
+from nanochat.checkpoint.index import available_checkpoints, find_checkpoint, run_dir
 from nanochat.common import ConfigError, print0
 from nanochat.training.config import StageConfig
+from nanochat.training.log import METRICS
 
-# Settings that a resumed run may change without a printed line, and those that it may not.
+# Settings that a resumed run may change without a printed line, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
 FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
+WATCHED = 60  # seconds in which a run that is alive is expected to write a line of metrics
+
+
+def lock_run(stage: str, tag: str) -> TextIO:
+    """The run's lock, held until the file is closed or the process ends, however it ends; one rank
+    calls it. ConfigError if another process trains this run: a folder has one writer.
+
+    subtle: some network file systems keep locks to a node, so after another node's run the metrics
+    are watched for a while.
+    """
+    folder = run_dir(stage, tag)
+    path, host = folder.with_name(f".{tag}.lock"), socket.gethostname()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the runs of stage {stage} cannot be written: {error}") from error
+    file.seek(0)
+    holder = file.read()
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        busy = bool(holder) and f" on {host} " not in holder and still_written(folder / METRICS)
+    except (BlockingIOError, PermissionError):
+        busy = True
+    except OSError as error:
+        print0(f"{path}: no locks here ({error}); do not train this tag twice at once")
+        busy = False
+    if busy:
+        file.close()
+        raise ConfigError(
+            f"{folder} is being written by {holder or 'another process'}. Wait until it ends, stop "
+            f"it, or name another --model-tag"
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {host} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
+    file.flush()
+    return file
+
+
+def still_written(path: Path) -> bool:
+    """Whether a file, at most minutes old, is written again within WATCHED seconds."""
+    before = path.stat().st_mtime if path.exists() else 0
+    if time.time() - before > 600:
+        return False
+    print0(f"another node wrote {path} last: watching it for {WATCHED} s")
+    time.sleep(WATCHED)
+    return path.stat().st_mtime > before
 
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
     """The checkpoint to continue from, or None to start anew; one rank calls it. A run that exists
     is an error without --resume or --fresh: it is never overwritten."""
-    run_folder = checkpoint_dir(stage) / tag
     existing = available_checkpoints(stage, tag)
-    if config.fresh and run_folder.exists():
-        aside = run_folder.with_name(f"{tag}.old-{int(time.time())}")
-        os.rename(run_folder, aside)
-        print0(f"the earlier run is now {aside}")
+    if config.fresh:
         return None
     if not existing:
         if config.resume:
@@ -30,10 +77,19 @@ def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
         return None
     if not config.resume:
         raise ConfigError(
-            f"{run_folder} already holds a run, up to step {max(c.step for c in existing)}. "
-            f"Continue it with --resume, move it aside with --fresh, or name another --model-tag"
+            f"{run_dir(stage, tag)} already holds a run, up to step "
+            f"{max(c.step for c in existing)}. Continue it with --resume, move it aside with "
+            f"--fresh, or name another --model-tag"
         )
     return find_checkpoint(stage, tag)
+
+
+def move_aside(run_folder: Path) -> None:
+    """Gives an earlier run another name; one rank calls it, once nothing can fail early."""
+    if run_folder.exists():
+        aside = run_folder.with_name(f"{run_folder.name}.old-{int(time.time())}")
+        os.rename(run_folder, aside)
+        print0(f"the earlier run is now {aside}")
 
 
 def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:

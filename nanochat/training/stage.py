@@ -1,6 +1,6 @@
 """One training stage from set-up to last checkpoint: resume, events, saves, around the one loop.
 
-A script starts the stage, makes rows for the batch plan that it gets, and trains on them:
+A script starts the stage, makes rows for its batch plan, and trains on them:
 
     stage = start_stage("sft", config, parent=("mid", None, None))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
@@ -9,14 +9,13 @@ A script starts the stage, makes rows for the batch plan that it gets, and train
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint.index import checkpoint_dir, checkpoint_of, prune, step_dir
-from nanochat.checkpoint.mirror import Mirror
+from nanochat.checkpoint.index import checkpoint_of, prune, run_dir, step_dir
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
@@ -30,7 +29,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.distributed import first_difference, join
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
-from nanochat.training.resume import compare_settings, find_resume
+from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside
 from nanochat.training.validation import measure_rows
 
 
@@ -54,8 +53,8 @@ def start_stage(
     new_model: Callable[[torch.device], tuple] | None = None,
 ) -> "Stage":
     """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
-    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name
-    if neither --model-tag nor the parent gives one."""
+    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name,
+    unless --model-tag or the parent gives one."""
     if config.num_steps and config.target_seconds:
         raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     if config.keep_last < 1:
@@ -66,6 +65,8 @@ def start_stage(
     compiled = can_compile(device, config.compile)
     folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
+    locks = []  # rank 0's, which a Stage holds
+    on_rank0(lambda: locks.append(lock_run(name, tag)))
     resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
     if resume_from:
         model, tokenizer, meta = load_folder(resume_from, device, "train")
@@ -75,12 +76,12 @@ def start_stage(
         model, tokenizer = new_model(device)
     if config.fp8:
         model.use_fp8()
-    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta)
+    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta, locks)
 
 
 @dataclass
 class Stage:
-    """A running stage: see start_stage."""
+    """See start_stage."""
 
     name: str
     config: StageConfig
@@ -91,23 +92,23 @@ class Stage:
     parent: Path | None
     resume_from: Path | None
     meta: dict | None  # of resume_from
+    locks: list
 
     def __post_init__(self):
         self.loss_fn = LossFn(self.model, self.compiled)
-        self.run_folder = checkpoint_dir(self.name) / self.tag
+        self.run_folder = run_dir(self.name, self.tag)
         self.saved = self.resume_from  # the newest checkpoint of this run
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
         """How a step of about `rows_per_step` rows of up to `row_tokens` tokens is computed."""
-        config, meta = self.config, self.meta
-        same_ranks = meta and meta["world_size"] == rank_and_world()[1]
-        if config.device_batch_size == "auto" and same_ranks:
-            config = replace(config, device_batch_size=meta["device_batch_size"])
+        size, meta = self.config.device_batch_size, self.meta
+        if size == "auto" and meta and meta["world_size"] == rank_and_world()[1]:
+            size = meta["device_batch_size"]
         self.row_tokens = row_tokens
         # subtle: a micro-batch tried here is compiled, with these backends
         with attention_backends(self.model.device):
             return plan_batch(
-                self.model, config, rows_per_step, row_tokens, self.loss_fn, self.compiled
+                self.model, size, rows_per_step, row_tokens, self.loss_fn, self.compiled
             )
 
     def train(
@@ -117,12 +118,13 @@ class Stage:
         events: tuple[Periodic, ...] = (),
         steps: Callable[[int], Iterator[list[Batch]]] | None = None,
         meter=None,
+        on_save: Callable[[Path], None] | None = None,
     ) -> Path:
         """Trains to the end and returns the folder of the last checkpoint.
 
         steps(first_step) yields the micro-batches of each step; default: those of data.rows.
-        meter: of energy, see training/log.py. Raises SystemExit(130) after saving when asked to
-        stop by SIGTERM or Ctrl-C.
+        meter: of energy, see training/log.py. on_save: called with each checkpoint's folder.
+        Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
         """
         config, model = self.config, self.model
         self.data, self.plan = data, plan
@@ -148,19 +150,22 @@ class Stage:
             "data_fingerprint": data.fingerprint,
             "data": data.report,
         }
+        if config.fresh:  # not before: until here a wrong setting costs nothing
+            on_rank0(lambda: move_aside(self.run_folder))
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         session = session_of(model, self.row_tokens)
         self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
-        self.mirror = Mirror(config.mirror) if config.mirror else None
+        self.on_save = on_save
         self.steps = steps or self.steps_of_rows
-        evaluate = Periodic(self.evaluate, config.eval_every)
+        # What only measures or prints comes last, so that it can lose nothing.
         save = Periodic(self.save, config.save_every)
+        events = (save, Periodic(self.evaluate, config.eval_every), *events)
         with ExitStack() as stack:
+            for lock in self.locks:
+                stack.enter_context(lock)
             stack.callback(self.log.close)
-            if self.mirror:
-                stack.callback(self.mirror.close)
             self.writer = stack.enter_context(Writer())
-            done = self.loop(state, (evaluate, *events, save))
+            done = self.loop(state, events)
             if not done:
                 self.save(state)
             self.writer.wait()
@@ -174,7 +179,7 @@ class Stage:
         return self.saved
 
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
-        """(loop state, cursor) of the checkpoint; restores optimizers, scaler and generators."""
+        """(loop state, cursor) of resume_from; restores optimizers, scaler, random generators."""
         path, config = self.resume_from, self.config
         saved, generators, tensors = load_training_state(path)
         if missing := self.optimizers.keys() - tensors.keys():
@@ -241,13 +246,17 @@ class Stage:
                 last = self.saved or "none yet"
                 raise DivergedError(f"{error} The last good checkpoint: {last}.") from error
 
-    def evaluate(self, state: LoopState) -> None:
-        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
+    def check_replicas(self, state: LoopState) -> None:
+        """Raises DivergedError unless all ranks hold the same weights."""
         if name := first_difference(self.model.named_parameters()):
             raise DivergedError(
                 f"step {state.step}: the ranks no longer hold the same weights, first in {name}; "
                 f"resume from the last checkpoint, and if it happens again look for a faulty device"
             )
+
+    def evaluate(self, state: LoopState) -> None:
+        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
+        self.check_replicas(state)
         model, rows = self.model, self.data.val_rows
         if rows is None:
             return
@@ -261,7 +270,9 @@ class Stage:
         self.log.note(state, val_bpb=bits)
 
     def save(self, state: LoopState) -> None:
-        """Writes a checkpoint: beside the next steps on a GPU, at once elsewhere."""
+        """Writes a checkpoint, if all ranks hold the same weights: beside the next steps on a GPU,
+        at once elsewhere."""
+        self.check_replicas(state)
         config, cuda = self.config, self.model.device.type == "cuda"
         progress = {
             "tokens": state.tokens,
@@ -270,7 +281,7 @@ class Stage:
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss(),
         }
         rows = (state.step - self.first_step) * self.plan.rows_per_step
-        going_on = {
+        to_resume = {
             "loop": asdict(state),
             "cursor": self.first_cursor + rows,
             "scaler": asdict(self.scaler) if self.scaler else None,
@@ -282,15 +293,15 @@ class Stage:
             model=self.model,
             tokenizer=self.tokenizer,
             run=self.record | progress,
-            state=going_on,
+            state=to_resume,
             optimizers={n: self.ranks.whole_state(n, o) for n, o in self.optimizers.items()},
         )
 
         def finish() -> None:
             path = write()
             prune(self.name, self.tag, config.keep_last, config.keep_every)
-            if self.mirror:
-                self.mirror.push(path)
+            if self.on_save:
+                self.on_save(path)
 
         self.writer.run(finish)
         if not cuda:

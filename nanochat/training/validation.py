@@ -22,9 +22,8 @@ def bits_per_byte(
     """(bits that the model needs for a byte of text, number of bytes), over all ranks: unlike the
     loss, a figure that does not depend on the tokenizer.
 
-    batches: this rank's, targets -1 where nothing is measured. token_bytes: (V,) bytes of each id
-    (`Tokenizer.token_bytes()`), 0 for special ones, which are left out.
-
+    token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`), 0 for special ones, which are
+    left out. features: model.features, compiled where that pays.
     Example: 2^13 ids of equal probability, on tokens of 4 bytes: 13 / 4 = 3.25.
     """
     token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
@@ -51,8 +50,7 @@ def bits_per_byte(
 def measure_rows(
     model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int, features=None
 ) -> tuple[float, int]:
-    """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py), each at most once,
-    dealt to the ranks. features: model.features, compiled where that pays."""
+    """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py)."""
     rank, world_size = rank_and_world()
     wanted = min(len(rows), max(1, num_tokens // rows.max_length))
     at_once = min(device_batch_size, max(1, wanted // world_size)) * world_size
@@ -66,5 +64,5 @@ def measure_rows(
         pad_id=tokenizer.bos,
     )
     with closing(source):
-        num_batches, sizes = wanted // at_once or 1, tokenizer.token_bytes()
-        return bits_per_byte(model, source, num_batches, sizes, features)
+        sizes = tokenizer.token_bytes()
+        return bits_per_byte(model, source, wanted // at_once or 1, sizes, features)

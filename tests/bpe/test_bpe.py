@@ -25,6 +25,7 @@ from nanochat.bpe import native, reference
 from nanochat.bpe.fallback import LibraryEncoder
 from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes, unicode_ranges
 from nanochat.bpe.reference import token_bytes
+from nanochat.bpe.tokenizer_json import to_json
 from nanochat.common import ConfigError
 from nanochat.cpp import cpp_compiler
 from nanochat.tokenizer import Tokenizer
@@ -298,7 +299,7 @@ def test_memory_does_not_grow_with_the_text(kind, size):
 def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    library = LibraryEncoder(tokenizer.to_json(), SPLIT_PATTERN, np.uint32)
+    library = LibraryEncoder(to_json(tokenizer.parts), SPLIT_PATTERN, np.uint32)
     texts = [*KINDS.values(), *random_texts(1000, seed=3), "x\ud800", "<|bos|>", "", " " * 60_000]
     ids, offsets = encoder.encode_batch(texts)
     for i, text in enumerate(texts):
@@ -311,7 +312,7 @@ def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
 
 
 def test_the_library_encodes_a_long_piece(tokenizer, encoder):
-    library = LibraryEncoder(tokenizer.to_json(), SPLIT_PATTERN, np.uint32)
+    library = LibraryEncoder(to_json(tokenizer.parts), SPLIT_PATTERN, np.uint32)
     long = "the" * 60_000 + " " * 60_000  # reference.py's time grows with the square of the length
     assert library.encode(long) == encoder.encode(long)
 
@@ -510,10 +511,10 @@ def test_a_compiler_with_arguments_and_one_that_is_not_there(empty, monkeypatch,
     plain = cpp_compiler()
     monkeypatch.setenv("CXX", f"{plain} -DNANOCHAT")
     assert cpp_compiler() == f"{plain} -DNANOCHAT"
-    made = cpp.compiled(empty, plain)
+    made = cpp.compile_library(empty, plain)
     time_made = made.stat().st_mtime_ns
-    assert cpp.compiled(empty, plain) == made and made.stat().st_mtime_ns == time_made
-    assert cpp.compiled(empty, cpp_compiler()) != made
+    assert cpp.compile_library(empty, plain) == made and made.stat().st_mtime_ns == time_made
+    assert cpp.compile_library(empty, cpp_compiler()) != made
     monkeypatch.setenv("CXX", "/nowhere/g++-99 -m64")
     assert cpp.load(empty, cpp_compiler(), "nothing is done")
     assert "CXX='/nowhere/g++-99 -m64' is not there" in capsys.readouterr().out
@@ -541,7 +542,7 @@ def test_where_nothing_can_be_kept_a_line_says_so(empty, tmp_path, capsys):
 
 def test_compiling_at_once(empty, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: cpp.compiled(empty, cpp_compiler()), range(4)))
+        paths = set(pool.map(lambda _: cpp.compile_library(empty, cpp_compiler()), range(4)))
     assert set((tmp_path / "bpe").iterdir()) == paths  # nothing is left lying about
     assert len(paths) == 1
 

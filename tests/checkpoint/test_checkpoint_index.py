@@ -5,7 +5,7 @@ import os
 import pytest
 
 from nanochat.checkpoint.index import (
-    Found,
+    Checkpoint,
     available_checkpoints,
     checkpoint_dir,
     checkpoint_of,
@@ -45,7 +45,7 @@ def test_newest_is_by_the_time_inside_the_manifest():
     assert find_checkpoint("base") == early
     assert find_checkpoint("base", tag="d4") == late
     assert find_checkpoint("base", step=20) == late
-    assert [type(f) for f in available_checkpoints()] == [Found, Found]
+    assert [type(f) for f in available_checkpoints()] == [Checkpoint, Checkpoint]
     assert [(f.stage, f.tag, f.step, f.path) for f in available_checkpoints("base")] == [
         ("base", "d6", 10, early),
         ("base", "d4", 20, late),

@@ -23,6 +23,7 @@ from nanochat.evaluation.core import (
 from nanochat.evaluation.core_bundle import OPTIONS, Bundle, CoreTask
 from nanochat.evaluation.core_loglikelihood import Score, jobs_of, score
 from nanochat.evaluation.core_prompts import make_examples, subsample
+from nanochat.evaluation.samples import PROMPTS
 from nanochat.evaluation.tasks import Result, mean_centred
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.fused_model import FusedModel
@@ -291,7 +292,7 @@ def test_the_script_writes_figures_and_samples(tmp_path, capsys):
     assert record["core_examples/pick"] == 3 and record["core_stderr/say"] >= 0
     assert math.isclose(record["core"], (record["core/pick"] + record["core/say"]) / 2)
     samples = json.loads((path.parent / "samples-step1.json").read_text())
-    assert [s["prompt"] for s in samples] == [*base_eval.PROMPTS, "", "", ""]
+    assert [s["prompt"] for s in samples] == [*PROMPTS, "", "", ""]
     assert all(isinstance(s["completion"], str) for s in samples)
     assert "CORE: " in capsys.readouterr()[0]
 

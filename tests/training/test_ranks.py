@@ -24,7 +24,7 @@ from nanochat.train import (
 from nanochat.training.config import StageConfig
 from nanochat.training.distributed import first_difference
 from nanochat.training.optimizers import build_optimizers
-from nanochat.training.resume import find_resume
+from nanochat.training.resume import find_resume, move_aside
 from nanochat.training.stage import start_stage
 
 RANKS = 3
@@ -36,14 +36,14 @@ def start(rank: int, port: int, folder: str) -> None:
     os.environ["NANOCHAT_BASE_DIR"] = folder
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     try:
-        for work in (move_aside, hear_a_failure, compare_weights):
+        for work in (begin_anew, hear_a_failure, compare_weights):
             work(rank, Path(folder))
     finally:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def move_aside(rank: int, folder: Path) -> None:
+def begin_anew(rank: int, folder: Path) -> None:
     for i in range(5):
         run = folder / "base_checkpoints" / f"d{i}"
         if rank == 0:
@@ -52,6 +52,7 @@ def move_aside(rank: int, folder: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             dist.barrier()
             found = on_rank0(lambda tag=run.name, c=config: find_resume("base", tag, c))
+            on_rank0(lambda folder=run: move_aside(folder))
         assert found is None and not run.exists()
 
 

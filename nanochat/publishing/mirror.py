@@ -35,8 +35,7 @@ def copy_to_folder(path: Path, root: Path) -> None:
 
 
 def copy_to_hub(path: Path, repo_id: str) -> None:
-    """Uploads the checkpoint in one commit, to a private repository if it is new, and verifies it;
-    CheckpointError if a file arrived changed."""
+    """Uploads the checkpoint in one commit, and verifies it; a new repository is private."""
     from huggingface_hub import HfApi
 
     api = HfApi()

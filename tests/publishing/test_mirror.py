@@ -5,11 +5,11 @@ import shutil
 import pytest
 from hub_stub import serve
 
-from nanochat.checkpoint import mirror as mirror_module
 from nanochat.checkpoint.index import find_checkpoint, step_dir
 from nanochat.checkpoint.manifest import check, write_manifest
-from nanochat.checkpoint.mirror import Mirror
 from nanochat.common import CheckpointError
+from nanochat.publishing import mirror as mirror_module
+from nanochat.publishing.mirror import Mirror
 
 
 @pytest.fixture
