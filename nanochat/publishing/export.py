@@ -28,7 +28,7 @@ from nanochat.publishing.export_files import (
     changed_files,
     read_record,
 )
-from nanochat.publishing.mirror import check_arrived
+from nanochat.publishing.mirror import upload
 from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 
@@ -219,10 +219,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         stale = [n for n in there if n not in names and "/" not in n and n.endswith(LOADED)]
         if stale:
             print0(f"{repo_id}: deleted, left over from an earlier upload: {', '.join(stale)}")
-        which = {"allow_patterns": names, "delete_patterns": [*map(escape, stale)] or None}
-        message = "nanochat export"
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **which)
-        arrived = {file.path: file for file in api.get_paths_info(repo_id, names)}
+        options = {"delete_patterns": [escape(name) for name in stale] or None}
+        upload(folder, names, repo_id, commit_message="nanochat export", **options)
     except (*faults(), ValueError) as error:  # ValueError: a card or a token that is not valid
         reason = f"{type(error).__name__}: {error}"
         if token := get_token():  # an HTTP client may quote a header
@@ -231,6 +229,4 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
             f"{repo_id}: not pushed: {reason}. {folder} is complete: log in with `hf auth login` "
             f"if needed, and run the same command again; it does not send twice what has arrived"
         ) from error
-    for name in names:
-        check_arrived(folder / name, arrived.get(name), f"{repo_id}: {name}")
     return str(url)

@@ -35,23 +35,27 @@ def copy_to_folder(path: Path, root: Path) -> None:
 
 
 def copy_to_hub(path: Path, repo_id: str) -> None:
-    """Uploads the checkpoint in one commit, and verifies it; a new repository is private."""
+    """Uploads the checkpoint; a new repository is private."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo_id, private=True, exist_ok=True)
+    place = place_in_mirror(path).as_posix()
+    names = [*manifest.read_manifest(path)["files"], manifest.MANIFEST]
+    upload(path, names, repo_id, place, commit_message=f"mirror {place}")
+
+
+def upload(path: Path, names: list[str], repo_id: str, place: str = "", **options) -> None:
+    """Uploads files of the folder `path` to the folder `place` of a repository, in one commit, and
+    verifies what arrived. options: of upload_folder."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(repo_id, private=True, exist_ok=True)
-    place = place_in_mirror(path).as_posix()
-    names = [*manifest.read_manifest(path)["files"], manifest.MANIFEST]
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=path,
-        path_in_repo=place,
-        allow_patterns=names,
-        commit_message=f"mirror {place}",
-    )
-    arrived = {f.path: f for f in api.get_paths_info(repo_id, [f"{place}/{n}" for n in names])}
+    where = {"path_in_repo": place or None, "allow_patterns": names}
+    api.upload_folder(repo_id=repo_id, folder_path=path, **where, **options)
+    there = {name: f"{place}/{name}".lstrip("/") for name in names}
+    arrived = {file.path: file for file in api.get_paths_info(repo_id, [*there.values()])}
     for name in names:
-        check_arrived(path / name, arrived.get(f"{place}/{name}"), f"{repo_id}: {place}/{name}")
+        check_arrived(path / name, arrived.get(there[name]), f"{repo_id}: {there[name]}")
 
 
 def check_arrived(path: Path, file, what: str) -> None:
