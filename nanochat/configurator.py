@@ -44,43 +44,37 @@ class LenientStream(io.TextIOWrapper):
     """Drops what can no longer be written: `| head -1`, a full disk, a lost terminal."""
 
     def write(self, text: str) -> int:
-        try:
-            return super().write(text)
-        except OSError:
-            self.drop()
-            return len(text)
+        self.attempt(super().write, text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError:
-            self.drop()
+        self.attempt(super().flush)
 
-    def drop(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+    def attempt(self, function: Callable, *arguments) -> None:
+        try:
+            function(*arguments)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def prepare_process() -> None:
-    """Printing never fails from here on, whatever the locale and whoever reads: a character that
-    cannot be encoded is written as \\xb1. A user without a home or a name, as in containers, gets
-    the current folder and a number."""
+    """Printing never fails from here on: a character that the locale lacks is written as \\xb1. A
+    user without a home or a name, as in containers, gets the current folder and a number."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed: the next file that is opened would get its descriptor
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             buffer = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115
-            how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-            text = LenientStream(buffer, stream.encoding, "backslashreplace", **how)
-            setattr(sys, name, text)
+            how = stream.encoding, "backslashreplace", None, stream.line_buffering
+            setattr(sys, name, LenientStream(buffer, *how, stream.write_through))
     if sys.stdin and sys.stdin is sys.__stdin__:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     home = os.path.expanduser("~")
     if not any(os.access(home + path, os.W_OK) for path in ("", "/.cache", "/.cache/nanochat")):
         os.environ["HOME"] = os.getcwd()
-        if os.environ.get("RANK", "0") == "0":
-            line = f"no home folder that can be written to ({home}): {os.getcwd()} takes its place"
-            print(line, file=sys.stderr, flush=True)
+        line = f"no home folder that can be written to ({home}): {os.getcwd()} takes its place"
+        print(line, file=sys.stderr, flush=True)
     try:
         getpass.getuser()
     except (KeyError, OSError):  # libraries name their caches after the user

@@ -45,7 +45,9 @@ class TransformersModel:
         def choose(head, arguments):
             return (arguments[0].flatten(0, 1)[places],)  # (B, T, D) -> (N, D)
 
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(choose)
+        if (head := self.model.get_output_embeddings()) is None:
+            return self.model(inputs, use_cache=False).logits.flatten(0, 1)[places].float()
+        hook = head.register_forward_pre_hook(choose)
         try:
             return self.model(inputs, use_cache=False).logits.float()
         finally:

@@ -212,7 +212,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise CheckpointError(
-                f"{repo_id} is public: nothing was pushed. Name another, or leave out --private"
+                f"{repo_id} exists and is public: nothing was pushed. Name another, or leave out "
+                f"--private"
             )
         there = api.list_repo_files(repo_id)
         stale = [n for n in there if n not in names and "/" not in n and n.endswith(LOADED)]

@@ -214,12 +214,12 @@ def weight_files(folder: Path) -> list[str]:
             print0(f"{folder} has {WEIGHTS} and {INDEX}; the first is read, as by transformers")
         return [WEIGHTS]
     file_of = index.get("weight_map")
-    names = set(file_of.values()) if isinstance(file_of, dict) else {None}
-    if not all(isinstance(name, str) for name in names):
+    names = list(file_of.values()) if isinstance(file_of, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"{folder / INDEX}: weight_map is {file_of!r:.60}, expected the file of each tensor"
         )
-    return sorted(names)
+    return sorted(set(names))
 
 
 # ---------------------------------------------------------------- a native checkpoint of it

@@ -100,8 +100,8 @@ def read_config(meta: dict, where: Path) -> GPTConfig:
     unused = -shape["vocab_size"] % 64
     if unused:
         shape["vocab_size"] += unused
-        line = f"the vocabulary is padded by {unused} ids, which nothing forbids to sample here"
-        print0(f"{where}: {line}")
+        size = shape["vocab_size"]
+        print0(f"{where}: the vocabulary is padded to {size}; nothing forbids to sample those ids")
     return GPTConfig(**shape, head_dim=shape["n_embd"] // shape["n_head"], logit_softcap=15.0)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.tokenizer_json import GPT2_PATTERN, Parts, byte_alphabet, read_parts
+from nanochat.bpe.tokenizer_json import GPT2_PATTERN, byte_alphabet, read_parts
 from nanochat.common import (
     CheckpointError,
     DataError,
@@ -156,26 +156,12 @@ def special_ids_from(first: int) -> dict[str, int]:
     return {name: first + i for i, name in enumerate(SPECIAL_TOKENS)}
 
 
-def ids_of(tokenizer: Tokenizer) -> dict[bytes, int]:
-    """The ids of the tokens by their bytes, without special and unused ids."""
-    special = set(tokenizer.special_ids.values())
-    ordinary = (i for i in range(tokenizer.vocab_size) if i not in special)
-    return {token: i for i in ordinary if (token := tokenizer.decode_bytes([i]))}
-
-
-def changed(
-    tokenizer: Tokenizer,
-    ids: dict[bytes, int] | None = None,
-    special_ids: dict[str, int] | None = None,
-    pattern: str | None = None,
-) -> Tokenizer | None:
-    """The same merges with other ids or another pattern; None if the ids collide or do not fit."""
-    ids, special_ids = ids or ids_of(tokenizer), special_ids or tokenizer.special_ids
-    numbers, size = {*ids.values(), *special_ids.values()}, tokenizer.vocab_size
-    if len(numbers) < len(ids) + len(special_ids) or max(numbers) >= size:
-        return None
-    pattern = pattern or tokenizer.split_pattern
-    return Tokenizer(Parts(pattern, tokenizer.merges, ids, special_ids, size))
+def changed(tokenizer: Tokenizer, **parts) -> Tokenizer | None:
+    """The tokenizer with other `parts`; None if the ids collide or do not fit."""
+    new = tokenizer.parts._replace(**parts)
+    numbers = {*new.ids.values(), *new.special_ids.values()}
+    fits = len(numbers) == len(new.ids) + len(new.special_ids) and max(numbers) < new.vocab_size
+    return Tokenizer(new) if fits else None
 
 
 def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
@@ -190,18 +176,18 @@ def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
             (f"special tokens, {name}, merges", nine, 0),
         ):
             ids = {token: first + i for i, token in enumerate(tokens)}
-            yield variant, changed(tokenizer, ids, special_ids_from(specials))
+            yield variant, changed(tokenizer, ids=ids, special_ids=special_ids_from(specials))
 
 
 def split_patterns(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
     for name, pattern in PATTERNS.items():
-        yield f"split as {name}", changed(tokenizer, pattern=pattern)
+        yield f"split as {name}", changed(tokenizer, split_pattern=pattern)
 
 
 def special_places(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
     """The nine special tokens at the end, behind the merges, in front or where they are, in every
     rotation of nanochat's order."""
-    nine, behind = len(SPECIAL_TOKENS), max(ids_of(tokenizer).values()) + 1
+    nine, behind = len(SPECIAL_TOKENS), max(tokenizer.parts.ids.values()) + 1
     now = min(tokenizer.special_ids.values())
     for start in dict.fromkeys((tokenizer.vocab_size - nine, behind, 0, now)):
         for shift in range(nine):

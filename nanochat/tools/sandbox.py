@@ -163,14 +163,16 @@ class Sandbox:
                 raise NanochatError("this sandbox is closed; open another one to run programs")
             worker = self._idle.pop() if self._idle else None
         worker = worker or Worker(self.tier, asdict(self.limits))
+        keep = False
         try:
-            return classify(worker.run(code), self.limits)
-        finally:
+            result = classify(worker.run(code), self.limits)
             with self._lock:
                 keep = worker.alive and not self._closed
                 self._idle += [worker] * keep
+        finally:
             if not keep:
                 worker.close()
+        return result
 
     def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
         """One result a program, in their order; `workers` of them at a time (default: cores)."""

@@ -22,7 +22,6 @@ from nanochat.publishing.tokenizer_search import (
     changed,
     choose,
     default_text,
-    ids_of,
     load,
     open_tokenizer,
     orders,
@@ -71,7 +70,7 @@ def test_rotated_special_tokens_are_told_by_chats(trained, model):
     right = trained[2]
     names, numbers = list(SPECIAL_TOKENS), [right.special_ids[n] for n in SPECIAL_TOKENS]
     rotated = dict(zip(names[3:] + names[:3], numbers, strict=True))
-    parts = right.split_pattern, right.merges, ids_of(right), rotated, right.vocab_size
+    parts = right.split_pattern, right.merges, right.parts.ids, rotated, right.vocab_size
     wrong = Tokenizer(*parts)
     (found,) = search(model, {"rotated": wrong}, default_text(), set())
     assert found.tokenizer.special_ids == right.special_ids
@@ -81,8 +80,8 @@ def test_rotated_special_tokens_are_told_by_chats(trained, model):
 def test_a_vocabulary_in_another_order_is_recognised(trained, model):
     right = trained[2]
     wrong = dict(orders(right))["special tokens, bytes, merges"]
-    assert wrong.bos == 0 and ids_of(wrong)[b"\x00"] == 9 and ids_of(wrong)[b"\xff"] == 264
-    assert len(ids_of(wrong)) == len(ids_of(right))
+    assert wrong.bos == 0 and wrong.parts.ids[b"\x00"] == 9 and wrong.parts.ids[b"\xff"] == 264
+    assert len(wrong.parts.ids) == len(right.parts.ids)
     (found,) = search(model, {"moved": wrong}, default_text(), set())
     assert found.variant == "bytes, merges, special tokens last"
     for text in texts():
@@ -255,7 +254,7 @@ def test_a_tokenizer_that_lost_merges_is_taken_only_when_that_is_asked(
 
 def test_the_recorded_fingerprint_wins_over_a_better_score(trained, capsys):
     right, text = trained[2], "abcd" * 100
-    parts = right.split_pattern, right.merges[:-40], ids_of(right), right.special_ids, 512
+    parts = right.split_pattern, right.merges[:-40], right.parts.ids, right.special_ids, 512
     better = Candidate("cut", "as it is", Tokenizer(*parts), 0.5, 0.5)
     worse = Candidate("lost", "as it is", right, 1.0, 1.0)
     assert choose([better, worse], text, {right.fingerprint}, accept=False) is worse

@@ -20,7 +20,7 @@ from nanochat.publishing.karpathy_checkpoint import (
     read_pickled_tokenizer,
 )
 from nanochat.publishing.parity_texts import texts
-from nanochat.publishing.tokenizer_search import PATTERNS, ids_of
+from nanochat.publishing.tokenizer_search import PATTERNS
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 tiktoken = pytest.importorskip("tiktoken", reason="needs tiktoken, in the [dev] extra")
@@ -31,7 +31,7 @@ SHAPE |= {"n_embd": 128}
 
 def encoding_of(tokenizer: Tokenizer):
     """The tiktoken.Encoding that upstream would hold, special tokens right after the merges."""
-    ranks = ids_of(tokenizer)
+    ranks = tokenizer.parts.ids
     specials = {name: len(ranks) + i for i, name in enumerate(tokenizer.special_ids)}
     return tiktoken.Encoding(
         "rustbpe",
@@ -273,12 +273,12 @@ def test_merges_of_ranks_by_hand():
 
 def test_merges_of_a_trained_tokenizer_come_back():
     tokenizer = tiny_tokenizer()
-    assert merges_of_ranks(ids_of(tokenizer)) == tokenizer.merges
+    assert merges_of_ranks(tokenizer.parts.ids) == tokenizer.merges
 
 
 def test_ranks_that_cannot_be_a_tokenizer():
     tokenizer = tiny_tokenizer()
-    ranks, specials = ids_of(tokenizer), tokenizer.special_ids
+    ranks, specials = tokenizer.parts.ids, tokenizer.special_ids
     pattern = tokenizer.split_pattern
     for change, message in (
         ((dict(list(ranks.items())[1:]), specials, pattern, 320), "no token for 1 of the 256"),
@@ -297,7 +297,7 @@ def test_a_converted_tiktoken_vocabulary_is_read(tmp_path):
     """What published nanochat models carry: every way to join two tokens is listed as a merge."""
     convert = pytest.importorskip("transformers.convert_slow_tokenizer", reason="[export] extra")
     tokenizer = tiny_tokenizer()
-    lines = (f"{base64.b64encode(t).decode()} {i}" for t, i in ids_of(tokenizer).items())
+    lines = (f"{base64.b64encode(t).decode()} {i}" for t, i in tokenizer.parts.ids.items())
     (tmp_path / "ranks").write_text("\n".join(lines))
     converter = convert.TikTokenConverter(
         vocab_file=str(tmp_path / "ranks"),
@@ -333,7 +333,7 @@ def test_a_vocabulary_that_another_library_trained_is_read(tmp_path):
     theirs.train_from_iterator(["the cat sat on the mat, and the rat ran" * 4], trainer)
     theirs.save(str(tmp_path / "tokenizer.json"))
     found = read_tokenizer_json(tmp_path / "tokenizer.json", 320)
-    assert found.bos == 0 and ids_of(found)[b"!"] == 9 and len(found.merges) > 10
+    assert found.bos == 0 and found.parts.ids[b"!"] == 9 and len(found.merges) > 10
     ids = found.encode("<|bos|>the cat")
     assert ids == theirs.encode("<|bos|>the cat").ids and found.decode(ids) == "<|bos|>the cat"
 
