@@ -32,7 +32,7 @@ class Config:
     """Run to take; default: the newest."""
     step: int | None = None
     """Its step; default: the newest."""
-    hf_path: str | None = None
+    hf_path: Path | None = None
     """Folder of any Hugging Face model instead; its bits per byte are not measured."""
     data: str | None = None
     """Text to measure on, as in base_train; default: what the run was trained on."""
@@ -48,7 +48,7 @@ class Config:
     """Measure CORE."""
     max_per_task: int | None = None
     """Examples of each CORE task, at most; default: all."""
-    bundle: str | None = None
+    bundle: Path | None = None
     """The evaluation bundle of CORE, a zip or folder; default: downloaded once."""
     seed: int = 42
     """Of the choice of rows, and of the unprompted samples."""
