@@ -9,6 +9,7 @@ samples-step<n>.json beside it; those of a Hugging Face folder to hf_evaluations
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanochat.common import compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
