@@ -19,7 +19,7 @@ from nanochat.checkpoint.writing import copies_on_host, write_folder
 from nanochat.common import CheckpointError, ConfigError, choose_dtype, rank_and_world
 from nanochat.conversation import chat_template, plain_chat_template, stop_ids
 from nanochat.files import read_json
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import EMBEDDING, GPT, HEAD, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
@@ -55,7 +55,7 @@ def prepare_checkpoint(
         )
     place = {"stage": stage, "tag": tag, "step": step}
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
-    tensors = {WEIGHTS: model.state_dict(), RNG: capture_rng()}
+    tensors = {WEIGHTS: dict(model.named_parameters()), RNG: capture_rng()}
     for name, state_tensors in (optimizers or {}).items():
         tensors[f"{OPTIMIZER}/{name}.safetensors"] = state_tensors
     if model.device.type == "cuda" and rank_and_world()[0] == 0:
@@ -158,6 +158,8 @@ def read_folder(path: Path) -> tuple[dict, GPTConfig, Tokenizer, dict]:
     with safe_open(path / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
+    if config.tie_word_embeddings and EMBEDDING in weights:  # stored once
+        weights.setdefault(HEAD, weights[EMBEDDING])
     for where, record in ((WEIGHTS, metadata), (RUN, run)):
         if found != (expected := str(record.get("tokenizer_fingerprint"))):
             raise CheckpointError(

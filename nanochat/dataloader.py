@@ -143,7 +143,10 @@ class PaddedRows:
         counts = ", ".join(f"{n:,} {what}" for what, n in self.counts.items())
         print0(f"{conversations.name}: {counts} (rows of up to {seq_len:,} tokens)")
         if not len(self):
-            raise DataError(f"{conversations.name}: none has a turn within {seq_len:,} tokens")
+            raise DataError(
+                f"{conversations.name}: no conversation has a turn of the assistant within "
+                f"{seq_len:,} tokens. Take longer rows"
+            )
         self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:

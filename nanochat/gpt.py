@@ -15,6 +15,8 @@ from torch import nn
 from nanochat.common import ConfigError
 from nanochat.layers import Linear, ReluSquared
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -30,6 +32,7 @@ class GPTConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     logit_softcap: float | None = 15.0
+    tie_word_embeddings: bool = False  # the head is the embedding
 
     def __post_init__(self):
         if self.n_embd != self.n_head * self.head_dim or self.head_dim % 2:
@@ -163,6 +166,7 @@ class GPT(nn.Module):
         self.stop_ids: tuple[int, ...] = ()
         self.model = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
+        self.tie()
         if seed is not None:
             self.init_weights(seed)
         if self.device.type != "meta":  # subtle: computing there would import the compiler, too
@@ -174,8 +178,14 @@ class GPT(nn.Module):
         with torch.device("meta"):
             model = cls(config, seed=None)
         model.load_state_dict(weights, assign=True)
+        model.tie()
         model.init_rotary()
         return model
+
+    def tie(self) -> None:
+        """Makes head and embedding one parameter, called model.embed_tokens.weight, if they are."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def init_rotary(self) -> None:
         """Tables of every position, cos and sin (1, T, 1, K/2): made once, not in each layer."""
@@ -188,14 +198,16 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Uniform, standard deviation 1/sqrt(D); output projections zero and the head near zero, so
-        that the first loss is ln V. Drawn from `seed` and the shape alone, on any device."""
+        that the first loss is ln V. A tied head is small: as embedding its scale does not matter,
+        for a norm follows. Drawn from `seed` and the shape alone, on any device."""
         generator = torch.Generator().manual_seed(seed)
         bound = math.sqrt(3 / self.config.n_embd)
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "fc2.weight")):
                 parameter.zero_()
             elif name == "model.embed_tokens.weight":
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                std = min(0.02, 5 / self.config.n_embd) if self.config.tie_word_embeddings else 1
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             elif name == "lm_head.weight":
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.001)
             else:
@@ -235,7 +247,8 @@ class GPT(nn.Module):
         """Training FLOPs per token: 6 (params - embedding) + 12 L H K T (Chowdhery et al. 2022)."""
         c = self.config
         T = sequence_len or c.sequence_len
-        matmul_params = self.num_params() - self.model.embed_tokens.weight.numel()
+        tied = c.tie_word_embeddings  # then the embedding is the head, too
+        matmul_params = self.num_params() - self.model.embed_tokens.weight.numel() * (not tied)
         return 6 * matmul_params + 12 * c.n_layer * c.n_head * c.head_dim * T
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ samples-step<n>.json beside it; those of a Hugging Face folder to hf_evaluations
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanochat.common import compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
@@ -32,7 +33,7 @@ class Config:
     """Run to take; default: the newest."""
     step: int | None = None
     """Its step; default: the newest."""
-    hf_path: str | None = None
+    hf_path: Path | None = None
     """Folder of any Hugging Face model instead; its bits per byte are not measured."""
     data: str | None = None
     """Text to measure on, as in base_train; default: what the run was trained on."""
@@ -48,7 +49,7 @@ class Config:
     """Measure CORE."""
     max_per_task: int | None = None
     """Examples of each CORE task, at most; default: all."""
-    bundle: str | None = None
+    bundle: Path | None = None
     """The evaluation bundle of CORE, a zip or folder; default: downloaded once."""
     seed: int = 42
     """Of the choice of rows, and of the unprompted samples."""

@@ -37,6 +37,8 @@ class Config(StageConfig):
     """Context, in tokens."""
     logit_softcap: float | None = 15.0
     """Soft-cap of the logits; None switches it off."""
+    tie_word_embeddings: bool = False
+    """Use one matrix as embedding and head; better for tiny models."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
     column: str = "text"
@@ -70,7 +72,8 @@ def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
 def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
     """The untrained model of these settings, and the tokenizer that tok_train left."""
     tokenizer = Tokenizer.load(base_dir() / "tokenizer")
-    overrides = {"sequence_len": config.sequence_len, "logit_softcap": config.logit_softcap}
+    names = ("sequence_len", "logit_softcap", "tie_word_embeddings")
+    overrides = {name: getattr(config, name) for name in names}
     if config.num_kv_heads:
         overrides["n_kv_head"] = config.num_kv_heads
     shape = GPTConfig.from_depth(config.depth, tokenizer.vocab_size, config.head_dim, **overrides)

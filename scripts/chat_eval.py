@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -40,7 +41,7 @@ class Config:
         "arc-easy|arc-challenge|mmlu|gsm8k|humaneval|spelling|arithmetic|facts|identity|unknown"
     )
     """name[@source]|...; source is a local file or folder, or another hub id."""
-    hf_path: str | None = None
+    hf_path: Path | None = None
     """A Hugging Face folder with any causal model to measure instead; it has no tools."""
     model_tag: str | None = None
     """Run to take; default: the newest."""

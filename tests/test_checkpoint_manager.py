@@ -86,6 +86,19 @@ def test_round_trip_is_bit_exact(base_dir):
     assert all(torch.equal(a, expected[name]) for name, a in fresh.state_tensors().items())
 
 
+def test_a_tied_head_is_stored_once_and_tied_again():
+    model = tiny_model(tie_word_embeddings=True)
+    path = save(model=model)
+    assert "lm_head.weight" not in load_file(path / "model.safetensors")
+    again = load_model(str(path), CPU, phase="train")[0]
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    tokens = torch.arange(10)[None]
+    assert torch.equal(again(tokens), model(tokens))
+    transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
+    twin = transformers.AutoModelForCausalLM.from_pretrained(path)
+    assert torch.allclose(twin(tokens).logits, model(tokens), atol=1e-4)
+
+
 def test_optimizers_can_be_left_out_and_tensors_may_share_storage():
     assert load_training_state(save(1))[2] == {}
 

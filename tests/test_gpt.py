@@ -51,6 +51,13 @@ def test_fewer_key_value_heads_have_fewer_parameters():
     assert GPT(TINY).num_params() - GPT(tiny(n_kv_head=2)).num_params() == 8_192
 
 
+def test_a_tied_head_is_the_embedding_and_costs_the_same_flops():
+    plain, tied = GPT(TINY), GPT(tiny(tie_word_embeddings=True))
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert plain.num_params() - tied.num_params() == TINY.vocab_size * TINY.n_embd
+    assert plain.flops_per_token() == tied.flops_per_token()
+
+
 def test_width_is_rounded_up_to_whole_heads():
     assert GPTConfig.from_depth(3, vocab_size=128).n_embd == 256  # 192 -> 2 heads of 128
     assert GPTConfig.from_depth(3, vocab_size=128, head_dim=64).n_embd == 192
@@ -59,11 +66,13 @@ def test_width_is_rounded_up_to_whole_heads():
 # ---------------------------------------------------------------- function
 
 
-def test_first_loss_is_ln_v():
-    model = GPT(GPTConfig.from_depth(2, vocab_size=1024))
+@pytest.mark.parametrize("tied", [False, True])
+def test_first_loss_is_ln_v(tied):
+    model = GPT(GPTConfig.from_depth(2, vocab_size=1024, tie_word_embeddings=tied))
     inputs, targets = torch.randint(0, 1024, (2, 4, 64))
     loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-    assert abs(loss.item() - math.log(1024)) < 0.01
+    # a tied head begins by repeating the token that it reads, a little
+    assert abs(loss.item() - math.log(1024)) < (0.05 if tied else 0.01)
 
 
 def test_initial_weights_depend_on_the_seed_alone():
@@ -91,7 +100,7 @@ def test_no_output_depends_on_a_later_input(n_kv_head):
 def reference_logits(model: GPT, inputs: list[int]) -> torch.Tensor:
     """(T, V): the same function written out one position and one head at a time, in float64."""
     c = model.config
-    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    weights = {name: p.detach().double() for name, p in model.state_dict().items()}
     group = c.n_head // c.n_kv_head
 
     def norm(x):
@@ -142,6 +151,7 @@ def reference_logits(model: GPT, inputs: list[int]) -> torch.Tensor:
         {"n_kv_head": 1, "rope_theta": 500.0},
         {"logit_softcap": None},
         {"rms_norm_eps": 0.1, "logit_softcap": 2.0},
+        {"tie_word_embeddings": True},
     ],
 )
 def test_logits_equal_the_slow_reference(overrides):
@@ -179,7 +189,10 @@ def transformers_twin(model: GPT):
     return twin.eval()
 
 
-@pytest.mark.parametrize("overrides", [{}, {"n_kv_head": 2, "rope_theta": 1000.0}])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"n_kv_head": 2, "rope_theta": 1000.0}, {"tie_word_embeddings": True}],
+)
 def test_transformers_has_the_same_names_and_computes_the_same(overrides):
     model = random_model(**overrides)
     twin = transformers_twin(model)
@@ -192,7 +205,12 @@ def test_transformers_has_the_same_names_and_computes_the_same(overrides):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"n_kv_head": 1, "logit_softcap": None, "rope_theta": 5e5}]
+    "overrides",
+    [
+        {},
+        {"n_kv_head": 1, "logit_softcap": None, "rope_theta": 5e5},
+        {"tie_word_embeddings": True},
+    ],
 )
 def test_config_survives_the_hugging_face_form(overrides):
     config = tiny(**overrides)

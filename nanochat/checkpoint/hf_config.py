@@ -24,7 +24,6 @@ FIXED = {
     "model_type": "nanochat",
     "hidden_act": "relu2",
     "attention_bias": False,
-    "tie_word_embeddings": False,
 }
 
 
@@ -34,6 +33,7 @@ def to_hf(config: GPTConfig) -> dict:
         "architectures": ["NanoChatForCausalLM"],
         **FIXED,
         **{name: getattr(config, field) for name, field in (WHOLE_NUMBERS | NUMBERS).items()},
+        "tie_word_embeddings": config.tie_word_embeddings,
         "intermediate_size": 4 * config.n_embd,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_dropout": 0.0,
@@ -63,4 +63,7 @@ def from_hf(settings: dict) -> GPTConfig:
             raise ConfigError(
                 f"config.json has {name} = {settings.get(name)!r}; this model needs {value!r}"
             )
-    return GPTConfig(**values)
+    tied = settings.get("tie_word_embeddings")
+    if type(tied) is not bool:
+        raise CheckpointError(f"config.json has tie_word_embeddings = {tied!r}; true or false")
+    return GPTConfig(**values, tie_word_embeddings=tied)

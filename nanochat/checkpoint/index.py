@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat.checkpoint import manifest
 from nanochat.common import CheckpointError, ConfigError, print0
-from nanochat.files import base_dir
+from nanochat.files import base_dir, user_path
 
 SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 STAGES = tuple(SCRIPTS)
@@ -114,14 +114,15 @@ def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None =
     """The folder that `source` names: find_checkpoint of a stage, or a folder itself, verified."""
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
-    if Path(source).is_dir():
+    folder = user_path(source)
+    if folder.is_dir():
         if tag is not None or step is not None:
             raise ConfigError(
                 f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
                 f"stage's. Leave them out, or name the stage"
             )
-        verify(source)
-        return Path(source)
+        verify(folder)
+        return folder
     stages = ", ".join(STAGES)
     raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
 

@@ -145,12 +145,11 @@ def parquet_rows(path: Path, columns: list[str] | None) -> Iterator[dict]:
 
 def as_bytes(kind: pa.DataType) -> pa.DataType:
     """The type with bytes wherever it has text."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if isinstance(kind, pa.ListType | pa.LargeListType):
         return pa.list_(as_bytes(kind.value_type))
-    if pa.types.is_struct(kind):
+    if isinstance(kind, pa.StructType):
         return pa.struct([field.with_type(as_bytes(field.type)) for field in kind])
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return pa.large_binary() if any(is_text(kind) for is_text in texts) else kind
+    return pa.binary() if str(kind) in ("string", "large_string", "string_view") else kind
 
 
 def as_text(value):

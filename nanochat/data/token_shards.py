@@ -157,41 +157,32 @@ def _tokenize_shards(
 
     with contextlib.closing(fetched([shard for shard, _ in missing])) as arrived:
         for shard, (_, path) in zip(arrived, missing, strict=True):
-            for offsets in _tokenize_shard(shard, path, tokenizer, held_out):
-                documents += len(offsets) - 1
-                empty += int((np.diff(offsets) == 0).sum())
-                tokens += int(offsets[-1])
-                if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                    last = time.monotonic()
-                    print(report(), flush=True)
+            partial, lengths = path.with_name(f".{path.name}.partial"), []
+            try:
+                with open(partial, "wb") as file:
+                    chunks = in_lists(shard.texts(held_out), CHUNK_CHARS)
+                    for ids, offsets in ahead(tokenizer.encode_ordinary_batch, chunks):
+                        file.write(ids.tobytes())
+                        lengths.append(np.diff(offsets))
+                        documents += len(offsets) - 1
+                        empty += int((lengths[-1] == 0).sum())
+                        tokens += len(ids)
+                        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                            last = time.monotonic()
+                            print(report(), flush=True)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, _file(path, tokenizer.id_dtype.name))
+                _write_array(_file(path, OFFSETS), _offsets(lengths))
+            except OSError as error:
+                raise DataError(
+                    f"{path.parent} cannot be written while tokenizing {shard.name}: {error}. Make "
+                    f"room, or point NANOCHAT_BASE_DIR elsewhere; finished shards are kept"
+                ) from error
+            finally:
+                partial.unlink(missing_ok=True)
             done += 1
     print(f"{report()}; {empty:,} documents were empty", flush=True)
-
-
-def _tokenize_shard(
-    shard: Shard, path: Path, tokenizer: Tokenizer, held_out: frozenset[int]
-) -> Iterator[np.ndarray]:
-    """Writes one shard; yields the offsets of each chunk (from 0) when it is written."""
-    partial = path.with_name(f".{path.name}.partial")
-    lengths = []
-    try:
-        with open(partial, "wb") as file:
-            chunks = in_lists(shard.texts(held_out), CHUNK_CHARS)
-            for ids, offsets in ahead(tokenizer.encode_ordinary_batch, chunks):
-                file.write(ids.tobytes())
-                lengths.append(np.diff(offsets))
-                yield offsets
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, _file(path, tokenizer.id_dtype.name))
-        _write_array(_file(path, OFFSETS), _offsets(lengths))
-    except OSError as error:
-        raise DataError(
-            f"{path.parent} cannot be written while tokenizing {shard.name}: {error}. Make room, "
-            f"or point NANOCHAT_BASE_DIR elsewhere; finished shards are kept"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- files

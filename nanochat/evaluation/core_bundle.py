@@ -18,7 +18,7 @@ import yaml
 
 from nanochat.common import DataError, on_rank0, print0
 from nanochat.data.hub import with_retries
-from nanochat.files import base_dir, write_atomic
+from nanochat.files import base_dir, user_path, write_atomic
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 URL_VARIABLE = "NANOCHAT_EVAL_BUNDLE_URL"  # another place to download from
@@ -128,12 +128,12 @@ def wrong_with(row: object, kind: str) -> str | None:
     return None
 
 
-def find_bundle(where: str | None = None) -> Bundle:
+def find_bundle(where: str | Path | None = None) -> Bundle:
     """The bundle at `where`; by default the public one, downloaded once. All ranks call it. A line
     names each file that differs from the known one."""
-    if where is not None and not Path(where).exists():
+    if where is not None and not user_path(where).exists():
         raise DataError(f"--bundle={where}: there is no such file or folder. {WAYS_OUT}")
-    path = Path(where) if where else base_dir() / "eval_bundle" / "eval_bundle.zip"
+    path = user_path(where) if where else base_dir() / "eval_bundle" / "eval_bundle.zip"
     on_rank0(lambda: path.exists() or download(os.environ.get(URL_VARIABLE) or BUNDLE_URL, path))
     bundle = Bundle(path)
     for name in bundle.changed_files():

@@ -57,8 +57,8 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
         raise CheckpointError(f"{folder} is not a folder; name one with a published model")
     problems, model = [], None
     with collecting(problems):
-        config, tied = read_config(folder)
-        weights, dtype = read_weights(folder, config, tied)
+        config = read_config(folder)
+        weights, dtype = read_weights(folder, config)
         model = ImportedModel(weights, config, None, read_run(folder, dtype), dtype)
         check_finite(weights, folder)
     problems += [f"{name} is missing" for name in FILES if not (folder / name).is_file()]

@@ -19,6 +19,7 @@ from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import RUN, as_json, hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
+from nanochat.gpt import HEAD
 from nanochat.publishing import parity
 from nanochat.publishing.export_files import (
     CARD,
@@ -66,6 +67,8 @@ def export(
     manifest.sweep(output.parent, output.name)
     check_output(output, overwrite)
     weights, config, tokenizer, run = load_checkpoint(checkpoint)
+    if config.tie_word_embeddings:
+        del weights[HEAD]  # it is the embedding
     weights = {name: rounded(name, tensor, dtype) for name, tensor in weights.items()}
     temporary = manifest.temporary_beside(output)
     try:

@@ -22,7 +22,7 @@ from nanochat.checkpoint_manager import (
 )
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import chat_template
-from nanochat.gpt import GPTConfig
+from nanochat.gpt import EMBEDDING, HEAD, GPTConfig
 from nanochat.publishing.export_files import (
     CARD,
     INDEX,
@@ -36,7 +36,6 @@ from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read
 from nanochat.publishing.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What transformers' class uses if config.json does not say.
 DEFAULTS = {
     "hidden_act": "relu2",
@@ -84,8 +83,8 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
         )
     for problem in changed_files(folder):
         print0(f"{folder}: {problem}")
-    config, tied = read_config(folder)
-    weights, dtype = read_weights(folder, config, tied)
+    config = read_config(folder)
+    weights, dtype = read_weights(folder, config)
     check_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
@@ -132,8 +131,8 @@ def read_run(folder: Path, dtype: str) -> dict:
 # ---------------------------------------------------------------- config and weights
 
 
-def read_config(folder: Path) -> tuple[GPTConfig, bool]:
-    """(config, whether embedding and head are tied); a printed line for each default and each
+def read_config(folder: Path) -> GPTConfig:
+    """The config; a printed line for each default and each
     unknown setting, ConfigError for one that this model cannot compute."""
     where = folder / CONFIG
     settings = read_record(where)
@@ -158,9 +157,9 @@ def read_config(folder: Path) -> tuple[GPTConfig, bool]:
         settings["num_key_value_heads"] = heads
     if settings.get("head_dim") is None and type(heads) is type(width) is int and heads > 0:
         settings["head_dim"] = width // heads
-    config = from_hf({**settings, "tie_word_embeddings": False})
+    config = from_hf(settings)
     warn_unknown_keys(where, settings, IDS | to_hf(config).keys())
-    return config, bool(settings["tie_word_embeddings"])
+    return config
 
 
 def rope_theta(settings: dict, where: Path) -> float:
@@ -178,7 +177,7 @@ def rope_theta(settings: dict, where: Path) -> float:
     return (ropes[1] or ropes[0]).get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
-def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str]:
+def read_weights(folder: Path, config: GPTConfig) -> tuple[dict, str]:
     """(float32 tensors by name, the dtype that they were stored in) of one file or several."""
     weights, dtypes = {}, set()
     for name in weight_files(folder):
@@ -195,11 +194,10 @@ def read_weights(folder: Path, config: GPTConfig, tied: bool) -> tuple[dict, str
                 raise CheckpointError(f"{path}: {key} is {kind}; expected one of {[*DTYPES]}")
             dtypes.add(kind)
             weights[key] = tensor.float()
-    if tied and EMBEDDING in weights:
-        head = weights.setdefault(HEAD, weights[EMBEDDING].clone())
+    if config.tie_word_embeddings and EMBEDDING in weights:
+        head = weights.setdefault(HEAD, weights[EMBEDDING])
         if not torch.equal(head, weights[EMBEDDING]):
             raise CheckpointError(f"{folder}: {HEAD} and {EMBEDDING} should be tied but differ")
-        print0(f"{folder}: {HEAD} is tied to {EMBEDDING}; the checkpoint gets two equal tensors")
     check_names_and_shapes(weights, config, folder)
     if len(dtypes) > 1:
         print0(f"{folder}: weights are stored in {', '.join(sorted(dtypes))}")

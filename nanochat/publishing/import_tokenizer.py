@@ -3,7 +3,7 @@ variants, and tiktoken's ranks."""
 
 from pathlib import Path
 
-from nanochat.bpe.tokenizer_json import read_parts
+from nanochat.bpe.tokenizer_json import Parts, read_parts
 from nanochat.common import DataError
 from nanochat.publishing.parity_texts import texts
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -26,7 +26,7 @@ def from_ranks(
     if max(ids) >= vocab_size:
         sizes = f"the tokenizer's largest id is {max(ids)}, the model has {vocab_size}"
         raise DataError(f"{sizes}: it belongs to another model")
-    return Tokenizer(pattern, merges_of_ranks(ranks), ranks, special_ids, vocab_size)
+    return Tokenizer(Parts(pattern, merges_of_ranks(ranks), ranks, special_ids, vocab_size))
 
 
 def merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -11,7 +11,7 @@ import torch
 from nanochat.checkpoint.hf_config import from_hf
 from nanochat.checkpoint.index import STAGES, available_checkpoints, checkpoint_dir, listing
 from nanochat.common import CheckpointError, print0
-from nanochat.files import base_dir, read_json
+from nanochat.files import base_dir, read_json, user_path
 from nanochat.gpt import GPT
 from nanochat.hardware import find_card
 from nanochat.training.log import METRICS, read_metrics
@@ -172,7 +172,7 @@ def lineage(folder: Path | str, given: Assumptions | None = None) -> list[StageR
 
     given: assumptions, over those that the run's last report was made with.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     stages = [load_stage(folder)]
     while parent := stages[0].run.get("parent"):
         place = Path(*Path(parent).parts[-3:])  # subtle: the base folder may have moved since

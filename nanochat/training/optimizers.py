@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from nanochat.adamw import AdamW, NamedOptimizer
+from nanochat.gpt import EMBEDDING, HEAD
 from nanochat.muon import Muon
 from nanochat.train import LoopState
 from nanochat.training.config import StageConfig
@@ -18,15 +19,15 @@ def optimizer_of(name: str) -> str:
 def build_optimizers(
     model, config: StageConfig, owned: dict[str, torch.Tensor] | None = None
 ) -> dict[str, NamedOptimizer]:
-    """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768). owned:
-    what this rank updates, by name, where that is not every parameter."""
+    """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768); one that
+    is both learns like the head. owned: what this rank updates, by name, where that is not every
+    parameter."""
     scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
     named = dict(model.named_parameters()) if owned is None else owned
     matrices = {name: p for name, p in named.items() if optimizer_of(name) == "muon"}
-    rates = {
-        "model.embed_tokens.weight": config.embedding_lr,
-        "lm_head.weight": config.unembedding_lr,
-    }
+    rates = {EMBEDDING: config.embedding_lr, HEAD: config.unembedding_lr}
+    if model.config.tie_word_embeddings:
+        rates = {EMBEDDING: rates[HEAD]}
     adamw = AdamW([{"params": {n: named[n]}, "lr": lr * scale} for n, lr in rates.items()])
     half = torch.float16 if model.compute_dtype == torch.float16 else torch.bfloat16
     muon = Muon(

@@ -70,8 +70,7 @@ def test_rotated_special_tokens_are_told_by_chats(trained, model):
     right = trained[2]
     names, numbers = list(SPECIAL_TOKENS), [right.special_ids[n] for n in SPECIAL_TOKENS]
     rotated = dict(zip(names[3:] + names[:3], numbers, strict=True))
-    parts = right.split_pattern, right.merges, right.parts.ids, rotated, right.vocab_size
-    wrong = Tokenizer(*parts)
+    wrong = Tokenizer(right.parts._replace(special_ids=rotated))
     (found,) = search(model, {"rotated": wrong}, default_text(), set())
     assert found.tokenizer.special_ids == right.special_ids
     assert found.chat < 0.7 * score_chats(model, wrong)
@@ -254,8 +253,8 @@ def test_a_tokenizer_that_lost_merges_is_taken_only_when_that_is_asked(
 
 def test_the_recorded_fingerprint_wins_over_a_better_score(trained, capsys):
     right, text = trained[2], "abcd" * 100
-    parts = right.split_pattern, right.merges[:-40], right.parts.ids, right.special_ids, 512
-    better = Candidate("cut", "as it is", Tokenizer(*parts), 0.5, 0.5)
+    cut = Tokenizer(right.parts._replace(merges=right.merges[:-40]))
+    better = Candidate("cut", "as it is", cut, 0.5, 0.5)
     worse = Candidate("lost", "as it is", right, 1.0, 1.0)
     assert choose([better, worse], text, {right.fingerprint}, accept=False) is worse
     assert "lost has the fingerprint that the folder records" in capsys.readouterr().out
