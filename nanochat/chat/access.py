@@ -25,14 +25,6 @@ SAFE_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),
 ]
-ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-}
-# Where the frameworks' own words do not say what to do.
 MESSAGES = {
     "Not Found": "nothing is at this address; the API's begin with /v1, and /docs lists them",
     "There was an error parsing the body": "the body is not JSON in UTF-8",
@@ -42,26 +34,27 @@ MESSAGES = {
 class APIError(HTTPException):
     """An HTTP error with the `code` that OpenAI's clients read."""
 
-    def __init__(
-        self, status: int, message: str, code: str | None = None, headers: dict | None = None
-    ):
+    def __init__(self, status: int, message: str, code: str | None = None, headers=None):
         super().__init__(status, message, headers)
         self.code = code
 
 
-def error_body(error: HTTPException) -> dict:
-    """An error in OpenAI's form."""
-    message = MESSAGES.get(error.detail, error.detail)
-    kind = ERROR_TYPES.get(error.status_code, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "code": getattr(error, "code", None)}}
-
-
 def error_response(error: HTTPException) -> JSONResponse:
-    return JSONResponse(error_body(error), error.status_code, error.headers)
+    """An error in OpenAI's form."""
+    message, code = MESSAGES.get(error.detail, error.detail), getattr(error, "code", None)
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    body = {"error": {"message": message, "type": kind, "code": code}}
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+def without_message(error: Exception) -> str:
+    """A traceback without the message, which may quote what somebody wrote."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{frames}{type(error).__name__} (message left out)"
 
 
 def hostname(authority: str) -> str:
-    """The host of "Host:port", "[::1]:port" or a whole origin, in lower case."""
+    """The host of "host:port", "[::1]:port" or a whole origin."""
     try:
         return urlsplit(authority if "//" in authority else f"//{authority}").hostname or ""
     except ValueError:  # brackets without an address in them
@@ -71,18 +64,15 @@ def hostname(authority: str) -> str:
 class AccessMiddleware:
     """Refuses requests, limits their bodies, and calls `log` with one line for each.
 
-    api_key: required under /v1/. origins: other sites whose pages may POST ("*": all). hosts: the
-    names that the server answers to, None for all (subtle: else an attacker's DNS name that points
-    at this machine makes their page the server's own). paths: those that the log may name.
-
-    Forgives doubled and closing slashes, HEAD in place of GET, and JSON of another content type, as
-    `curl -d` sends it.
+    origins: other sites whose pages may POST ("*": all). hosts: the names that the server answers
+    to, None for all (subtle: else an attacker's DNS name that points at this machine makes their
+    page the server's own). paths: those that the log may name. Forgiven are doubled slashes, HEAD
+    for GET, and JSON of another content type, as `curl -d` sends it.
     """
 
     def __init__(
-        self, app: ASGIApp, *, body_bytes: int, api_key: str | None = None,
-        origins: Collection[str] = (), hosts: Collection[str] | None = None,
-        paths: Collection[str] = (), log: Callable[[str], object] = print,
+        self, app: ASGIApp, *, body_bytes: int, api_key: str | None, origins: Collection[str],
+        hosts: Collection[str] | None, paths: Collection[str], log: Callable[[str], object],
     ):  # fmt: skip
         self.app, self.body_bytes, self.api_key = app, body_bytes, api_key
         self.origins, self.paths, self.log = origins, paths, log
@@ -111,9 +101,7 @@ class AccessMiddleware:
             else:
                 await self.app(scope, self._limited(receive), send_safely)
         except Exception as error:
-            # subtle: frames and type only, because a message may quote what somebody wrote
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            self.log(f"{frames}{type(error).__name__} (message left out)")
+            self.log(without_message(error))
             if status is None:
                 failure = APIError(500, "the server failed; its log says where")
                 await error_response(failure)(scope, receive, send_safely)
@@ -128,8 +116,8 @@ class AccessMiddleware:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and hostname(host) not in self.hosts:
             message = (
-                "this server answers only to this machine's own names. For another name, start it "
-                "with --allow-origin and the page's address, as in https://chat.example.com"
+                "this server answers only to this machine's own names. For another, start it with "
+                "--allow-origin and the page's address, as in https://chat.example.com"
             )
             return APIError(403, message, "host_not_allowed")
         # subtle: the browser's Sec-Fetch-Site also holds where a proxy changed Host
@@ -150,7 +138,7 @@ class AccessMiddleware:
         return None
 
     def _limited(self, receive: Receive) -> Receive:
-        """A `receive` that raises APIError for a body that is too long, or too slow to arrive."""
+        """A `receive` that raises APIError for a body that is too long or too slow."""
         size, deadline = 0, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def receive_limited() -> Message:
@@ -159,12 +147,11 @@ class AccessMiddleware:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                late = f"the body did not arrive within {BODY_SECONDS:.0f} s"
-                raise APIError(408, late, "timeout") from None
+                raise APIError(408, f"no body within {BODY_SECONDS:.0f} s", "timeout") from None
             size += len(message.get("body", b""))
             if size > self.body_bytes:
-                long = f"the body is longer than {self.body_bytes:,} bytes"
-                raise APIError(413, long, "request_too_large")
+                problem = f"the body is longer than {self.body_bytes:,} bytes"
+                raise APIError(413, problem, "request_too_large")
             if not message.get("more_body"):
                 deadline = None  # what follows is that the client leaves
             return message
@@ -173,16 +160,15 @@ class AccessMiddleware:
 
 
 def startup_banner(host: str, port: int, env: Mapping[str, str], api_key: str | None) -> list[str]:
-    """What to print at the start: the address, whom an open host lets in, the way over SSH."""
+    """What to print at the start: address, a warning of an open host, the way over SSH."""
     everywhere = host in ("0.0.0.0", "::", "")
     shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
     lines = [f"chat at http://{shown}:{port}"]
     if host not in LOOPBACK:
-        network = "every network of this machine" if everywhere else f"the network of {host}"
-        key = "without a key (--api-key asks for one)" if api_key is None else "with the API key"
+        key = "with the API key" if api_key else "without a key (--api-key asks for one)"
         lines.append(
-            f"warning: open to {network}: whoever reaches port {port} can use the model {key}, and "
-            f"chats travel unencrypted. Leave --host out to serve this machine alone"
+            f"warning: open to every network that reaches {host}, {key}; chats travel "
+            f"unencrypted. Leave --host out to serve this machine alone"
         )
     if len(connection := env.get("SSH_CONNECTION", "").split()) == 4:
         *_, address, ssh_port = connection

@@ -1,32 +1,30 @@
-"""The engine in a thread of its own, and streams that carry its events to asyncio.
+"""The engine in a thread of its own, and streams of its events for asyncio.
 
-Only that thread uses the engine. Commands reach it through a queue that is emptied before every
-step, so a client that leaves frees its slot within one step.
+Commands reach the thread through a queue that is emptied before every step, so that a client that
+leaves frees its slot within one.
 """
 
 import asyncio
 import queue
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from statistics import median
 
-from nanochat.chat.access import APIError
-from nanochat.chat.choices import Choice
+from nanochat.chat.access import APIError, without_message
 from nanochat.engine import Engine, Request, TokenOutput
 
 STATS_EVERY = 0.25  # seconds
 
 
 class EventStream:
-    """The events of some requests: `async for sample, event in stream`, until the last of each, or
-    TimeoutError after `seconds`. Whoever stops reading earlier must call `close`."""
+    """The events of some requests: `async for sample, event in stream`; TimeoutError after
+    `seconds`. Whoever stops reading before the last must call `close`."""
 
     def __init__(self, engine: "AsyncEngine", num_requests: int, seconds: float):
         self.unfinished = set(range(num_requests))
-        self.items: asyncio.Queue[tuple[int, TokenOutput] | APIError] = asyncio.Queue()
+        self.items: asyncio.Queue = asyncio.Queue()  # of (sample, event), or an APIError
         self._engine = engine
         self._deadline = asyncio.get_running_loop().time() + seconds
 
@@ -49,15 +47,15 @@ class EventStream:
 class AsyncEngine:
     """Runs `engine` for an event loop, to which its public methods belong.
 
-    Attributes: stats, the newest Engine.stats(); failure, why the thread ended.
+    stats: the newest Engine.stats(). failure: why the thread ended. durations: of the last answers,
+    in seconds.
     """
 
     def __init__(self, engine: Engine, max_in_flight: int):
         self.engine, self.max_in_flight = engine, max_in_flight
         self.stats: dict = engine.stats()
         self.failure: str | None = None
-        self._first_tokens: deque[float] = deque(maxlen=100)  # seconds, of the last answers
-        self._durations: deque[float] = deque([1.0], maxlen=100)
+        self.durations: deque[float] = deque([1.0], maxlen=100)
         self._streams: set[EventStream] = set()  # those with unfinished requests
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[int, tuple[EventStream, int]] = {}  # by id; the thread's own
@@ -68,7 +66,7 @@ class AsyncEngine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; readers of unfinished streams get an APIError."""
+        """Ends the thread after its current step, and unfinished streams with an APIError."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -81,8 +79,8 @@ class AsyncEngine:
             request.check(config.sequence_len, config.vocab_size)
         if self.in_flight + len(requests) > self.max_in_flight:
             message = (
-                f"{self.in_flight} answers are running or waiting, and {len(requests)} more would "
-                f"exceed the server's {self.max_in_flight}. Try again in {self.retry_after} s"
+                f"{self.in_flight} answers of at most {self.max_in_flight} are running or waiting; "
+                f"try again in {self.retry_after} s"
             )
             raise APIError(429, message, "queue_full", {"retry-after": str(self.retry_after)})
         stream = EventStream(self, len(requests), seconds)
@@ -105,14 +103,6 @@ class AsyncEngine:
 
         self._commands.put(cancel)
 
-    def record(self, choices: Sequence[Choice]) -> None:
-        """Counts answers in the medians below."""
-        for choice in choices:
-            if choice.time_to_first_token is not None:
-                self._first_tokens.append(choice.time_to_first_token)
-            if choice.finish is not None:
-                self._durations.append(time.monotonic() - choice.submitted)
-
     @property
     def in_flight(self) -> int:
         """Answers that run or wait."""
@@ -120,13 +110,8 @@ class AsyncEngine:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until a place is likely to be free: the median time of an answer, 1 to 60."""
-        return int(min(60, max(1, median(self._durations) + 0.5)))
-
-    @property
-    def time_to_first_token(self) -> float | None:
-        """Seconds from submit to the first token: the median of the last 100 answers."""
-        return median(self._first_tokens) if self._first_tokens else None
+        """Seconds until a place is likely to be free, 1 to 60."""
+        return int(min(60, max(1, median(self.durations) + 0.5)))
 
     def _deliver(self, events: list[tuple[EventStream, int, TokenOutput]]) -> None:
         for stream, sample, event in events:
@@ -156,7 +141,7 @@ class AsyncEngine:
                         stats_time, self.stats = time.monotonic(), self.engine.stats()
                     known = [(*self._requests[e.id], e) for e in events if e.id in self._requests]
                     for event in events:
-                        if event.finish is not None:
+                        if event.finish:
                             self._requests.pop(event.id, None)
                     self._loop.call_soon_threadsafe(self._deliver, known)
                     continue
@@ -164,8 +149,7 @@ class AsyncEngine:
                     break
                 command()
         except Exception as problem:  # whatever it was, nobody may wait forever
-            # subtle: frames and type only, because a message may quote what somebody wrote
-            print("".join(traceback.format_tb(problem.__traceback__)), type(problem), flush=True)
+            print(without_message(problem), flush=True)
             failure = f"the engine failed ({type(problem).__name__})"
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._fail, failure)

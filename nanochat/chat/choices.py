@@ -15,9 +15,8 @@ MIN_LOGPROB = -9999.0  # JSON has no -Infinity
 class Choice:
     """One answer as it comes; `push` takes its next event.
 
-    chat: whether tool calls are parts of their own. parts: as in conversation.py. num_tokens
-    includes tool results. finish: "stop" or "length" at the end. first_token, last_token: when
-    they came.
+    chat: whether tool calls are parts of their own. parts: as in conversation.py. num_tokens: with
+    tool results. finish: "stop" or "length".
     """
 
     tokenizer: Tokenizer
@@ -26,7 +25,7 @@ class Choice:
     num_tokens: int = 0
     finish: str | None = None
     submitted: float = field(default_factory=time.monotonic)
-    first_token: float | None = None
+    first_token: float | None = None  # when it came
     last_token: float | None = None
 
     def __post_init__(self):
@@ -38,8 +37,7 @@ class Choice:
         self._offset = 0  # characters of the tokens whose log-probabilities were taken
 
     def push(self, event: TokenOutput) -> dict | None:
-        """The part {"type", "text"} that the event adds: text as it comes, tool calls and their
-        results once they are complete."""
+        """The part {"type", "text"} that is new: text as it comes, tool calls and results whole."""
         if event.token is not None:
             self.num_tokens += 1
             self.last_token = time.monotonic()
@@ -97,12 +95,11 @@ class Choice:
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
     @property
-    def time_to_first_token(self) -> float | None:
-        """Seconds."""
-        return None if self.first_token is None else self.first_token - self.submitted
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """After the first token; None for a single one."""
-        seconds = (self.last_token or 0) - (self.first_token or 0)
-        return (self.num_tokens - 1) / seconds if seconds > 0 else None
+    def timing(self) -> dict:
+        """Seconds to the first token, tokens per second after it; None where there are none."""
+        first, seconds = self.first_token, (self.last_token or 0) - (self.first_token or 0)
+        return {
+            "type": "timing",
+            "tokens_per_second": (self.num_tokens - 1) / seconds if seconds > 0 else None,
+            "time_to_first_token": None if first is None else first - self.submitted,
+        }

@@ -1,6 +1,6 @@
 """One API call: its requests run in the engine, its response is a whole or a stream.
 
-A call ends early when its client leaves or its time is up; its slots are freed at once.
+A call ends early when its client leaves or its time is up.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from nanochat.chat.access import APIError, error_body
+from nanochat.chat.access import APIError, error_response
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.choices import Choice
 from nanochat.chat.schema import Limits, Sampling
@@ -23,8 +23,6 @@ from nanochat.engine import Request
 
 @dataclass(frozen=True)
 class AppState:
-    """What every call needs: the engine, the model's name, limits, what to log."""
-
     engine: AsyncEngine
     model_name: str
     limits: Limits
@@ -44,23 +42,24 @@ class Completion:
         self.extension = {"forgotten_turns": forgotten_turns} if forgotten_turns else {}
         self.stream = state.engine.submit(requests, state.limits.seconds)
         self.choices = [Choice(state.engine.engine.tokenizer, chat) for _ in requests]
-        prompts = {id(request.prompt): len(request.prompt) for request in requests}
-        self.prompt_tokens = sum(prompts.values())  # of each prompt once
+        self.prompt_tokens = sum(len(r.prompt) for r in requests if r.sample_index == 0)
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
         self.head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
-            "object": "chat.completion" if chat else "text_completion",
+            "object": kind if chat else "text_completion",
             "created": int(time.time()),
             "model": state.model_name,
         }
 
         async def watch() -> None:
-            await http.receive()  # the body is read: what comes is that the client leaves
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
             self.stream.close()
 
         self._watcher = asyncio.create_task(watch())
 
     async def response(self) -> Response:
-        """The answers as one JSON body, or as server-sent events if the client asked for them."""
+        """The answers as one JSON body, or as server-sent events if asked for."""
         if self.body.stream:
             headers = {"x-accel-buffering": "no"}
             return StreamingResponse(self._lines(), headers=headers, media_type="text/event-stream")
@@ -75,7 +74,7 @@ class Completion:
             choices.append(self._entry(index, answer, choice.finish))
         body = {**self.head, "choices": choices, "usage": self._usage()}
         if self.chat:
-            body["nanochat"] = self._timing(self.choices[0])
+            body["nanochat"] = {**self.choices[0].timing, **self.extension}
         return JSONResponse(body)
 
     async def _read(self) -> AsyncIterator[tuple[int, dict | None]]:
@@ -96,17 +95,17 @@ class Completion:
         finally:
             self._watcher.cancel()
             self.stream.close()
-            engine.record(self.choices)
+            engine.durations += [time.monotonic() - c.submitted for c in self.choices if c.finish]
             self._log()
 
     def _log(self) -> None:
-        first, written = self.choices[0], self._usage()["completion_tokens"]
+        written, timing = self._usage()["completion_tokens"], self.choices[0].timing
         ends = ",".join(choice.finish or "cut off" for choice in self.choices)
         line = f"{self.prompt_tokens} tokens read, {written} written ({ends})"
-        if first.time_to_first_token is not None:
-            line += f", first after {first.time_to_first_token:.2f} s"
-        if first.tokens_per_second is not None:
-            line += f", {first.tokens_per_second:.1f} tokens/s"
+        if seconds := timing["time_to_first_token"]:
+            line += f", first after {seconds:.2f} s"
+        if speed := timing["tokens_per_second"]:
+            line += f", {speed:.1f} tokens/s"
         if self.state.log_messages:
             messages = self.body.model_dump(include={"messages", "prompt"}, exclude_none=True)
             answers = [choice.parts for choice in self.choices]
@@ -117,22 +116,12 @@ class Completion:
         logprobs = self.choices[index].take_logprobs()
         return {"index": index, "finish_reason": finish, "logprobs": logprobs, **answer}
 
-    def _delta(self, part: dict | None, extension: dict | None = None) -> dict:
-        """What a stream says of a new part."""
+    def _delta(self, part: dict) -> dict:
+        """What a stream says of a new part, or of the timing at the end."""
         if not self.chat:
-            return {"text": part["text"] if part else ""}
-        if part and part["type"] == "text":
-            return {"delta": {"content": part["text"]}}
-        extension = extension or part
-        return {"delta": {"nanochat": extension} if extension else {}}
-
-    def _timing(self, choice: Choice) -> dict:
-        return {
-            "type": "timing",
-            "tokens_per_second": choice.tokens_per_second,
-            "time_to_first_token": choice.time_to_first_token,
-            **self.extension,
-        }
+            return {"text": part.get("text", "")}
+        delta = {"content": part["text"]} if part["type"] == "text" else {"nanochat": part}
+        return {"delta": delta}
 
     def _usage(self) -> dict:
         written = sum(choice.num_tokens for choice in self.choices)
@@ -146,10 +135,9 @@ class Completion:
         """Server-sent events."""
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage
-        head = {**self.head, "object": "chat.completion.chunk"} if self.chat else self.head
 
         def line(choices: list[dict], usage: dict | None = None) -> str:
-            chunk = {**head, "choices": choices, **({"usage": usage} if with_usage else {})}
+            chunk = {**self.head, "choices": choices, **({"usage": usage} if with_usage else {})}
             return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
         events = self._read()
@@ -160,16 +148,16 @@ class Completion:
                     yield line([self._entry(index, first)])
             async for index, part in events:
                 choice = self.choices[index]
-                entry = self._entry(index, self._delta(part))
-                if part is not None or entry["logprobs"] is not None:
+                entry = self._entry(index, self._delta(part or {"type": "text", "text": ""}))
+                if part or entry["logprobs"]:
                     yield line([entry])
                 if choice.finish is not None:
-                    last = self._delta(None, self._timing(choice))
+                    last = self._delta({**choice.timing, **self.extension})
                     yield line([self._entry(index, last, choice.finish)])
             if with_usage:
                 yield line([], self._usage())
             yield "data: [DONE]\n\n"
         except APIError as error:  # an event, because the status was 200 long ago
-            yield f"data: {json.dumps(error_body(error))}\n\n"
+            yield f"data: {error_response(error).body.decode()}\n\n"
         finally:
             await events.aclose()

@@ -1,7 +1,7 @@
-"""Markdown shown on a terminal while it is still being written.
+"""Markdown shown on a terminal while it is being written.
 
-Complete blocks (a paragraph, a closed fence) are printed for good; rich redraws the unfinished one,
-cut to the screen, so that nothing above it ever has to be redrawn.
+Complete blocks are printed for good; rich redraws the unfinished one, cut to the screen, so that
+nothing above it has to be redrawn.
 """
 
 import re
@@ -18,10 +18,7 @@ REDRAW_SECONDS = 0.05  # between two drawings, which take time
 
 
 def split_complete(text: str) -> tuple[str, str]:
-    """(complete blocks, the rest), split at the last blank line outside of fences.
-
-    Example: split_complete("one\\n\\ntwo") == ("one\\n\\n", "two")
-    """
+    """(complete blocks, the rest), split at the last blank line outside of fences."""
     fence, end, place = "", 0, 0
     for line in text.splitlines(keepends=True):
         place += len(line)
@@ -37,8 +34,7 @@ def split_complete(text: str) -> tuple[str, str]:
 
 
 class MarkdownStream:
-    """Shows one answer: `part` takes each new part, a tool's use becomes one line like
-    `[python] 37*12 = 444`, and `end` leaves everything on the screen."""
+    """Shows one answer; a tool's use becomes one line like `[python] 37*12 = 444`."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)

@@ -3,7 +3,7 @@
 conversation.py encodes all of their text, so none of it becomes a special id.
 """
 
-from nanochat.chat.schema import ChatRequest, CompletionRequest, Limits, Message, Sampling, ToolCall
+from nanochat.chat.schema import ChatRequest, CompletionRequest, Limits, Message, Sampling
 from nanochat.common import ConfigError
 from nanochat.conversation import fit_turns, validate
 from nanochat.engine import Request
@@ -15,10 +15,9 @@ ROLES = {"developer": "system", "tool": "assistant", "function": "assistant"}
 def conversation_of(messages: list[Message]) -> list[dict]:
     """The messages in conversation.py's form, where user and assistant take turns.
 
-    Neighbours of one role become one message. A system text after the first turn begins what the
-    user says next, or is all of it; where the assistant speaks first, the user has said nothing. A
-    tool's result follows the call that it answers: the one with its id, or else one that has just
-    been made. Raises ConfigError or DataError for parts that cannot stand where they do.
+    Neighbours of one role become one message. A later system text begins what the user says next,
+    or is all of it; where the assistant speaks first, the user has said nothing. A tool's result
+    follows the call with its id, or else the last. Raises ConfigError or DataError.
     """
     merged: list[dict] = []
     for number, message in enumerate(messages, 1):
@@ -38,7 +37,7 @@ def conversation_of(messages: list[Message]) -> list[dict]:
             if not places:
                 raise ConfigError(
                     f"message {number} is the result of a tool call {id!r} that no message before "
-                    f"it made. Send the assistant's message with its tool_calls first"
+                    f"it made. Send the message with its tool_calls first"
                 )
             content.insert(places[-1] + 1, {"type": "python_output", "text": text_of(parts)})
             continue
@@ -52,21 +51,20 @@ def conversation_of(messages: list[Message]) -> list[dict]:
 
 
 def parts_of(message: Message) -> list[dict]:
-    """The parts of one message; those of calls carry an `id`, by which a result finds its call."""
-    if isinstance(message.content, list):
-        parts = [part.model_dump() for part in message.content]
-    else:
-        parts = [{"type": "text", "text": message.content}] if message.content else []
+    """The parts of one message; those of calls have an `id`."""
+    content = message.content or []
+    is_text = isinstance(content, str)
+    parts = [{"type": "text", "text": content}] if is_text else [p.model_dump() for p in content]
     if message.role != "assistant":
         return parts
     if message.nanochat and message.nanochat.parts:
         ordered = [part.model_dump() for part in message.nanochat.parts]
         if text_of(ordered) == text_of(parts):
             return ordered
-    calls = list(message.tool_calls or [])
+    calls = [(call.function.arguments, call.id) for call in message.tool_calls or []]
     if message.function_call:  # as a call was sent before there were tool_calls
-        calls.append(ToolCall(function=message.function_call))
-    return parts + [{"type": "python", "text": c.function.arguments, "id": c.id} for c in calls]
+        calls.append((message.function_call.arguments, ""))
+    return parts + [{"type": "python", "text": code, "id": id} for code, id in calls]
 
 
 def text_of(parts: list[dict]) -> str:
@@ -76,11 +74,11 @@ def text_of(parts: list[dict]) -> str:
 def chat_requests(
     body: ChatRequest, tokenizer: Tokenizer, context: int, limits: Limits
 ) -> tuple[list[Request], int]:
-    """(one engine Request per answer, turns of the conversation that were left out)."""
+    """(one engine Request per answer, turns that were left out)."""
     if len(body.messages) > limits.messages:
         raise ConfigError(f"{len(body.messages)} messages were sent, at most {limits.messages}")
-    forget = body.truncation == "auto"
-    ids, forgotten = fit_turns(conversation_of(body.messages), tokenizer, context, forget)
+    conversation, forget = conversation_of(body.messages), body.truncation == "auto"
+    ids, forgotten = fit_turns(conversation, tokenizer, context, forget)
     newest = body.max_completion_tokens
     max_tokens = body.max_tokens if newest is None else newest
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -91,10 +89,8 @@ def chat_requests(
 def completion_requests(
     body: CompletionRequest, tokenizer: Tokenizer, context: int, limits: Limits
 ) -> list[Request]:
-    """One engine Request per answer: n of the first prompt, n of the second, ...
-
-    A prompt is <|bos|> and text or ids, which may name no other special token.
-    """
+    """One engine Request per answer: n of the first prompt, n of the second, ...; a prompt is
+    <|bos|> and text or ids, which may name no other special token."""
     one = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
     prompts, specials = [], set(tokenizer.special_ids.values())
     for prompt in [body.prompt] if one else body.prompt:
@@ -111,7 +107,7 @@ def engine_requests(
     body: Sampling, prompts: list[list[int]], max_tokens: int | None, logprobs: int | None,
     tools: bool, context: int, limits: Limits,
 ) -> list[Request]:  # fmt: skip
-    """n samples of every prompt; raises ConfigError for more answers than the server gives."""
+    """n samples of every prompt."""
     n = body.n or 1
     if n * len(prompts) > limits.samples:
         raise ConfigError(f"{n * len(prompts)} answers were asked for, at most {limits.samples}")

@@ -1,6 +1,6 @@
-"""What clients may send: OpenAI's requests, some extensions, and the server's limits and defaults.
+"""What clients may send: OpenAI's requests and some extensions; the server's limits and defaults.
 
-Unknown fields are ignored; those that would change the answer and cannot be obeyed are refused.
+Unknown fields are ignored; what would change the answer and cannot be obeyed is refused.
 """
 
 import secrets
@@ -13,8 +13,8 @@ from nanochat.inference.sampling import SamplingParams
 
 MaxTokens = Annotated[int, Field(ge=-1, le=2**31)] | None
 StopString = Annotated[str, Field(max_length=200)]
-# Fields that would change the answer and cannot be obeyed: refused, unless their value is null, 0,
-# false, empty, or one that has no effect either.
+# What would change the answer and cannot be obeyed, unless it is null, 0, false, empty or without
+# effect.
 UNSUPPORTED = """
     audio bad_words best_of dry_multiplier echo frequency_penalty function_call grammar
     guided_choice guided_grammar guided_json guided_regex ignore_eos json_schema logit_bias
@@ -32,7 +32,7 @@ NO_EFFECT = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Keeps the server up whatever it is sent; how it answers requests that do not say."""
+    """What keeps the server up, and how it answers requests that do not say."""
 
     body_bytes: int = 1 << 20
     """Longest body of a request."""
@@ -43,7 +43,7 @@ class Limits:
     max_tokens: int = 1024
     """Longest answer."""
     in_flight: int = 256
-    """Most answers that may run or wait; further requests are told when to come back."""
+    """Most answers that may run or wait; others are told when to come back."""
     seconds: float = 300.0
     """Longest time for one request, waiting included."""
     temperature: float = 0.6
@@ -53,8 +53,7 @@ class Limits:
 
 
 class Part(BaseModel):
-    """A part of a message's content; in an assistant's message also a tool call (`python`) and its
-    result (`python_output`)."""
+    """Text; in an assistant's message also a tool call (`python`) and its result."""
 
     type: Literal["text", "python", "python_output"]
     text: str
@@ -74,8 +73,7 @@ class Extension(BaseModel):
 
 
 class Message(BaseModel):
-    """One message. `nanochat.parts`, which answers carry, keeps the order of an assistant's text
-    and tool calls; it is ignored if its text is not the content's."""
+    """One message; `nanochat.parts` counts where its text is the content's."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
@@ -99,13 +97,13 @@ class Sampling(BaseModel):
         None, validation_alias=AliasChoices("max_tokens", "n_predict"),
         description="At most the server's limit, which -1 asks for.",
     )  # fmt: skip
-    n: int | None = Field(None, ge=1, le=128, description="Number of answers.")
+    n: int | None = Field(None, ge=1, le=128)
     stop: StopString | Annotated[list[StopString | None], Field(max_length=64)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Default, and -1: random.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0: the likeliest token.")
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="0: the likeliest token.")
+    top_p: FiniteFloat | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31, description="Extension; 0 or -1: all tokens.")
     min_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Extension.")
     repetition_penalty: FiniteFloat | None = Field(
@@ -122,7 +120,7 @@ class Sampling(BaseModel):
         return self
 
     def params(self, limits: Limits) -> SamplingParams:
-        """How tokens are sampled; the server's defaults fill what the client left out."""
+        """How tokens are sampled; the defaults fill what the client left out."""
         temperature = limits.temperature if self.temperature is None else self.temperature
         top_k = limits.top_k if self.top_k is None else self.top_k
         return SamplingParams(
@@ -143,14 +141,12 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tool_choice: Literal["auto", "none"] | None = Field(
-        None,
-        description="none: the model's own tool is not run. The model never sees `tools`, so what "
-        "would force a call of one is refused.",
+        None, description="none: the model's own tool is not run."
     )
     truncation: Literal["auto", "disabled"] = Field(
         "auto",
-        description="Extension. auto: leave out the oldest turns of a conversation that is longer "
-        "than the context, and count them in `nanochat.forgotten_turns`. disabled: refuse it.",
+        description="Extension. auto: of what is longer than the context the oldest turns go, "
+        "counted in `nanochat.forgotten_turns`.",
     )
 
 

@@ -2,9 +2,9 @@
 
     POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /health, GET /, /docs
 
-Extensions of OpenAI's forms are under `nanochat`: in a stream's delta a call of the model's tool
-{"type": "python", "text"} or its result {"type": "python_output", "text"}, in its last
-{"type": "timing", ...}; in a whole message `parts`. `tool_calls` would ask the client to act.
+Extensions are under `nanochat`: in a stream's delta a call of the model's tool {"type": "python",
+"text"}, its result {"type": "python_output", "text"}, or at the end {"type": "timing", ...}; in a
+whole message `parts`.
 """
 
 import contextlib
@@ -27,24 +27,16 @@ from nanochat.chat.schema import ChatRequest, CompletionRequest
 from nanochat.common import ConfigError, NanochatError
 
 PAGE = Path(__file__).with_name("page")
-ERRORS = {  # in the form {"error": {"message", "type", "code"}}
-    400: "The request cannot be understood or obeyed.",
-    401: "No API key, or a wrong one.",
-    404: "No such model.",
-    413: "The body is too long.",
-    429: "Too many answers are running or waiting; Retry-After says when to try again.",
-    503: "The engine has stopped, or no place was free in time.",
-    "4XX": "Any other error, in the same form.",
+ERRORS = {
+    "4XX": {"description": 'The request cannot be obeyed: {"error": {"message", ...}}'},
+    "5XX": {"description": "The server cannot answer."},
 }
 
 
 def create_app(
-    state: AppState,
-    *,
-    api_key: str | None = None,
-    origins: Sequence[str] = (),
+    state: AppState, *, api_key: str | None = None, origins: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
-) -> FastAPI:
+) -> FastAPI:  # fmt: skip
     """The app around an engine, which it starts and stops; the options are AccessMiddleware's."""
 
     @contextlib.asynccontextmanager
@@ -53,18 +45,19 @@ def create_app(
         yield
         await state.engine.stop()
 
-    api_key = api_key and api_key.strip()  # a file's last line break is no part of it
+    api_key = api_key and api_key.strip()
     if api_key == "":
         raise ConfigError("the API key is empty; give one, or leave the option out")
     origins = [origin.lower().rstrip("/") for origin in origins]
-    app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="nanochat", lifespan=lifespan, responses=ERRORS, docs_url=None, redoc_url=None
+    )
     add_api(app, state)
     for path in PAGE.iterdir():
         address = "/" if path.name == "index.html" else f"/{path.name}"
         app.add_route(address, lambda _, path=path: FileResponse(path), include_in_schema=False)
-    app.add_exception_handler(HTTPException, lambda _, error: error_response(error))
-    for kind in (RequestValidationError, NanochatError):
-        app.add_exception_handler(kind, bad_request)
+    for kind in (HTTPException, RequestValidationError, NanochatError):
+        app.add_exception_handler(kind, answer_error)
     app.add_middleware(
         AccessMiddleware, body_bytes=state.limits.body_bytes, api_key=api_key, origins=origins,
         hosts=hosts, paths={route.path for route in app.routes}, log=state.log,
@@ -78,13 +71,12 @@ def create_app(
 
 
 def add_api(app: FastAPI, state: AppState) -> None:
-    start, engine, limits = time.time(), state.engine, state.limits
+    engine, limits = state.engine, state.limits
     tokenizer, context = engine.engine.tokenizer, engine.engine.model.config.sequence_len
-    errors = {status: {"description": text} for status, text in ERRORS.items()}
     model = {
         "id": state.model_name,
         "object": "model",
-        "created": int(start),
+        "created": int(time.time()),
         "owned_by": "nanochat",
         "max_model_len": context,
         "defaults": {
@@ -100,14 +92,14 @@ def add_api(app: FastAPI, state: AppState) -> None:
             message = f"there is no such model here; there is {state.model_name}"
             raise APIError(404, message, "model_not_found")
 
-    @app.post("/v1/chat/completions", responses=errors, response_model=None)
+    @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: HttpRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
         check_model(body.model)
         requests, forgotten = chat_requests(body, tokenizer, context, limits)
         return await Completion(state, body, requests, http, True, forgotten).response()
 
-    @app.post("/v1/completions", responses=errors, response_model=None)
+    @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: HttpRequest) -> Response:
         """What follows a text, whole or as server-sent events; no chat markup, no tools."""
         check_model(body.model)
@@ -119,24 +111,21 @@ def add_api(app: FastAPI, state: AppState) -> None:
         """The one model that is served."""
         return {"object": "list", "data": [model]}
 
-    @app.get("/v1/models/{name}", responses={404: errors[404]})
+    @app.get("/v1/models/{name}")
     async def one_model(name: str) -> dict:
-        """The model: `max_model_len` is its context in tokens, `defaults` what is used where a
-        request does not say."""
+        """The model, its context in tokens, and what holds where a request does not say."""
         check_model(name)
         return model
 
-    @app.get("/health", responses={503: errors[503]}, response_model=None)
+    @app.get("/health")
     async def health() -> Response:
-        """Whether the engine runs, how much there is to do, and how fast it is."""
+        """Whether the engine runs, how much it has to do, and how fast it is."""
         body = {
             "status": "ok" if engine.failure is None else "failed",
             "model": state.model_name,
             "tool": state.tool_name,
-            "uptime_seconds": time.time() - start,
             "in_flight": engine.in_flight,
             "max_in_flight": engine.max_in_flight,
-            "time_to_first_token": engine.time_to_first_token,
             **engine.stats,
         }
         return JSONResponse(body, 200 if engine.failure is None else 503)
@@ -151,11 +140,13 @@ def add_api(app: FastAPI, state: AppState) -> None:
         return Response(status_code=204)
 
 
-def bad_request(_: HttpRequest, error: RequestValidationError | NanochatError) -> JSONResponse:
-    of_form = isinstance(error, RequestValidationError)
-    message = validation_message(error.errors()) if of_form else str(error)
-    code = "context_length_exceeded" if "context of" in message else "invalid_request"
-    return error_response(APIError(400, message, code))
+def answer_error(_: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        of_form = isinstance(error, RequestValidationError)
+        message = validation_message(error.errors()) if of_form else str(error)
+        code = "context_length_exceeded" if "context of" in message else "invalid_request"
+        error = APIError(400, message, code)
+    return error_response(error)
 
 
 def validation_message(errors: Sequence[dict]) -> str:

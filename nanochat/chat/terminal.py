@@ -1,7 +1,7 @@
 """A conversation in a terminal: reading lines, commands, and answers shown as they come.
 
-On a terminal prompt_toolkit reads the lines (arrows, history, several lines) and answers are shown
-as Markdown; elsewhere both are plain text, so that pipes work.
+On a terminal prompt_toolkit reads the lines and answers are shown as Markdown; elsewhere both are
+plain text, so that pipes work.
 """
 
 import json
@@ -31,12 +31,10 @@ Alt-Enter, or \\ at the end of a line, begins another line; Ctrl-C stops an answ
 
 
 class PlainShow:
-    """Shows an answer as plain text, tool calls as `[python] 37*12 = 444`."""
+    """Shows an answer as plain text."""
 
     def part(self, kind: str, text: str) -> None:
         text = {"text": "", "python": "[python] ", "python_output": " = "}[kind] + text
-        if kind != "text" and sys.stdout.isatty():
-            text = f"\x1b[2m{text}\x1b[0m"
         print(text, end="\n" if kind == "python_output" else "", flush=True)
 
     def end(self, stopped: bool) -> None:
@@ -47,8 +45,7 @@ class PlainShow:
 class Chat:
     """A conversation and its settings. `say(line)` obeys a command or answers a question.
 
-    new_show makes what shows one answer: its `part(kind, text)` takes each new part, and
-    `end(stopped)` the end. tell prints everything else.
+    new_show makes what shows one answer; tell prints everything else.
     """
 
     engine: Engine
@@ -69,9 +66,9 @@ class Chat:
                 case "/help":
                     self.tell(HELP)
                 case "/system":
-                    rest = [m for m in self.messages if m["role"] != "system"]
-                    system = [{"role": "system", "content": text}] if text else []
-                    self.messages = system + rest
+                    self.messages = [m for m in self.messages if m["role"] != "system"]
+                    if text:
+                        self.messages.insert(0, {"role": "system", "content": text})
                     self.tell("system prompt set" if text else "no system prompt")
                 case "/temperature":
                     try:
@@ -92,7 +89,10 @@ class Chat:
                     write_atomic(Path(text).expanduser(), conversation + "\n")
                     self.tell(f"saved {len(self.messages)} messages in {text}")
                 case "/load":
-                    self.messages = load_messages(text)
+                    conversation = read_json(Path(text).expanduser(), "Load what /save wrote")
+                    if conversation != {"messages": []}:  # what /save writes before any question
+                        validate(conversation, text)
+                    self.messages = conversation["messages"]
                     self.tell(f"{len(self.messages)} messages from {text}")
                 case "/clear":
                     self.messages = []
@@ -106,24 +106,22 @@ class Chat:
         return True
 
     def ask(self, content: str | list[dict]) -> None:
-        """Answers a question, shows the answer as it comes, and keeps both. Ctrl-C ends the answer,
-        and a second one the program."""
-        question = {"role": "user", "content": content}
-        engine, context = self.engine, self.engine.model.config.sequence_len
+        """Answers a question, shows the answer as it comes, and keeps both. Ctrl-C ends it."""
+        question, engine = {"role": "user", "content": content}, self.engine
+        context = engine.model.config.sequence_len
         prompt, forgotten = fit_turns([*self.messages, question], engine.tokenizer, context)
         if forgotten:
             self.tell(f"(the context is full: the first {forgotten} turns are no longer seen)")
-        max_tokens = min(self.max_tokens, context - len(prompt))
         show, choice, pressed = self.new_show(), Choice(engine.tokenizer), []
 
         # subtle: an exception in the middle of a step would leave the engine half done
         def press(*_) -> None:
-            if pressed:
-                raise KeyboardInterrupt
             pressed.append(True)
+            signal.signal(signal.SIGINT, before)  # for a second Ctrl-C
 
         before = signal.signal(signal.SIGINT, press)
         try:
+            max_tokens = min(self.max_tokens, context - len(prompt))
             request_id = engine.add(Request(prompt, max_tokens, self.params))
             while choice.finish is None:
                 for event in engine.step():
@@ -139,32 +137,22 @@ class Chat:
         self.params = replace(self.params, seed=self.params.seed + 1)
 
 
-def load_messages(path: str) -> list[dict]:
-    """The messages of a file that /save wrote; raises DataError."""
-    conversation = read_json(Path(path).expanduser(), "Load what /save wrote")
-    messages = conversation.get("messages") if isinstance(conversation, dict) else None
-    if messages != []:  # which /save writes before the first question
-        validate(conversation, path)
-    return messages
-
-
 def plain_lines() -> Iterator[str]:
     r"""Lines of standard input until its end; one that ends in \ continues in the next."""
     text = ""
     for line in sys.stdin:
         text += line.removesuffix("\n")
-        if not text.endswith("\\"):
-            yield text
-            text = ""
-        else:
+        if text.endswith("\\"):
             text = text[:-1] + "\n"
+            continue
+        yield text
+        text = ""
     if text:
         yield text.removesuffix("\n")
 
 
 def edited_lines() -> Iterator[str]:
-    """Lines typed at a terminal until Ctrl-D: arrows, history kept in the base folder, several
-    lines with Alt-Enter or from a paste. Ctrl-C drops the line."""
+    """Lines typed until Ctrl-D, with history; Ctrl-C drops a line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
@@ -197,7 +185,7 @@ def edited_lines() -> Iterator[str]:
 
 
 def converse(engine: Engine, params: SamplingParams, max_tokens: int) -> None:
-    """Reads questions and answers them until /quit or the end of the input."""
+    """Answers questions until /quit or the end of the input."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     chat = Chat(engine, params, max_tokens, MarkdownStream if terminal else PlainShow)
     for line in edited_lines() if terminal else plain_lines():

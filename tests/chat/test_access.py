@@ -34,7 +34,7 @@ def test_an_open_host_says_what_it_exposes():
     assert lines[0] == "chat at http://127.0.0.1:80"
     assert "every network" in lines[1] and "without a key" in lines[1] and "unencrypted" in lines[1]
     assert "with the API key" in startup_banner("0.0.0.0", 80, {}, "k")[1]
-    assert "the network of 10.0.0.5" in startup_banner("10.0.0.5", 80, {}, None)[1]
+    assert "reaches 10.0.0.5, without" in startup_banner("10.0.0.5", 80, {}, None)[1]
 
 
 def test_over_ssh_the_way_is_told():
@@ -64,5 +64,6 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
 
     monkeypatch.setattr(access, "BODY_SECONDS", 0.01)
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    middleware = AccessMiddleware(app, body_bytes=10, log=lambda line: None)
+    options = {"api_key": None, "origins": (), "hosts": None, "paths": (), "log": print}
+    middleware = AccessMiddleware(app, body_bytes=10, **options)
     asyncio.run(middleware(scope, asyncio.Event().wait, send))

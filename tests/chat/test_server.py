@@ -502,7 +502,7 @@ def test_the_page_runs_its_own_scripts_and_no_other(one):
 def test_documents(one):
     paths = one.http.get("/openapi.json").json()["paths"]
     responses = paths["/v1/chat/completions"]["post"]["responses"]
-    assert {"200", "400", "401", "404", "413", "429", "503", "4XX"} == set(responses)
+    assert {"200", "4XX", "5XX"} == set(responses)
     page = one.http.get("/docs")
     assert "max_completion_tokens" in page.text and "<script" not in page.text
 
@@ -511,7 +511,7 @@ def test_health(one):
     one.chat()
     health = one.http.get("/health").json()
     assert health["status"] == "ok" and health["in_flight"] == health["running"] == 0
-    assert health["time_to_first_token"] > 0 and health["tokens_per_second"] >= 0
+    assert health["tokens_per_second"] >= 0
 
 
 def test_a_failed_engine_is_told_of_and_nobody_waits_for_ever(capsys):
