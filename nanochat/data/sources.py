@@ -43,7 +43,7 @@ def file_texts(path: Path, column: str, max_malformed: float | None) -> Iterator
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         return
-    rows, none, columns = 0, 0, {}
+    rows, none, columns = 0, 0, ()
     for row in read_rows(path, [column], max_malformed=max_malformed):
         text = row.get(column)
         rows += 1
@@ -51,7 +51,7 @@ def file_texts(path: Path, column: str, max_malformed: float | None) -> Iterator
             yield text
         else:
             none += 1
-            columns |= row if none == rows else {}
+            columns = columns or tuple(row)
             yield None
     if rows and none == rows:
         names = columns if path.suffix.lower() != ".parquet" else pq.read_schema(path).names

@@ -27,33 +27,32 @@ def lock_run(stage: str, tag: str) -> TextIO:
     subtle: some network file systems keep locks to a node, so after another node's run the metrics
     are watched for a while.
     """
-    folder = run_dir(stage, tag)
-    path, host = folder.with_name(f".{tag}.lock"), socket.gethostname()
+    folder, host, busy = run_dir(stage, tag), socket.gethostname(), False
+    path = folder.with_name(f".{tag}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
+        file.seek(0)
+        holder = file.read(200)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            busy = bool(holder) and f" on {host} " not in holder and still_written(folder / METRICS)
+        except (BlockingIOError, PermissionError):
+            busy = True
+        except OSError as error:
+            print0(f"{path}: no locks here ({error}); do not train this tag twice at once")
+        if not busy:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {host} since {time.strftime('%F %T %z')}")
+            file.flush()
+            return file
     except OSError as error:
         raise ConfigError(f"the runs of stage {stage} cannot be written: {error}") from error
-    file.seek(0)
-    holder = file.read()
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        busy = bool(holder) and f" on {host} " not in holder and still_written(folder / METRICS)
-    except (BlockingIOError, PermissionError):
-        busy = True
-    except OSError as error:
-        print0(f"{path}: no locks here ({error}); do not train this tag twice at once")
-        busy = False
-    if busy:
-        file.close()
-        raise ConfigError(
-            f"{folder} is being written by {holder or 'another process'}. Wait until it ends, stop "
-            f"it, or name another --model-tag"
-        )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {host} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
-    file.flush()
-    return file
+    file.close()
+    raise ConfigError(
+        f"{folder} is being written by {holder or 'another process'}. Wait until it ends, stop it, "
+        f"or name another --model-tag"
+    )
 
 
 def still_written(path: Path) -> bool:

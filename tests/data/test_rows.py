@@ -20,6 +20,7 @@ from nanochat.common import ConfigError, DataError
 from nanochat.data.rows import read_rows
 from nanochat.data.sources import open_source
 from nanochat.data.token_shards import tokenize_source
+from nanochat.dataloader import PackedRows
 from nanochat.files import base_dir, user_path
 from nanochat.tokenizer import Tokenizer
 
@@ -364,6 +365,52 @@ def test_text_of_other_encodings(tmp_path):
     source = open_source(str(path))
     assert list(source.shards("train")[0].texts())
     assert source.counts["documents with the character NUL: not text, or UTF-16"] == 1
+
+
+def lines(*rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "val"),
+    [
+        ({"a.jsonl": lines({"text": "a\ud800b"}, {"text": "c"})}, 1, 1),
+        ({"a.jsonl": lines({"text": ["a"]}, {"text": 3}, {"text": "x"}, {"text": "y"})}, 1, 1),
+        ({"A.TXT": "hello there", "B.MD": "and more"}, 1, 1),
+        ({"a.txt": "x" * 300_000}, 1, 1),
+        ({"a.txt": "<|bos|> hello <|user_end|> there"}, 1, 1),
+        ({"a.txt": "hello there you".encode("utf-32")}, 1, 1),
+        ({"a.txt": bytes(range(256)) * 20}, 1, 1),
+        ({"a.txt": "one", "b.jsonl": lines({"text": "two"})}, 1, 1),
+        ({"a.md": "1", "b.jsonl": lines({"text": "2"}), "c.jsonl": lines({"text": "3"})}, 2, 1),
+        ({"a.jsonl": "\n\n", "b.jsonl": lines({"text": "two"})}, 0, 1),
+        ({"a.jsonl": lines({"text": "one"}), "b.jsonl": "\n\n"}, 1, 0),
+        ({"a.txt": " \n"}, 0, 0),
+    ],
+    ids=["surrogate", "no-strings", "upper-case", "long-line", "markup", "utf32", "bytes",
+         "text-and-table", "text-and-tables", "no-train", "no-val", "blank"],
+)  # fmt: skip
+def test_what_a_folder_gives(tmp_path, files, train, val):
+    """Documents of each split that have tokens; without any, rows say what to do."""
+    (tmp_path / "data").mkdir()
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+        (tmp_path / "data" / name).write_bytes(data)
+    source = open_source(str(tmp_path / "data"))
+    tokenizer = Tokenizer.train(["good"], vocab_size=320)
+    for split, expected in (("train", train), ("val", val)):
+        shards = tokenize_source(source, tokenizer, split)
+        assert (
+            sum(int((shard.offsets[1:] > shard.offsets[:-1]).sum()) for shard in shards.shards)
+            == expected
+        )
+        if expected:
+            PackedRows(shards, 16, seed=0).row(0)
+        else:
+            with pytest.raises(
+                DataError, match="found no token, .* Add text: of two documents one"
+            ):
+                PackedRows(shards, 16, seed=0)
 
 
 # ---------------------------------------------------------------- places

@@ -115,6 +115,14 @@ def test_a_folder_that_cannot_be_written_is_named(base_dir):
         lock_run("base", "d4")
 
 
+def test_a_full_disk_is_named(base_dir):
+    folder = run_dir("base", "d4")
+    folder.parent.mkdir(parents=True)
+    folder.with_name(".d4.lock").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="the runs of stage base cannot be written"):
+        lock_run("base", "d4")
+
+
 @pytest.mark.parametrize("tag", ["../d4", "a/b", "", ".hidden", "a b", "~", "-x", "a\nb"])
 def test_a_tag_that_is_no_folder_name(tag):
     with pytest.raises(ConfigError, match="is no folder name"):
