@@ -33,7 +33,7 @@ SOURCE = r"""(?P<source>"[^"]+"|'[^']+'|[^:,"'][^:,]*)"""
 PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+))?\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
+    "arithmetic, spelling, spell, spell-long, count, repeat, facts, identity, unknown, free"
 )
 
 
@@ -70,7 +70,7 @@ def make_task(
         return Identity(split, size, path=source)
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
-    if name in ("spell", "count"):
+    if name in ("spell", "count", "repeat"):
         return Spelling(split, size, question=name, pieces=pieces)
     if name == "spell-long":
         return Spelling(split, size, question="spell", letters=LONG, pieces=pieces)
