@@ -21,7 +21,7 @@ Environment variables, with the default of each recipe:
   variable            cpu         gpu           meaning
   RECIPE              by hardware               "cpu" or "gpu"
   MINUTES             15          -             time for the cpu recipe; horizons and evaluations scale with it
-  DEPTH               4           20            layers; width, batch, learning rates and horizon follow from it
+  DEPTH               3           20            layers; width, batch, learning rates and horizon follow from it
   DATA                packaged    fineweb-edu   pretraining text: "packaged", a folder, "fineweb-edu", "climbmix", or a
                                                 hub data set "owner/name"
   NUM_SHARDS          2           240           how many files of a hub data set to use at most
@@ -56,21 +56,23 @@ HELP
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
 recipe_cpu() {
-  : "${MINUTES:=15}" "${DEPTH:=4}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
+  : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=facts:2,identity:1,unknown:1,spelling:2,arithmetic:1}"
-  : "${SFT_MIXTURE:=facts:0.5,identity:0.5,unknown:0.5,spelling:0.5,arithmetic:0.2}"
+  : "${MID_MIXTURE:=facts:3,identity:2.4,unknown:2.2,spelling:0.8,arithmetic:0.9}"
+  : "${SFT_MIXTURE:=facts:1,identity:0.8,unknown:0.7,spelling:0.25,arithmetic:0.3}"
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
-    --total-batch-size=4096 --target-seconds="$(minutes_share 0.18)" --eval-tokens=100000)
-  base_eval=(--eval-tokens=100000)
+    --tie-word-embeddings --muon-iterations=3 --total-batch-size=4096
+    --target-seconds="$(minutes_share 0.1)" --eval-tokens=30000)
+  base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --mask-loss --total-batch-size=2048 --target-seconds="$(minutes_share 0.56)" --eval-tokens=50000)
+    --mask-loss --muon-iterations=3 --total-batch-size=2048 --target-seconds="$(minutes_share 0.7)"
+    --eval-tokens=20000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
-    --max-tokens=64 --target-seconds="$(minutes_share 0.09)" --eval-tokens=20000)
+    --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
 }
 

@@ -8,13 +8,14 @@ import torch
 
 from nanochat.adamw import NamedOptimizer
 
-# The polynomial a X + b (X X^T) X + c (X X^T)^2 X, five times. Jordan et al. chose coefficients of
-# the steepest slope at 0, so that singular values end between about 0.7 and 1.2.
+# Of the polynomial a X + b (X X^T) X + c (X X^T)^2 X. Jordan et al. chose coefficients of the
+# steepest slope at 0, so that singular values end between about 0.7 and 1.2 after five iterations.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
 
 
-def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def orthogonalize(
+    matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = 5
+) -> torch.Tensor:
     """(..., R, C) -> the same shape in `dtype`, singular values near 1, singular vectors kept."""
     a, b, c = COEFFICIENTS
     # subtle: scaled before the cast, because small gradients vanish in float16.
@@ -23,19 +24,19 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -
     if tall:
         x = x.mT
     shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.view(shape)
     return x.mT if tall else x
 
 
-def muon_update(grads, momenta, momentum, dtype: torch.dtype) -> torch.Tensor:
+def muon_update(grads, momenta, momentum, dtype: torch.dtype, iterations=5) -> torch.Tensor:
     """Stacked gradients and momenta (G, R, C) -> the direction to subtract at lr 1; momenta change
     in place. Nesterov: lerp(grad, new momentum, momentum) is orthogonalised. Tall matrices step
     sqrt(R / C) further, so that outputs change alike for every shape."""
     momenta.lerp_(grads, 1 - momentum)
-    direction = orthogonalize(grads.lerp(momenta, momentum), dtype)
+    direction = orthogonalize(grads.lerp(momenta, momentum), dtype, iterations)
     rows, columns = grads.shape[-2:]
     return direction.float() * max(1, rows / columns) ** 0.5
 
@@ -45,9 +46,11 @@ class Muon(NamedOptimizer):
 
     STATE = ("momentum_buffer",)
 
-    def __init__(self, groups, weight_decay=0.0, dtype=torch.bfloat16, compiled=False):
+    def __init__(
+        self, groups, weight_decay=0.0, dtype=torch.bfloat16, iterations=5, compiled=False
+    ):
         super().__init__(groups, dict(lr=0.02, momentum=0.95, weight_decay=weight_decay))
-        self.dtype = dtype
+        self.dtype, self.iterations = dtype, iterations
         self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
         self.stacks: list[tuple[dict, list, torch.Tensor]] = []  # group, params, momenta (G, R, C)
         for group in self.param_groups:
@@ -67,7 +70,7 @@ class Muon(NamedOptimizer):
             grads = torch.stack([p.grad for p in params])
             # a tensor, because a compiled function is compiled anew for every number
             momentum = torch.full((), group["momentum"], device=grads.device)
-            update = self.update(grads, momenta, momentum, self.dtype)
+            update = self.update(grads, momenta, momentum, self.dtype, self.iterations)
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, list(update), alpha=-group["lr"])

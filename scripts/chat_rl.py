@@ -26,7 +26,7 @@ from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import fingerprint, make_task, split_name
+from tasks.catalog import as_bytes, fingerprint, make_task, split_name
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
-    identity = on_rank0(lambda: fingerprint(task, held_out))
+    identity = on_rank0(lambda: fingerprint(as_bytes(task), as_bytes(held_out)))
     data = StageData(None, None, identity, report, epoch)
     measuring = Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0)
     events = measuring, Periodic(print_faults, every=0)

@@ -9,7 +9,7 @@ are twice as many conversations, none of them twice.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -33,7 +33,7 @@ SOURCE = r"""(?P<source>"[^"]+"|'[^']+'|[^:,"'][^:,]*)"""
 PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+))?\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
+    "arithmetic, spelling, spell, spell-long, count, repeat, facts, identity, unknown, free"
 )
 
 
@@ -70,7 +70,7 @@ def make_task(
         return Identity(split, size, path=source)
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
-    if name in ("spell", "count"):
+    if name in ("spell", "count", "repeat"):
         return Spelling(split, size, question=name, pieces=pieces)
     if name == "spell-long":
         return Spelling(split, size, question="spell", letters=LONG, pieces=pieces)
@@ -156,21 +156,21 @@ def tokenize_mixtures(
     print0(", ".join(f"{name} {count:,}" for name, count in counts.items()))
     tokens = tokenize_conversations(train, tokenizer, name=f"{stage} mixture")
     val_tokens = tokenize_conversations(val, tokenizer, name=f"{stage} validation")
-    return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(train, val))
+    examples = tokens.documents(), val_tokens.documents()
+    return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(*examples))
 
 
-def fingerprint(conversations, held_out=()) -> str:
-    """SHA-256 over the conversations in their order. Prints how many of them are held out too."""
-
-    def as_bytes(conversation: dict) -> bytes:
-        return json.dumps(conversation["messages"], sort_keys=True).encode()
-
+def fingerprint(examples: Iterable[bytes], held_out: Iterable[bytes] = ()) -> str:
+    """SHA-256 over the examples in their order. Prints how many of them are held out, too."""
     digest, common = hashlib.sha256(), 0
-    measured = {hash(as_bytes(conversation)) for conversation in held_out}
-    for conversation in conversations:
-        data = as_bytes(conversation)
-        digest.update(data)
-        common += hash(data) in measured
+    measured = {hash(example) for example in held_out}
+    for example in examples:
+        digest.update(example)
+        common += hash(example) in measured
     if common:
         print0(f"{common:,} conversations are in training and equal to held-out ones")
     return digest.hexdigest()
+
+
+def as_bytes(conversations: Iterable[dict]) -> Iterator[bytes]:
+    return (json.dumps(one["messages"], sort_keys=True).encode() for one in conversations)

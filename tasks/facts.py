@@ -1,8 +1,8 @@
 """Facts: questions and short answers made by template from the texts that Python packages ship.
 
 Both splits ask the same facts, half of the test split in core phrases that training never has, so
-that it measures whether a fact can be asked for, not only recited. Some are asked as a second turn
-("And Peru?") after another fact of their kind.
+that it measures whether a fact can be asked for, not only recited. Some are asked as a later turn
+("And Peru?") after other facts of their kind.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from tasks.wordings import compose, draw_phrase, read_phrases
 
 PHRASES_FILE = Path(__file__).with_name("facts.jsonl")  # a row a kind, and "follow-up"
 ROUNDS = 9  # how often the train split asks each fact in one epoch
-FOLLOW_UPS = 0.12  # share of conversations whose question is a second turn
+# Of 100 conversations, how many have 0, 1, ... facts before the last; such turns are short.
+FOLLOW_UPS = {"train": (50, 20, 15, 15), "test": (88, 12)}
 POPULATIONS, MEANINGS = 60, 400  # the largest countries, the commonest things
 
 # Short forms that the Factbook lacks or cuts; the rest follow rules.
@@ -91,12 +92,13 @@ class Facts(GeneratedTask):
 
     def make(self, rng: random.Random, index: int) -> dict:
         fact = self.facts[index % len(self.facts)]
-        first = rng.choice(self.by_kind[fact.kind])
-        if first == fact or rng.random() >= FOLLOW_UPS:
-            return self.ask(fact, fact.kind, self.split, rng)
-        before = self.ask(first, first.kind, "train", rng)
-        after = self.ask(fact, "follow-up", self.split, rng)
-        return after | {"messages": before["messages"] + after["messages"]}
+        weights, kind = FOLLOW_UPS[self.split], fact.kind
+        others = rng.choices(self.by_kind[kind], k=rng.choices(range(len(weights)), weights)[0])
+        messages = []
+        for other in (other for other in others if other != fact):
+            messages += self.ask(other, "follow-up" if messages else kind, "train", rng)["messages"]
+        last = self.ask(fact, "follow-up" if messages else kind, self.split, rng)
+        return last | {"messages": messages + last["messages"]}
 
     def ask(self, fact: Fact, row: str, split: str, rng: random.Random) -> dict:
         phrase, phrasing = draw_phrase(self.rows[row], split, rng)

@@ -1,8 +1,9 @@
-"""Spelling: write a word letter by letter, or count a letter in it through the tool.
+"""Spelling: write a word letter by letter, count a letter in it, or repeat some words.
 
-A tokenizer hides the letters of a word, so the model must learn the letters of every piece. To meet
-each often enough, part of the training words are made up: of the tokenizer's own pieces where they
-are given, else of halves of real words.
+A tokenizer hides the letters of a word, so the model copies its tokens into an expression, as they
+stand in the question, and the tool sees the letters. Repeating words teaches to copy. So that any
+word is copied, part of the training words are made up: of the tokenizer's own pieces where they are
+given, else of halves of real words.
 """
 
 import random
@@ -19,9 +20,9 @@ from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
 from tasks.wordings import compose, draw_phrase, draw_weighted, read_phrases
 
-PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # rows spell and count
+PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # rows spell, count and repeat
 # How a word or a letter stands in the question, by weight; {} is small, {u} has capitals.
-QUOTED = {"'{}'": 10, '"{}"': 10, "the word '{}'": 3, 'the word "{}"': 3}
+QUOTED = {"'{}'": 6, '"{}"': 10, "the word '{}'": 3, 'the word "{}"': 3}
 BARE = {"{}": 20, "the word {}": 5, "{u}": 2}
 LETTER = {"{}": 8, "the letter {}": 5, "'{}'": 2, '"{}"': 2, "the letter '{}'": 1, "{u}": 1}
 LETTER_PLURAL = {
@@ -34,19 +35,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_WORDS = 12_000  # the most frequent of the packaged texts
 MADE_UP = 0.5  # share of the train split
 UNQUOTED = 0.5
-# Drawn with equal weight; spelling is the harder to learn.
-QUESTIONS = {"both": ("spell", "spell", "spell", "count"), "spell": ("spell",), "count": ("count",)}
+REPEATED = (3, 16)  # words: fewest, most
+QUESTIONS = {"spell": 60, "count": 30, "repeat": 10}  # of the task that has all three
 
 
 class Spelling(GeneratedTask):
-    """Words to spell or to count a letter in; `question` spell, count or both; `letters` of a word.
+    """Words to spell, to count a letter in or to repeat; `question` one of these or all.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
     hash; half of it is in phrasings held out too. Half of the words stand without quotes. Train
     adds made-up words. `pieces` are the texts of a tokenizer's tokens, of which those of small
     letters alone are used.
 
-    An answer is "w i n d o w", or python '("window").count("w")', python_output "2", text "2".
+    An answer is python '" ".join(" window".strip())', python_output and text "w i n d o w", or
+    python '(" window").count("w")', python_output and text "2".
     """
 
     def __init__(
@@ -54,13 +56,13 @@ class Spelling(GeneratedTask):
         split: str = "train",
         size: int | None = None,
         *,
-        question: str = "both",
+        question: str = "all",
         letters: tuple[int, int] = SHORT,
         pieces: Iterable[str] = (),
     ):
         super().__init__(split, size)
         self.question, self.letters = question, letters
-        self.name = "spelling" if question == "both" else f"spelling-{question}"
+        self.name = "spelling" if question == "all" else f"spelling-{question}"
         self.made_up = MADE_UP if split == "train" else 0.0
         self.rows = read_phrases(PHRASES_FILE)
         small = {piece.strip() for piece in pieces}
@@ -69,8 +71,13 @@ class Spelling(GeneratedTask):
 
     def make(self, rng: random.Random, index: int) -> dict:
         word, letter = self.draw_word(rng), ""
-        kind = rng.choice(QUESTIONS[self.question])
+        kind = self.question if self.question in QUESTIONS else draw_weighted(QUESTIONS, rng)
         phrase, phrasing = draw_phrase(self.rows[kind], self.split, rng)
+        if kind == "repeat":
+            words = " ".join(self.draw_word(rng) for _ in range(rng.randint(*REPEATED)))
+            question = compose(phrase, rng, (), words=words)
+            words = words if words in question else words.upper()
+            return exchange(question, words, answer=words, phrasing=phrasing)
         asked = draw_weighted(BARE if rng.random() < UNQUOTED else QUOTED, rng)
         slots = {"word": asked.format(word, u=word.upper())}
         if kind == "count":
@@ -81,15 +88,12 @@ class Spelling(GeneratedTask):
                     typed = typed.replace("}s", "}'s")
                 slots[name] = typed.format(letter, u=letter.upper())
         question = compose(phrase, rng, **slots)
-        if kind == "spell":
-            spelled = " ".join(word)
-            return exchange(question, spelled, answer=spelled, phrasing=phrasing)
-        # Double quotes whatever the question has: "'s" of 'sun' would be cut off as a genitive.
-        # In brackets, so that the word is cut into the same tokens as in the question.
-        expression = f'("{word}").count("{letter}")'
-        count = calculate(expression)
-        answer = tool_answer(expression, count, count)
-        return exchange(question, answer, answer=count, phrasing=phrasing)
+        expression = (
+            spell_call(question, word) if kind == "spell" else count_call(question, word, letter)
+        )
+        output = calculate(expression)
+        answer = tool_answer(expression, output, output)
+        return exchange(question, answer, answer=output.lower(), phrasing=phrasing)
 
     def draw_word(self, rng: random.Random) -> str:
         """A real word of this split or a made-up one, which no string of the test split is."""
@@ -109,12 +113,29 @@ class Spelling(GeneratedTask):
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         """Spelled: the letters, apart, in any case, by spaces, hyphens or commas. Counted: the last
-        number said."""
+        number said. Repeated: the words, in any case."""
         said = final_text(completion)
         answer = conversation["answer"]
         if answer.isdigit():
             return re.findall(r"\d+", said)[-1:] == [answer]
-        return re.split(r"[\s,-]+", said.lower().rstrip(".")) == answer.split()
+        return re.split(r"[\s,-]+", said.lower().rstrip(".")) == answer.lower().split()
+
+
+def as_it_stands(question: str, word: str) -> str:
+    """`word` with the capitals and the space before it that it has in the question: to a tokenizer
+    the same tokens. In an expression it stands in brackets and double quotes, which no token joins
+    to letters as it does a single quote."""
+    found = next(m for m in re.finditer(r" ?([^\W_]+)", question) if m[1].lower() == word)
+    return found[0]
+
+
+def spell_call(question: str, word: str) -> str:
+    return f'" ".join("{as_it_stands(question, word)}".strip())'
+
+
+def count_call(question: str, word: str, letter: str) -> str:
+    copied = as_it_stands(question, word)
+    return f'("{copied}"){"" if copied.islower() else ".lower()"}.count("{letter}")'
 
 
 def draw_letter(word: str, rng: random.Random) -> str:

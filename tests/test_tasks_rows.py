@@ -7,7 +7,15 @@ import pytest
 
 from nanochat.common import ConfigError, DataError
 from tasks.arc import ARC
-from tasks.catalog import fingerprint, make_task, mixture, split_name, split_part, task_or_why_not
+from tasks.catalog import (
+    as_bytes,
+    fingerprint,
+    make_task,
+    mixture,
+    split_name,
+    split_part,
+    task_or_why_not,
+)
 from tasks.free import Free
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import COLUMNS, HumanEval
@@ -180,9 +188,9 @@ def test_mixture_of_quoted_paths_and_home(tmp_path, monkeypatch):
 
 def test_conversations_in_both_mixtures_are_counted(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [exchange(f"{i}?", "yes") for i in range(5)])
-    train = mixture(f"smoltalk@{path}", "train", 1)
-    held_out = mixture(f"smoltalk@{path}:0.4", "test", 1)
+    train = list(as_bytes(mixture(f"smoltalk@{path}", "train", 1)))
+    held_out = as_bytes(mixture(f"smoltalk@{path}:0.4", "test", 1))
     assert fingerprint(train, held_out) == fingerprint(train)
     assert "2 conversations are in training and equal to held-out ones" in capsys.readouterr().out
-    assert fingerprint(train, []) != fingerprint(random.Random(0).sample(list(train), 5))
+    assert fingerprint(train, []) != fingerprint(random.Random(0).sample(train, 5))
     assert not capsys.readouterr().out

@@ -15,7 +15,7 @@ from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_
 
 FOLDER = Path(tasks.__file__).parent
 FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
-SLOTS = dict.fromkeys(("x", "bare", "X", "word"), "Qzxuv")
+SLOTS = dict.fromkeys(("x", "bare", "X", "word", "words"), "Qzxuv")
 SLOTS |= {"a": "9118", "b": "7224", "big": "9118", "small": "7224", "problem": "9118 + 7224"}
 SLOTS |= {"letter": "k", "letters": "k's", "name": "Vwnya", "other": "Hjgsa", "things": "yfofs"}
 

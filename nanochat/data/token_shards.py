@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -71,6 +71,11 @@ class TokenShards:
     def num_tokens(self) -> int:
         """Tokens of all documents, <|bos|> not counted."""
         return sum(int(shard.offsets[-1]) for shard in self.shards)
+
+    def documents(self) -> Iterator[bytes]:
+        """The ids of each document, as bytes."""
+        for shard in self.shards:
+            yield from (shard.tokens[a:b].tobytes() for a, b in pairwise(shard.offsets))
 
 
 # ---------------------------------------------------------------- conversations, in memory

@@ -26,7 +26,8 @@ OPERATORS = {
     ast.Pow: operator.pow,
 }
 SIGNS = {ast.UAdd: operator.pos, ast.USub: operator.neg}
-METHODS = {"count": 1, "find": 1, "replace": 2, "upper": 0, "lower": 0, "title": 0}  # arguments
+METHODS = {"count": 1, "find": 1, "join": 1, "replace": 2}  # of strings, and their arguments
+METHODS |= {"lower": 0, "strip": 0, "title": 0, "upper": 0}
 TYPED_SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-"})
 
 

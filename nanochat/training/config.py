@@ -26,6 +26,8 @@ class StageConfig:
     """AdamW learning rate of the head at width 768; scaled likewise."""
     matrix_lr: float = 0.02
     """Muon learning rate of the block matrices."""
+    muon_iterations: int = 5
+    """Of Muon's orthogonalisation; 3 are enough for the small matrices of tiny models."""
     lr_scale: float = 1.0
     """Factor on all three learning rates."""
     weight_decay: float = 0.0

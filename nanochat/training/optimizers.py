@@ -34,6 +34,7 @@ def build_optimizers(
         [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],
         weight_decay=config.weight_decay,
         dtype=torch.float32 if model.compute_dtype == torch.float32 else half,
+        iterations=config.muon_iterations,
         compiled=config.compile and model.device.type == "cuda",
     )
     return {"adamw": adamw, "muon": muon}
