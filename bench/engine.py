@@ -1,13 +1,13 @@
-"""Speed of the engine beside Hugging Face's generate, and llama.cpp, on random weights.
+"""Speed of the engine beside Hugging Face's generate and llama.cpp, on the same random weights.
 
-    python -m bench.engine                                    depth 12 on whatever device is there
-    python -m bench.engine --depth 20 --streams 1 32 --gguf model.gguf
+    python -m bench.engine                            depth 12 on whatever device is there
+    python -m bench.engine --depth 8 --vocab-size 16384 --streams 1 8 32
 
-Hugging Face reads the same weights from a checkpoint folder, in the same dtype (needs the export
-extra); llama.cpp reads --gguf through llama-cpp-python, where that is installed. All take turns.
-Prints time to first token, tokens/s while tokens come, and the share of the memory bandwidth that
-the bytes read (weights but the embedding table, and cache) reach; the bandwidth is measured in the
-same turns, on a buffer as large as the weights. Writes bench/results/engine-<machine>.json.
+Hugging Face reads the weights from a checkpoint folder (needs the export extra); llama.cpp reads
+GGUF files made of it, where llama-cpp-python is installed (`pip install llama-cpp-python` compiles
+it, for some minutes). All take turns. Prints time to first token, tokens/s while tokens come, and
+the share of the memory bandwidth that the bytes read (weights but the embedding table, and cache)
+reach; the bandwidth is measured in the same turns. Writes bench/results/engine-<machine>.json.
 """
 
 import importlib.util
@@ -17,6 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -38,10 +41,14 @@ class Config:
     """Layers; the width follows."""
     vocab_size: int = 65536
     """Ids."""
-    streams: tuple[int, ...] = (1, 8, 32, 128)
+    streams: tuple[int, ...] = (1, 8, 32)
     """Answers that are made at once."""
-    hf_streams: tuple[int, ...] = (1, 8, 32)
-    """The same for Hugging Face's generate; -1 alone leaves it out."""
+    weights: tuple[str, ...] = ("float32", "bfloat16", "int8")
+    """On a CPU: what the engine keeps its matrices as."""
+    hf_dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """Those of Hugging Face's generate; none alone leaves it out."""
+    llama_types: tuple[str, ...] = ("f16", "q8_0")
+    """Those of llama.cpp; none alone leaves it out."""
     prompt_tokens: int = 64
     """Tokens of every prompt; no two prompts begin alike."""
     new_tokens: int = 64
@@ -52,8 +59,6 @@ class Config:
     """Choose among this many."""
     repeats: int = 3
     """Turns; tables show medians."""
-    gguf: str = ""
-    """A GGUF file for llama.cpp."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
 
@@ -71,7 +76,8 @@ def prompts(config: Config, streams: int) -> list[list[int]]:
 
 def random_model(config: Config, device: torch.device) -> GPT:
     """Weights that make no token certain, drawn once."""
-    shape = GPTConfig.from_depth(config.depth, config.vocab_size)
+    # llama.cpp has no soft-cap
+    shape = GPTConfig.from_depth(config.depth, config.vocab_size, logit_softcap=None)
     model = GPT(shape)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -103,38 +109,30 @@ def run_engine(engine: Engine, config: Config, streams: int) -> Speeds:
     return statistics.median(first.values()), streams / statistics.median(full_steps)
 
 
-def hugging_face(model: GPT, tokenizer: Tokenizer, config: Config) -> Callable[[int], Speeds]:
-    """The same weights, saved as a checkpoint and loaded by transformers; a function that measures
-    them."""
+def hugging_face(
+    checkpoint: Path, dtype: str, bos: int, config: Config, device: torch.device
+) -> Callable[[int], Speeds]:
+    """Measures transformers' generate for a number of streams."""
     from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as folder:
-        previous = os.environ.get("NANOCHAT_BASE_DIR")
-        os.environ["NANOCHAT_BASE_DIR"] = folder
-        path = prepare_checkpoint("base", "bench", 0, model=model, tokenizer=tokenizer,
-                                  run={"config": {}}, state={})()  # fmt: skip
-        os.environ.pop("NANOCHAT_BASE_DIR")
-        if previous is not None:
-            os.environ["NANOCHAT_BASE_DIR"] = previous
-        other = AutoModelForCausalLM.from_pretrained(path, dtype=model.compute_dtype)
-        other = other.to(model.device)
+    other = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device)
 
     def measure(streams: int) -> Speeds:
-        inputs = torch.tensor(prompts(config, streams), device=model.device)
+        inputs = torch.tensor(prompts(config, streams), device=device)
         seconds = []
         for new in (1, config.new_tokens):
             choice = {"do_sample": False}
             if config.temperature > 0:
                 choice = {"do_sample": True, "temperature": config.temperature}
                 choice["top_k"] = config.top_k
-            synchronize(model.device)
+            synchronize(device)
             start = time.perf_counter()
             with torch.inference_mode():
                 out = other.generate(
                     inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new,
-                    min_new_tokens=new, pad_token_id=tokenizer.bos, **choice,
+                    min_new_tokens=new, pad_token_id=bos, **choice,
                 )  # fmt: skip
-            synchronize(model.device)
+            synchronize(device)
             seconds.append(time.perf_counter() - start)
             assert out.shape[1] == config.prompt_tokens + new
         return seconds[0], streams * (config.new_tokens - 1) / (seconds[1] - seconds[0])
@@ -142,29 +140,52 @@ def hugging_face(model: GPT, tokenizer: Tokenizer, config: Config) -> Callable[[
     return measure
 
 
-def llama_cpp(config: Config) -> Callable[[int], Speeds] | None:
-    """One stream of llama.cpp on the GGUF file; None, and the reason, where it cannot be run."""
-    if not config.gguf:
-        print("llama.cpp: left out, for no --gguf FILE was given")
-        return None
-    if importlib.util.find_spec("llama_cpp") is None:
-        print("llama.cpp: left out, for llama-cpp-python is not installed")
-        return None
-    from llama_cpp import Llama
+def llama_cpp(gguf: Path, config: Config) -> Callable[[int], Speeds]:
+    """Measures llama.cpp: one batch a step with a token of every stream, as its server's slots."""
+    import llama_cpp as c
 
-    context = config.prompt_tokens + config.new_tokens + 1
-    llama = Llama(config.gguf, n_ctx=context, n_threads=torch.get_num_threads(), verbose=False)
+    model = c.llama_model_load_from_file(str(gguf).encode(), c.llama_model_default_params())
+    assert model, f"llama.cpp cannot read {gguf}"
+
+    def decode(context, tokens: list[tuple[int, int, int, bool]]) -> None:
+        """tokens: (stream, position, id, whether its logits are wanted)."""
+        batch = c.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (stream, position, id, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = id, position, wanted
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, stream
+        assert c.llama_decode(context, batch) == 0
+        c.llama_batch_free(batch)
 
     def measure(streams: int) -> Speeds:
-        assert streams == 1
-        llama.reset()
-        [prompt] = prompts(config, 1)
-        prompt = [id % llama.n_vocab() for id in prompt]
-        start = time.perf_counter()
-        choice = {"top_k": config.top_k, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-        rows = llama.generate(prompt, temp=config.temperature, **choice)
-        times = [time.perf_counter() for _, _ in zip(range(config.new_tokens), rows, strict=False)]
-        return times[0] - start, (len(times) - 1) / (times[-1] - times[0])
+        params = c.llama_context_default_params()
+        params.n_ctx = streams * (config.prompt_tokens + config.new_tokens)
+        params.n_batch = params.n_ubatch = max(512, streams)
+        params.n_seq_max, params.kv_unified = streams, False
+        params.n_threads = params.n_threads_batch = torch.get_num_threads()
+        context = c.llama_init_from_model(model, params)
+        chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+        if config.temperature > 0:
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_top_k(config.top_k))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_temp(config.temperature))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_dist(1))
+        else:
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_greedy())
+        start, first, ids = time.perf_counter(), [], []
+        last = config.prompt_tokens - 1
+        for stream, prompt in enumerate(prompts(config, streams)):
+            decode(context, [(stream, i, id, i == last) for i, id in enumerate(prompt)])
+            ids.append(c.llama_sampler_sample(chain, context, -1))
+            first.append(time.perf_counter() - start)
+        seconds = []
+        for step in range(config.new_tokens - 1):
+            before, at = time.perf_counter(), config.prompt_tokens + step
+            decode(context, [(stream, at, id, True) for stream, id in enumerate(ids)])
+            ids = [c.llama_sampler_sample(chain, context, i) for i in range(streams)]
+            seconds.append(time.perf_counter() - before)
+        c.llama_sampler_free(chain)
+        c.llama_free(context)
+        return statistics.median(first), streams / statistics.median(seconds)
 
     return measure
 
@@ -186,46 +207,65 @@ def bytes_per_step(engine: Engine, config: Config, streams: int) -> float:
     c = engine.model.config
     of_token = 2 * c.n_layer * c.n_kv_head * c.head_dim * engine.cache.dtype.itemsize
     cached = streams * (config.prompt_tokens + config.new_tokens / 2) * of_token
-    return engine.fused.bytes_per_token() + cached
+    return (engine.decoder or engine.fused).bytes_per_token() + cached
 
 
 # ---------------------------------------------------------------- turns and tables
 
 
+def programs_of(
+    config: Config, model: GPT, device: torch.device, folder: str
+) -> tuple[dict[str, Callable[[int], Speeds]], dict[str, Engine]]:
+    """What is measured, by its name; the engines among them."""
+    tokenizer = Tokenizer.train(["two programs take turns"], config.vocab_size)
+    with patch.dict(os.environ, NANOCHAT_BASE_DIR=folder):
+        parts = {"model": model, "tokenizer": tokenizer, "run": {"config": {}}, "state": {}}
+        checkpoint = prepare_checkpoint("base", "bench", 0, **parts)()
+    programs, engines = {}, {}
+    for weights in config.weights if device.type == "cpu" else (None,):
+        name = f"nanochat {weights}" if weights else "nanochat"
+        engine = Engine(model, tokenizer, max_batch=max(config.streams), weights=weights)
+        engines[name], programs[name] = engine, partial(run_engine, engine, config)
+    for dtype in config.hf_dtypes:
+        if dtype != "none":
+            measure = hugging_face(checkpoint, dtype, tokenizer.bos, config, device)
+            programs[f"Hugging Face generate {dtype}"] = measure
+    if importlib.util.find_spec("llama_cpp") is None:
+        print("llama.cpp: left out; pip install llama-cpp-python")
+        return programs, engines
+    from nanochat.publishing.gguf import write_gguf
+
+    for kind in config.llama_types:
+        if kind != "none":
+            path = Path(folder) / f"{kind}.gguf"
+            write_gguf(checkpoint, path, kind)
+            programs[f"llama.cpp {kind}"] = llama_cpp(path, config)
+    return programs, engines
+
+
 def measure_all(config: Config, device: torch.device) -> tuple[list[dict], list[float]]:
     """A row for each program and number of streams; the bandwidth of every turn."""
     model = random_model(config, device)
-    tokenizer = Tokenizer.train(["two programs take turns"], config.vocab_size)
-    engine = Engine(model, tokenizer, max_batch=max(config.streams))
-    programs: dict[tuple[str, int], Callable[[], Speeds]] = {}
-    for n in config.streams:
-        programs["nanochat", n] = lambda n=n: run_engine(engine, config, n)
-    if hf_streams := [n for n in config.hf_streams if n > 0]:
-        other = hugging_face(model, tokenizer, config)
-        for n in hf_streams:
-            programs["Hugging Face generate", n] = lambda n=n: other(n)
-    if llama := llama_cpp(config):
-        programs["llama.cpp", 1] = lambda: llama(1)
-    buffer = torch.ones(engine.fused.bytes_per_token() // 4, device=device)
-    speeds = {key: [] for key in programs}
+    with tempfile.TemporaryDirectory() as folder:
+        programs, engines = programs_of(config, model, device, folder)
+    buffer = torch.ones(2 * model.num_params() // 4, device=device)
+    speeds = {(name, n): [] for n in config.streams for name in programs}
     bandwidths = []
     for turn in range(config.repeats + 1):  # the first warms up, and is not counted
-        for key, run in sorted(programs.items(), key=lambda item: item[0][1]):
+        for name, n in speeds:
             read = bandwidth(buffer)
-            measured = run()
-            print(
-                f"turn {turn}: {key[0]}, {key[1]} streams: {measured[1]:,.1f} tokens/s", flush=True
-            )
+            measured = programs[name](n)
+            print(f"turn {turn}: {name}, {n} streams: {measured[1]:,.1f} tokens/s", flush=True)
             if turn:
                 bandwidths.append(read)
-                speeds[key].append(measured)
+                speeds[name, n].append(measured)
     rows = [summary(*key, found) for key, found in speeds.items()]
     read = statistics.median(bandwidths)
     for row in rows:
-        if row["program"] == "nanochat":
+        if row["program"] in engines:
             n = row["streams"]
-            steps = row["tokens_per_second"] / n
-            row["bandwidth_share"] = steps * bytes_per_step(engine, config, n) / read
+            of_step = bytes_per_step(engines[row["program"]], config, n)
+            row["bandwidth_share"] = row["tokens_per_second"] / n * of_step / read
     return rows, bandwidths
 
 
@@ -240,18 +280,16 @@ def summary(program: str, streams: int, found: list[Speeds]) -> dict:
 
 
 def print_table(rows: list[dict], title: str) -> None:
-    """Ratios: to Hugging Face's generate with as many streams, and to one stream."""
+    """Each program's tokens/s also as a multiple of its own with one stream."""
     table = Table("program", "streams", "first token", "tokens/s", "of bandwidth", title=title)
-    table.add_column("nanochat is")
     table.add_column("of one stream")
-    mine = {r["streams"]: r["tokens_per_second"] for r in rows if r["program"] == "nanochat"}
-    for r in sorted(rows, key=lambda r: (r["streams"], r["program"] != "nanochat")):
-        speed, n = r["tokens_per_second"], r["streams"]
+    one = {r["program"]: r["tokens_per_second"] for r in rows if r["streams"] == 1}
+    for r in rows:
+        speed = r["tokens_per_second"]
         share = f"{r['bandwidth_share']:.0%}" if "bandwidth_share" in r else ""
-        times = f"{mine[n] / speed:.1f}x" if n in mine and not share else ""
-        of_one = f"{speed / mine[1]:.1f}x" if share and 1 in mine else ""
+        of_one = f"{speed / one[r['program']]:.1f}x" if one else ""
         first = f"{r['seconds_to_first_token']:.3f} s"
-        table.add_row(r["program"], str(n), first, f"{speed:,.1f}", share, times, of_one)
+        table.add_row(r["program"], str(r["streams"]), first, f"{speed:,.1f}", share, of_one)
     Console().print(table)
 
 

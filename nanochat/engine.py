@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import count, islice
+from itertools import accumulate, count, islice
 
 import torch
 
@@ -18,9 +18,10 @@ from nanochat.common import ConfigError
 from nanochat.gpt import GPT
 from nanochat.hardware import attention_backends
 from nanochat.inference.calculator import evaluate
+from nanochat.inference.cpu_decoder import cpu_decoder
 from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.inference.fused_model import FusedModel
-from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan, padded_size
+from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan
 from nanochat.inference.request import Request, RequestState, TokenOutput
 from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
 from nanochat.inference.scheduler import ScheduledStep, Scheduler
@@ -35,7 +36,8 @@ class Engine:
 
     tool: text of a tool call -> text of its result; runs in threads of its own. max_batch: requests
     that run at once; the others wait. chunk: tokens of prompts that a step may read (default: 2,048
-    on CUDA, else 256). graphs: on CUDA, a step that reads no prompt is a captured graph.
+    on CUDA, else 256). graphs: on CUDA, a step that reads no prompt is a captured graph. weights:
+    what a CPU keeps the matrices as, float32, bfloat16 or int8; None: the compute dtype.
 
     Example: Engine(model, tokenizer).complete([tokenizer.encode("<|bos|>The sky is")],
     max_tokens=8) == [[" blue ..."]]
@@ -50,9 +52,11 @@ class Engine:
         max_batch: int = 64,
         chunk: int | None = None,
         graphs: bool = True,
+        weights: str | None = None,
     ):
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.fused = FusedModel(model)
+        self.decoder = cpu_decoder(self.fused, weights)
         self.cache = KVCache(model.config, self.fused.device, self.fused.dtype)
         cuda = self.fused.device.type == "cuda"
         self.scheduler = Scheduler(max_batch, chunk or (2048 if cuda else 256))
@@ -68,6 +72,8 @@ class Engine:
     def refresh(self) -> None:
         """Takes the model's present weights and forgets the cache; requests under way go on."""
         self.fused.refresh()
+        if self.decoder is not None:
+            self.decoder.refresh()
         self.scheduler.forget()
 
     # ------------------------------------------------------------ requests and steps
@@ -188,7 +194,8 @@ class Engine:
         """(B, V) float32: the logits after each prompt, in one pass without the cache."""
         spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
         batch = AttentionBatch.of_spans(spans, self.model.config, self.fused.device)
-        return self._logits([id for prompt in prompts for id in prompt], batch, batch.last_rows)
+        ids = [id for prompt in prompts for id in prompt]
+        return self.fused.logits_of_rows(ids, batch, batch.last_rows)
 
     def run(
         self, requests: Sequence[Request], max_batch: int = 64
@@ -237,25 +244,21 @@ class Engine:
         plain = all(one.repetition_penalty == 1 for one in params)
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
             return self.graphs.run(chunks, params, noise)
+        ids = [token for chunk in chunks for token in chunk.tokens]
         spans = [TokenSpan(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
-        batch = AttentionBatch.of_spans(spans, config, self.fused.device, self.cache)
-        rows = [row for row, chunk in zip(batch.last_rows, chunks, strict=True) if chunk.last]
-        logits = self._logits([token for chunk in chunks for token in chunk.tokens], batch, rows)
+        ends = accumulate(span.length for span in spans)
+        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.last]
+        decoder = self.decoder
+        if decoder is not None and decoder.is_faster(len(ids)):
+            logits = decoder.logits(ids, spans, rows, self.cache)
+        else:
+            batch = AttentionBatch.of_spans(spans, config, self.fused.device, self.cache)
+            logits = self.fused.logits_of_rows(ids, batch, rows)
         if not answers:
             return [], logits
-        return sample(logits, params, noise, [one.sequence.tokens for one in answers]), logits
-
-    def _logits(self, ids: list[int], batch: AttentionBatch, rows: list[int]) -> torch.Tensor:
-        """(len(rows), V): the logits of those rows of a pass."""
-        padding = [0] * (batch.size - len(ids))
-        ids = torch.tensor(ids + padding, device=self.fused.device)
-        features = self.fused.features(ids, batch)
-        if not rows:  # a prompt's end is still to come
-            return features.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        if rows != list(range(batch.size)):
-            padding = [0] * (padded_size(len(rows)) - len(rows))
-            features = features[torch.tensor(rows + padding, device=features.device)]
-        return self.fused.logits(features)[: len(rows)]
+        histories = [one.sequence.tokens for one in answers]
+        draw = None if decoder is None else decoder.draw
+        return sample(logits, params, noise, histories, draw), logits
 
     def _append(
         self, answer: RequestState, token: int, logits: torch.Tensor | None = None

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs nanochat/bpe/core.cpp under AddressSanitizer and UBSan, then under ThreadSanitizer, on odd input.
+# Runs the C++ (nanochat/bpe/core.cpp on odd input, nanochat/inference/decoder.cpp on odd shapes) under
+# AddressSanitizer and UBSan, then under ThreadSanitizer.
 #
-#   bash runs/sanitize.sh            needs g++ or clang++ with its sanitizer libraries; about a minute
+#   bash runs/sanitize.sh            needs g++ or clang++ with its sanitizer libraries; about two minutes
 #   CXX=clang++ bash runs/sanitize.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,12 +13,14 @@ trap 'rm -rf "$folder"' EXIT
 
 # check NAME FLAGS...: compiles with FLAGS and runs; any finding ends the script with an error.
 check() {
-  local name=$1
+  local name=$1 source
   shift
-  echo "==> $name"
-  "${compiler[@]}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer "$@" \
-    tests/bpe/bpe_sanitize.cpp -o "$folder/sanitize"
-  "$folder/sanitize"
+  for source in tests/bpe/bpe_sanitize.cpp tests/inference/decoder_sanitize.cpp; do
+    echo "==> $name: $source"
+    "${compiler[@]}" -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer \
+      -ffp-contract=fast -fno-strict-aliasing "$@" "$source" -o "$folder/sanitize"
+    "$folder/sanitize"
+  done
 }
 
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

@@ -46,6 +46,8 @@ class Config:
     """The same seed and the same words give the same answers."""
     tool: str = "calculator"
     """What the model's calls are given to: calculator, or python (sandboxed)."""
+    int8: bool = False
+    """On a CPU: weights of 8 bits instead of 16, which are read in half the time."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
 
@@ -59,7 +61,8 @@ def main(config: Config) -> None:
     source = config.source, device, "eval", config.model_tag, config.step
     model, tokenizer, meta = load_model(*source)
     with open_tool(config.tool) as tool:
-        engine = Engine(model, tokenizer, tool)
+        weights = "int8" if config.int8 else "bfloat16"
+        engine = Engine(model, tokenizer, tool, weights=weights)
         if config.prompt is not None:
             question = sys.stdin.read().strip() if config.prompt == "-" else config.prompt
             if not question.strip():

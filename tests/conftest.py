@@ -32,17 +32,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def share_compiled(pytestconfig):
-    """share_compiled(base): a new base folder finds the C++ tokenizer that an earlier one compiled.
+    """share_compiled(base): a new base folder finds the C++ that an earlier one compiled.
 
-    Compiling takes seconds, and a program that a test starts would do it again. The library is kept
-    in .pytest_cache, for all workers and the next run; it is named after what it is made of.
+    Compiling takes seconds, and a program that a test starts would do it again. The libraries are
+    kept in .pytest_cache, for all workers and the next run; they are named after what they are made
+    of.
     """
-    kept = pytestconfig.cache.mkdir("compiled") / native.SOURCE.name
+    kept = pytestconfig.cache.mkdir("compiled")
 
     def share(base: Path) -> Path:
-        kept.mkdir(exist_ok=True)
         base.mkdir(parents=True, exist_ok=True)
-        (base / native.SOURCE.name).symlink_to(kept)
+        for name in (native.SOURCE.name, "decoder"):
+            (kept / name).mkdir(exist_ok=True)
+            (base / name).symlink_to(kept / name)
         return base
 
     return share

@@ -65,8 +65,12 @@ def collect(engine: Engine, prompts, num_samples=1, **options) -> list[list[list
 # ---------------------------------------------------------------- the slow twin
 
 
+@pytest.mark.parametrize("kernels", ["", "torch"])
 @pytest.mark.parametrize("n_kv_head, max_batch", [(4, 64), (2, 2), (1, 1)])
-def test_greedy_tokens_equal_the_naive_generator(tokenizer, n_kv_head, max_batch):
+def test_greedy_tokens_equal_the_naive_generator(
+    tokenizer, n_kv_head, max_batch, kernels, monkeypatch
+):
+    monkeypatch.setenv("NANOCHAT_CPU_KERNELS", kernels)
     model = random_model(n_kv_head=n_kv_head)
     naive = [list(model.generate(prompt, 12, temperature=0)) for prompt in PROMPTS]
     got = collect(
@@ -156,8 +160,14 @@ def test_ended_rows_cost_nothing_and_a_prompt_is_read_once(tokenizer):
     chain = chain_of(tokenizer, "abcdefgh<|assistant_end|>")
     engine = Engine(chain_model(chain), tokenizer)
     computed = []
-    features = engine.fused.features
-    engine.fused.features = lambda ids, step: computed.append(step.tokens) or features(ids, step)
+    schedule = engine.scheduler.schedule
+
+    def counted():
+        step = schedule()
+        computed.extend(len(chunk.tokens) for chunk in step.chunks)
+        return step
+
+    engine.scheduler.schedule = counted
     prompts = [[200 + i] * 20 + [ord(c)] for i, c in enumerate("fagbd")]
     got = collect(engine, prompts, 2, max_tokens=99, temperature=0, max_batch=4)
     assert ["".join(map(chr, samples[1])) for samples in got] == [

@@ -4,14 +4,14 @@ Query, key and value projections are one matrix. Tokens of several sequences for
 attention alone knows whose token is whose (kv_cache.AttentionBatch).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from nanochat.gpt import GPT, rotary_tables
-from nanochat.inference.cpu_kernels import product, rms_norm
-from nanochat.inference.kv_cache import AttentionBatch
+from nanochat.inference.kv_cache import AttentionBatch, padded_size
 
 
 class Layer(NamedTuple):
@@ -34,7 +34,7 @@ class FusedModel:
         self.master, self.config = model, model.config
         self.dtype, self.device = model.compute_dtype, model.device
         own = []
-        for weights in self._masters():
+        for weights in self.masters():
             cast = [weight.detach().to(self.dtype) for weight in weights]
             own.append(torch.cat(cast) if len(cast) > 1 else cast[0])
         self.embedding, self.head, *matrices = own
@@ -45,7 +45,7 @@ class FusedModel:
         self.cos = torch.cat([cos, cos], dim=-1)[:, None]
         self.sin = torch.cat([sin, -sin], dim=-1)[:, None]
 
-    def _masters(self) -> list[list[torch.Tensor]]:
+    def masters(self) -> list[list[torch.Tensor]]:
         """The GPT's weights, by the matrix here that holds them."""
         trunk = self.master.model
         masters = [[trunk.embed_tokens.weight], [self.master.lm_head.weight]]
@@ -60,7 +60,7 @@ class FusedModel:
     def refresh(self) -> None:
         """Copies the GPT's present weights here, in place."""
         own = [self.embedding, self.head, *(matrix for layer in self.layers for matrix in layer)]
-        for matrix, weights in zip(own, self._masters(), strict=True):
+        for matrix, weights in zip(own, self.masters(), strict=True):
             for part, weight in zip(matrix.split([len(w) for w in weights]), weights, strict=True):
                 if part.data_ptr() != weight.data_ptr():
                     part.copy_(weight)
@@ -78,28 +78,37 @@ class FusedModel:
         cos, sin = self.cos[batch.positions], self.sin[batch.positions]  # (N, 1, K)
         x = self._norm(F.embedding(ids, self.embedding))
         for i, layer in enumerate(self.layers):
-            qkv = product(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
-            if batch.kernel_rows == batch.tokens:
-                y = batch.rotate_and_attend(i, qkv, (self.cos, self.sin), c.rms_norm_eps)
-            else:
-                qk = self._rotate(qkv[:, :turned], cos, sin)
-                y = batch.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
-            x = x + product(y, layer.o)
-            hidden = product(self._norm(x), layer.fc1).relu_()
+            qkv = F.linear(self._norm(x), layer.qkv).view(len(ids), -1, c.head_dim)
+            qk = self._rotate(qkv[:, :turned], cos, sin)
+            y = batch.attend(i, qk[:, : c.n_head], qk[:, c.n_head :], qkv[:, turned:])
+            x = x + F.linear(y, layer.o)
+            hidden = F.linear(self._norm(x), layer.fc1).relu_()
             if self.dtype == torch.float16:  # subtle: as in gpt.MLP, for float16 ends at 255.9^2
-                x = x + product(hidden.div_(16).square_(), layer.fc2) * 256
+                x = x + F.linear(hidden.div_(16).square_(), layer.fc2) * 256
             else:
-                x = x + product(hidden.square_(), layer.fc2)
+                x = x + F.linear(hidden.square_(), layer.fc2)
         return self._norm(x)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (N, V) float32, soft-capped."""
-        logits, cap = product(features, self.head).float(), self.config.logit_softcap
+        logits, cap = F.linear(features, self.head).float(), self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def logits_of_rows(
+        self, ids: Sequence[int], batch: AttentionBatch, rows: Sequence[int]
+    ) -> torch.Tensor:
+        """(len(rows), V): the logits of those rows of a pass over ids, padded as the batch is."""
+        ids = torch.tensor([*ids, *[0] * (batch.size - len(ids))], device=self.device)
+        features = self.features(ids, batch)
+        if not rows:  # a prompt's end is still to come
+            return features.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        padding = [0] * (padded_size(len(rows)) - len(rows))
+        features = features[torch.tensor([*rows, *padding], device=self.device)]
+        return self.logits(features)[: len(rows)]
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """gpt.norm, with the same bits."""
-        return rms_norm(x, self.config.rms_norm_eps)
+        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
 
     def _rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """gpt.rotate, then the norm: x (N, H + Hkv, K), both in float32."""

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.gpt import GPTConfig
-from nanochat.inference.cpu_kernels import attend_singles, can_attend, rotate_and_keep
 
 GROW_BY = 128  # room for tokens is allocated in multiples of this
 
@@ -100,8 +99,8 @@ class Run(NamedTuple):
 class AttentionBatch:
     """What attention needs to know about one pass; made by `of_spans` or `of_slots`.
 
-    positions: (size,), of every row. The rows come in this order: those that cpu_kernels attends
-    for, runs, chunks, padding after the first `tokens`.
+    positions: (size,), of every row. The rows come in this order: runs, chunks, padding after the
+    first `tokens`.
     """
 
     config: GPTConfig
@@ -109,8 +108,6 @@ class AttentionBatch:
     positions: torch.Tensor
     tokens: int
     index: torch.Tensor | None = None  # (tokens Hkv,): where their keys and values are kept
-    kernel_slots: torch.Tensor | None = None  # of the rows that cpu_kernels attends for
-    kernel_rows: int = 0
     runs: list[Run] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     last_rows: list[int] = field(default_factory=list)  # of each span
@@ -130,17 +127,14 @@ class AttentionBatch:
             slots = torch.tensor([s.slot for s in spans for _ in range(s.length)], device=device)
             batch.index = flat_index(slots, positions[:tokens], cache)
             singles = len(list(takewhile(lambda span: span.length == 1, spans)))
-            if can_attend(cache.device, cache.dtype, config.head_dim):
-                batch.kernel_rows, batch.kernel_slots = singles, slots[:singles]
-            else:
-                for _, group in groupby(range(singles), key=lambda i: spans[i].slot - i):
-                    some = list(group)
-                    rows, slot = slice(some[0], some[-1] + 1), spans[some[0]].slot
-                    read = max(spans[i].start for i in some) + 1
-                    mask = None
-                    if any(spans[i].start + 1 < read for i in some):
-                        mask = single_masks(positions[rows], read, cache.dtype)
-                    batch.runs.append(Run(rows, slice(slot, slot + len(some)), read, mask))
+            for _, group in groupby(range(singles), key=lambda i: spans[i].slot - i):
+                some = list(group)
+                rows, slot = slice(some[0], some[-1] + 1), spans[some[0]].slot
+                read = max(spans[i].start for i in some) + 1
+                mask = None
+                if any(spans[i].start + 1 < read for i in some):
+                    mask = single_masks(positions[rows], read, cache.dtype)
+                batch.runs.append(Run(rows, slice(slot, slot + len(some)), read, mask))
         row = 0
         for i, span in enumerate(spans):
             if i >= singles:
@@ -173,8 +167,6 @@ class AttentionBatch:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             keys.view(-1, K).index_copy_(0, self.index, k[: self.tokens].reshape(-1, K))
             values.view(-1, K).index_copy_(0, self.index, v[: self.tokens].reshape(-1, K))
-        if self.kernel_rows:
-            parts.append(self._attend_by_kernel(q[: self.kernel_rows], keys, values))
         for rows, slots, read, mask in self.runs:
             mine = keys[slots, :, :read], values[slots, :, :read]  # (rows, Hkv, read, K)
             parts.append(self._sdpa(q[rows, :, None], *mine, mask, causal=False).flatten(1))
@@ -189,19 +181,6 @@ class AttentionBatch:
         if self.tokens < N:
             parts.append(q.new_zeros(N - self.tokens, H * K))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def rotate_and_attend(self, layer: int, qkv: torch.Tensor, tables, eps: float) -> torch.Tensor:
-        """The same from qkv (N, H + 2 Hkv, K) before it is rotated, if cpu_kernels attends for all
-        rows. tables: cos and sin of every position."""
-        n, keys, values = self.kernel_rows, self.cache.keys[layer], self.cache.values[layer]
-        places = self.kernel_slots, self.positions
-        q = rotate_and_keep(qkv[:n], tables, *places, keys, values, eps)
-        y = self._attend_by_kernel(q, keys, values)
-        return y if n == self.size else F.pad(y, (0, 0, 0, self.size - n))
-
-    def _attend_by_kernel(self, q, keys, values) -> torch.Tensor:
-        lengths = self.positions[: self.kernel_rows] + 1
-        return attend_singles(q, keys, values, self.kernel_slots, lengths)
 
     def _sdpa(self, q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
         grouped = self.config.n_kv_head != self.config.n_head
