@@ -59,7 +59,7 @@ recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=facts:3,identity:2.4,unknown:2.2,spelling:0.8,arithmetic:0.9}"
+  : "${MID_MIXTURE:=facts:3,identity:3.2,unknown:3,spelling:0.9,arithmetic:0.9}"
   : "${SFT_MIXTURE:=facts:1,identity:0.8,unknown:0.7,spelling:0.25,arithmetic:0.3}"
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)

@@ -41,6 +41,7 @@ NUMBER_WORDS = (
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
     "eighteen", "nineteen", "twenty",
 )  # fmt: skip
+FOLLOW_UPS = 0.1  # share of conversations that ask in a second turn
 IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
@@ -63,10 +64,20 @@ class Arithmetic(GeneratedTask):
         self.rows = read_phrases(PHRASES_FILE)
 
     def make(self, rng: random.Random, index: int) -> dict:
-        kind = draw_weighted(KINDS, rng)
+        if rng.random() >= FOLLOW_UPS:
+            return self.ask(rng)
+        first, last = self.ask(rng), self.ask(rng, again=True)
+        return last | {"messages": first["messages"] + last["messages"]}
+
+    def ask(self, rng: random.Random, again: bool = False) -> dict:
+        """A question and its answer. again: as after another one, "And 3 + 4?"."""
+        kind = draw_weighted({k: KINDS[k] for k in "+-*/"} if again else KINDS, rng)
         row = self.rows[kind]
-        infix = rng.choice(row["infix"]) if "infix" in row and rng.random() < 0.5 else ""
-        phrase, phrasing = draw_phrase(self.rows["problem"] if infix else row, self.split, rng)
+        around = self.rows["again" if again else "problem"]
+        infix = ""
+        if "infix" in row and (again or rng.random() < 0.5):
+            infix = rng.choice(row["infix"])
+        phrase, phrasing = draw_phrase(around if infix else row, self.split, rng)
         phrase = phrase.replace("{problem}", infix)
         a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
         while is_test(kind, a, b) != (self.split == "test"):
@@ -74,7 +85,8 @@ class Arithmetic(GeneratedTask):
         if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
             a, b = max(a, b), min(a, b)
         expression = EXPRESSIONS[kind].format(a=a, b=b)
-        question = compose(phrase, rng, **slots(phrase, a, b, rng))
+        layers = () if again else ("opener", "tail")
+        question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
         output = calculate(expression)
         answer = tool_answer(expression, output, output)
         return exchange(question, answer, answer=output, phrasing=phrasing)

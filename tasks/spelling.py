@@ -20,7 +20,7 @@ from nanochat.inference.calculator import calculate
 from tasks.task import GeneratedTask, exchange, final_text, held_back, tool_answer
 from tasks.wordings import compose, draw_phrase, draw_weighted, read_phrases
 
-PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # rows spell, count and repeat
+PHRASES_FILE = Path(__file__).with_name("spelling.jsonl")  # a row a kind
 # How a word or a letter stands in the question, by weight; {} is small, {u} has capitals.
 QUOTED = {"'{}'": 6, '"{}"': 10, "the word '{}'": 3, 'the word "{}"': 3}
 BARE = {"{}": 20, "the word {}": 5, "{u}": 2}
@@ -35,6 +35,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_WORDS = 12_000  # the most frequent of the packaged texts
 MADE_UP = 0.5  # share of the train split
 UNQUOTED = 0.5
+FOLLOW_UPS = 0.15  # share of conversations that ask in a second turn
 REPEATED = (3, 16)  # words: fewest, most
 QUESTIONS = {"spell": 60, "count": 30, "repeat": 10}  # of the task that has all three
 
@@ -70,30 +71,46 @@ class Spelling(GeneratedTask):
         self.words = [w for w in common_words(*letters) if held_back(w) == (split == "test")]
 
     def make(self, rng: random.Random, index: int) -> dict:
-        word, letter = self.draw_word(rng), ""
         kind = self.question if self.question in QUESTIONS else draw_weighted(QUESTIONS, rng)
-        phrase, phrasing = draw_phrase(self.rows[kind], self.split, rng)
+        word = self.draw_word(rng)
         if kind == "repeat":
-            words = " ".join(self.draw_word(rng) for _ in range(rng.randint(*REPEATED)))
-            question = compose(phrase, rng, (), words=words)
-            words = words if words in question else words.upper()
-            return exchange(question, words, answer=words, phrasing=phrasing)
-        asked = draw_weighted(BARE if rng.random() < UNQUOTED else QUOTED, rng)
+            return self.repeat(word, rng)
+        if rng.random() >= FOLLOW_UPS:
+            return self.ask(kind, word, self.split, rng)
+        # "And garden?" after another word, "And how many e's?" of the same one
+        before = word if kind == "count" else self.draw_word(rng)
+        first = self.ask(kind, before, "train", rng)
+        last = self.ask(f"{kind}-again", word, self.split, rng, first["messages"][0]["content"])
+        return last | {"messages": first["messages"] + last["messages"]}
+
+    def ask(self, kind: str, word: str, split: str, rng: random.Random, earlier: str = "") -> dict:
+        """A question of the row `kind` and its answer; `earlier`: a question before it, in which
+        the word stands if it does not in this one."""
+        phrase, phrasing = draw_phrase(self.rows[kind], split, rng)
+        asked, letter = draw_weighted(BARE if rng.random() < UNQUOTED else QUOTED, rng), ""
         slots = {"word": asked.format(word, u=word.upper())}
-        if kind == "count":
+        if kind.startswith("count"):
             letter = draw_letter(word, rng)
             for name, forms in (("letter", LETTER), ("letters", LETTER_PLURAL)):
                 typed = draw_weighted(forms, rng)
                 if letter in "aiu":  # "as", "is" and "us" are words
                     typed = typed.replace("}s", "}'s")
                 slots[name] = typed.format(letter, u=letter.upper())
-        question = compose(phrase, rng, **slots)
-        expression = (
-            spell_call(question, word) if kind == "spell" else count_call(question, word, letter)
-        )
+        question = compose(phrase, rng, () if earlier else ("opener", "tail"), **slots)
+        copied = as_it_stands(question if "{word}" in phrase else earlier, word)
+        expression = count_call(copied, letter) if letter else spell_call(copied)
         output = calculate(expression)
         answer = tool_answer(expression, output, output)
         return exchange(question, answer, answer=output.lower(), phrasing=phrasing)
+
+    def repeat(self, word: str, rng: random.Random) -> dict:
+        """Some words, which the answer says again."""
+        phrase, phrasing = draw_phrase(self.rows["repeat"], self.split, rng)
+        more = (self.draw_word(rng) for _ in range(rng.randint(*REPEATED) - 1))
+        words = " ".join([word, *more])
+        question = compose(phrase, rng, (), words=words)
+        answer = words if words in question else words.upper()
+        return exchange(question, answer, answer=answer, phrasing=phrasing)
 
     def draw_word(self, rng: random.Random) -> str:
         """A real word of this split or a made-up one, which no string of the test split is."""
@@ -129,12 +146,11 @@ def as_it_stands(question: str, word: str) -> str:
     return found[0]
 
 
-def spell_call(question: str, word: str) -> str:
-    return f'" ".join("{as_it_stands(question, word)}".strip())'
+def spell_call(copied: str) -> str:
+    return f'" ".join("{copied}".strip())'
 
 
-def count_call(question: str, word: str, letter: str) -> str:
-    copied = as_it_stands(question, word)
+def count_call(copied: str, letter: str) -> str:
     return f'("{copied}"){"" if copied.islower() else ".lower()"}.count("{letter}")'
 
 

@@ -25,7 +25,7 @@ from tasks.identity import Identity
 from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
-from tasks.spelling import Spelling, count_call, draw_letter, spell_call
+from tasks.spelling import Spelling, as_it_stands, count_call, draw_letter, spell_call
 from tasks.task import (
     choice_question,
     exchange,
@@ -160,7 +160,7 @@ def test_index_past_the_end_and_unknown_split():
 
 def pair(conversation):
     """(sign, a, b) of the expression; "%" where it is a percentage."""
-    expression = conversation["messages"][1]["content"][0]["text"]
+    expression = conversation["messages"][-1]["content"][0]["text"]
     sign = next(c for c in expression if c in "+-*/")
     a, b = expression.removesuffix("/100").split(sign)
     return "%" if expression.endswith("/100") else sign, int(a), int(b)
@@ -190,7 +190,7 @@ def test_arithmetic_pairs_are_split_in_either_order():
 def test_arithmetic_says_what_the_tool_says():
     task = Arithmetic("train", 500)
     for i in range(len(task)):
-        call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
+        call, output, text = (part["text"] for part in task[i]["messages"][-1]["content"])
         sign, a, b = pair(task[i])
         values = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1), "%": a * b // 100}
         assert output == text == task[i]["answer"] == str(values[sign])
@@ -231,9 +231,9 @@ def test_spelling_counts_what_it_asks():
     task = Spelling("train", 200, question="count")
     counts = []
     for i in range(len(task)):
-        call, output, text = (part["text"] for part in task[i]["messages"][1]["content"])
+        call, output, text = (part["text"] for part in task[i]["messages"][-1]["content"])
         word, letter = call.split('"')[1], call.split('"')[3]
-        asked = task[i]["messages"][0]["content"]
+        asked = " ".join(m["content"] for m in task[i]["messages"] if m["role"] == "user")
         assert word in asked and letter in asked.lower()
         assert output == text == str(word.lower().count(letter))
         counts.append(text)
@@ -242,12 +242,23 @@ def test_spelling_counts_what_it_asks():
 
 def test_spelling_copies_the_word_as_it_stands():
     """With the space before it and its capitals, so that the tokens are the same."""
-    assert spell_call("Spell the cat.", "cat") == '" ".join(" cat".strip())'
-    assert spell_call("cat, letter by letter", "cat") == '" ".join("cat".strip())'
-    assert spell_call("spell 'Cat'", "cat") == '" ".join("Cat".strip())'
-    assert calculate(spell_call("the cat", "cat")) == "c a t"
-    assert count_call("how many a in CAT", "cat", "a") == '(" CAT").lower().count("a")'
-    assert calculate(count_call("how many a in CAT", "cat", "a")) == "1"
+    assert as_it_stands("Spell the cat.", "cat") == " cat"
+    assert as_it_stands("cat, letter by letter", "cat") == "cat"
+    assert as_it_stands("spell 'Cat'", "cat") == "Cat"
+    assert calculate(spell_call(" cat")) == "c a t"
+    assert count_call(" CAT", "a") == '(" CAT").lower().count("a")'
+    assert calculate(count_call(" CAT", "a")) == "1"
+
+
+def test_spelling_asks_again():
+    for kind in ("spell", "count"):
+        task = Spelling("train", 200, question=kind)
+        again = [task[i] for i in range(200) if len(task[i]["messages"]) == 4]
+        assert 10 < len(again) < 60
+        for conversation in again:
+            first, _, second, answer = (message["content"] for message in conversation["messages"])
+            word = answer[0]["text"].split('"')[3 if kind == "spell" else 1]
+            assert word in (second if kind == "spell" else first)
 
 
 def test_spelling_repeats_words():
