@@ -30,6 +30,9 @@ Environment variables, with the default of each recipe:
   VOCAB_SIZE          8192        65536         size of the vocabulary, a multiple of 64
   SEQ_LEN             256         2048          tokens in a training row
   DEVICE_BATCH_SIZE   auto        auto          rows at once on a device; "auto" tries the largest that fits
+  RL                  0           0             1: reinforcement learning after fine-tuning (cpu: long words to spell,
+                                                GSM8K on a gpu); "compare": before it, fine-tuning on the model's own
+                                                right answers for as long, and both curves in the report
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
   MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
   SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
@@ -74,6 +77,8 @@ recipe_cpu() {
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture=spelling:0.1,arithmetic:0.1
     --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
+  chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.4)"
+    --eval-every=30 --eval-problems=1000 --eval-samples=4)
 }
 
 # The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default
@@ -89,6 +94,7 @@ recipe_gpu() {
   mid_train=(${MID_MIXTURE:+"--mixture=$MID_MIXTURE"})
   chat_sft=(${SFT_MIXTURE:+"--mixture=$SFT_MIXTURE"})
   chat_eval=()
+  chat_rl=(--task=gsm8k)
 }
 
 # -------------------------------------------------------------------------------------------------------- stages
@@ -132,10 +138,10 @@ stop() {
 
 stage() {
   number=$((number + 1))
-  say "[$number of 8, after $((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
+  say "[$number of $num_stages, after $((SECONDS / 60)) min $((SECONDS % 60)) s] $1"
 }
 
-# train_stages TAG FLAGS...: everything between the tokenizer and the report; FLAGS go to the three that train.
+# train_stages TAG FLAGS...: everything between the tokenizer and the report; FLAGS go to those that train.
 train_stages() {
   local tag=$1
   shift
@@ -152,10 +158,21 @@ train_stages() {
   run all scripts.chat_sft --parent-tag="$tag" ${chat_sft[@]+"${chat_sft[@]}"} "${training[@]}" --model-tag="$tag" "$@"
   stage "Evaluating the chat model"
   run all scripts.chat_eval --source=sft ${chat_eval[@]+"${chat_eval[@]}"} --model-tag="$tag"
+  if [ "$RL" = compare ]; then
+    stage "For comparison: fine-tuning on the model's own right answers"
+    run all scripts.chat_rl --parent-tag="$tag" "${chat_rl[@]}" "${training[@]}" --advantage=rejection \
+      --model-tag="$tag-rejection" "$@"
+  fi
+  if [ "$RL" != 0 ]; then
+    stage "Reinforcement learning: the model learns from its own answers"
+    run all scripts.chat_rl --parent-tag="$tag" "${chat_rl[@]}" "${training[@]}" --model-tag="$tag" "$@"
+    stage "Evaluating the chat model after it"
+    run all scripts.chat_eval --source=rl ${chat_eval[@]+"${chat_eval[@]}"} --model-tag="$tag"
+  fi
 }
 
 remove_rehearsal() {
-  if [ -z "$dry_run" ]; then rm -rf "$base_dir"/{{base,mid,sft}_checkpoints,report}/rehearsal; fi
+  if [ -z "$dry_run" ]; then rm -rf "$base_dir"/{{base,mid,sft,rl}_checkpoints,report}/rehearsal{,-rejection}; fi
 }
 
 # Every stage for two steps at full size, so that what would fail after hours fails now; then memory, hours and price.
@@ -163,6 +180,7 @@ rehearse() {
   say "Rehearsal: two steps of every stage at full size, with save, load and evaluation (SKIP_REHEARSAL=1 skips it)"
   local base_eval=("${base_eval[@]/--max-per-task=500/--max-per-task=8}")
   local chat_eval=(${chat_eval[@]+"${chat_eval[@]}"} --limit=32)
+  local chat_rl=("${chat_rl[@]}" --eval-problems=16 --no-gate)
   remove_rehearsal
   train_stages rehearsal --num-steps=2
   run one scripts.report --rehearsal --model-tag=rehearsal ${PRICE_PER_HOUR:+"--price-per-hour=$PRICE_PER_HOUR"}
@@ -190,6 +208,12 @@ pick_recipe() {
     *) fail "RECIPE is \"$RECIPE\"; expected cpu or gpu" ;;
   esac
   training=(--device-batch-size="$DEVICE_BATCH_SIZE")
+  case ${RL:=0} in
+    0) num_stages=8 source= ;;
+    1) num_stages=10 source=rl ;;
+    compare) num_stages=11 source=rl ;;
+    *) fail "RL is \"$RL\"; expected 0, 1 or compare" ;;
+  esac
   say "Recipe \"$RECIPE\": depth $DEPTH, data $DATA, vocabulary $VOCAB_SIZE, $NPROC" \
     "process(es)${MINUTES:+, $MINUTES minutes}, run \"$MODEL_TAG\" in $base_dir"
 }
@@ -227,7 +251,7 @@ main() {
   local trained=$((SECONDS - installed))
   say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $installed s of set-up," \
     "$((trained / 60)) min $((trained % 60)) s of training and measuring"
-  say "Talk to it:  source .venv/bin/activate; python -m scripts.chat_cli"
+  say "Talk to it:  source .venv/bin/activate; python -m scripts.chat_cli${source:+ -i $source}"
 }
 
 main "$@"

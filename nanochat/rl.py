@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Literal
 
 import numpy as np
 import torch
@@ -73,13 +74,15 @@ def rollouts(
 # ---------------------------------------------------------------- batches
 
 
-def advantages(rewards: np.ndarray) -> np.ndarray:
+def advantages(rewards: np.ndarray, kind: str = "group_mean") -> np.ndarray:
     """rewards (prompts, G) -> each less its group's mean, the same shape; all zero for a group of
-    equal rewards, which has nothing to teach.
+    equal rewards, which has nothing to teach. "rejection": 1 for a reward above 0, else 0.
 
     Example: advantages([[1, 0, 0, 1], [1, 1, 1, 1]]) == [[.5, -.5, -.5, .5], [0, 0, 0, 0]]
     """
     rewards = np.asarray(rewards, dtype=np.float64)
+    if kind == "rejection":
+        return (rewards > 0).astype(np.float64)
     # subtle: the mean of equal numbers may differ from them in the last bit
     mixed = rewards.max(axis=1, keepdims=True) > rewards.min(axis=1, keepdims=True)
     return np.where(mixed, rewards - rewards.mean(axis=1, keepdims=True), 0.0)
@@ -141,6 +144,9 @@ class PolicySettings:
     """Answers to each problem: the group whose mean reward is the baseline."""
     max_tokens: int = 256
     """Longest answer, in tokens."""
+    advantage: Literal["group_mean", "rejection"] = "group_mean"
+    """What an answer weighs: its reward less its group's mean; or 1 where the reward is above 0 and
+    else nothing, which is fine-tuning on the model's own right answers, to compare with."""
     temperature: float = 1.0
     """Of the answers that are learned from; only 1 is on-policy."""
     kl_coef: float = 0.0
@@ -188,12 +194,12 @@ class Policy:
         seeds = words[rank::world].tolist()
         return conversations, rollouts(self.engine, prompts, num_samples, seeds=seeds, **options)
 
-    def judge(self, conversations, groups, reward: Callable[[dict, str], float]) -> np.ndarray:
-        """(prompts, G) float64: the rewards of groups of answers."""
+    def judge(self, conversations, groups, num_samples: int, reward) -> np.ndarray:
+        """(prompts, num_samples) float64: the rewards of groups of answers."""
         decode = self.engine.tokenizer.decode
         pairs = zip(conversations, groups, strict=True)
         rewards = [[reward(c, decode(rollout.tokens)) for rollout in group] for c, group in pairs]
-        return np.array(rewards, dtype=np.float64).reshape(len(groups), -1)
+        return np.array(rewards, dtype=np.float64).reshape(len(groups), num_samples)
 
     def steps(self, first_step: int) -> Iterator[list[Batch]]:
         """step() of first_step, first_step + 1, ..., each with the weights that the model has when
@@ -210,13 +216,13 @@ class Policy:
             self.task, problems, step, settings.num_samples, temperature=settings.temperature
         )
         seconds = time.perf_counter() - started
-        rewards = self.judge(conversations, groups, self.reward)
+        rewards = self.judge(conversations, groups, settings.num_samples, self.reward)
         self.note(step, step_figures(groups, rewards, seconds))
         kept = [
             (rollout, [advantage] * len(rollout.tokens))
-            for group, row in zip(groups, advantages(rewards), strict=True)
+            for group, row in zip(groups, advantages(rewards, settings.advantage), strict=True)
             for rollout, advantage in zip(group, row, strict=True)
-            if row.any() and not (settings.mask_truncated and rollout.finish == "length")
+            if advantage and not (settings.mask_truncated and rollout.finish == "length")
         ]
         batches = self.batches(kept)
         return [self.with_kl_penalty(batch) for batch in batches] if settings.kl_coef else batches

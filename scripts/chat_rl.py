@@ -1,7 +1,7 @@
 """Reinforcement learning on a task that judges itself, or by a reward of your own.
 
     python -m scripts.chat_rl --task=gsm8k
-    python -m scripts.chat_rl --task=spell --reward=my_rewards:short_and_right
+    python -m scripts.chat_rl --task=my_task:Reverse --reward=my_task:short_and_right
 
 A reward is a function (conversation, completion) -> float; see docs/training.md.
 """
@@ -20,13 +20,13 @@ from nanochat.evaluation.policy import (
     measure,
     on_policy_error,
 )
-from nanochat.evaluation.rewards import Rewards, find_reward
+from nanochat.evaluation.rewards import Rewards
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
-from tasks.catalog import as_bytes, fingerprint, make_task, split_name
+from tasks.catalog import as_bytes, find_named, fingerprint, make_task, split_name
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Config(StageConfig):
     parent_step: int | None = None
     """Its step; default: the newest."""
     task: str = "gsm8k"
-    """Problems to train on: name[@source] of a task with an answer to generate."""
+    """Problems with answers to generate: name[@source], or package.module:Class of your own."""
     reward: str | None = None
     """package.module:function; default: the task's own, 1 for a right answer and 0 for another."""
     policy: Annotated[PolicySettings, tyro.conf.OmitArgPrefixes] = field(
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     )
     if task.kind != "generate":
         raise ConfigError(f"--task {config.task!r} is multiple choice; take one with free answers")
-    rewards = Rewards(find_reward(config.reward) if config.reward else task.reward)
+    rewards = Rewards(find_named(config.reward, "--reward") if config.reward else task.reward)
     settings, device = config.policy, stage.model.device
     if settings.temperature != 1:
         print0(f"temperature {settings.temperature}: the answers are not quite the policy's own")
@@ -81,7 +81,10 @@ def main(config: Config) -> None:
 
     def note(step: int, figures: dict) -> None:
         stage.log.write({"step": step + 1, **{f"rl/{name}": x for name, x in figures.items()}})
-        stage.log.extra = f" | reward {figures['reward']:.3f}, mixed {figures['mixed_groups']:.0%}"
+        stage.log.extra = (
+            " | reward {reward:.3f}, mixed {mixed_groups:.0%}, {answer_tokens:.1f} tokens, cut "
+            "{cut_share:.0%}, sampled in {rollout_seconds:.1f} s"
+        ).format(**figures)
 
     policy = Policy(
         Engine(stage.model, stage.tokenizer),
@@ -98,23 +101,17 @@ def main(config: Config) -> None:
         check_there_is_something_to_learn(policy, stop=config.gate)
 
     def evaluate(state: LoopState) -> None:
-        figures = measure(
-            policy, held_out, config.eval_problems, config.eval_samples, first_model()
-        )
-        for question, answer, right in figures.pop("samples"):
-            print0(f"  {'right' if right else 'wrong'}: {question} -> {answer}".replace("\n", " "))
+        number, k = config.eval_problems, config.eval_samples
+        figures, right = measure(policy, held_out, number, k, first_model())
+        stage.log.write({"step": state.step, "held_out/right": right})
         stage.log.note(state, **{f"held_out/{name}": value for name, value in figures.items()})
-
-    def print_faults(state: LoopState) -> None:
-        if rewards.faults:
-            print0(f"rewards that counted as 0: {dict(rewards.faults)}")
 
     epoch = max(1, len(task) // settings.prompts_per_step)
     report = {"task": config.task, "problems": len(task), "reward": config.reward or "the task's"}
     identity = on_rank0(lambda: fingerprint(as_bytes(task), as_bytes(held_out)))
     data = StageData(None, None, identity, report, epoch)
     measuring = Periodic(evaluate, config.eval_every, at_start=config.eval_every >= 0)
-    events = measuring, Periodic(print_faults, every=0)
+    events = measuring, Periodic(lambda state: rewards.print_faults(), every=0)
     train_and_report(stage, data, plan, events, policy.steps)
 
 

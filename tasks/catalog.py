@@ -4,9 +4,12 @@ A mixture is "name[@source][:epochs], ...", for example "smoltalk@./chats, gsm8k
 The source is a hub id, a file or a folder (see the task), in quotes if it has a colon or a comma:
 'smoltalk@"a,b.jsonl":2'. Two epochs of a task that is made by rule
 are twice as many conversations, none of them twice.
+
+A task of your own is package.module:Class, a subclass of Task that is made with the split alone.
 """
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,10 +34,26 @@ from tasks.unknown import Unknown
 
 SOURCE = r"""(?P<source>"[^"]+"|'[^']+'|[^:,"'][^:,]*)"""
 PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+))?\s*")
+OWN = re.compile(r"\s*([\w.]+:[A-Za-z_]\w*)\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
     "arithmetic, spelling, spell, spell-long, count, repeat, facts, identity, unknown, free"
 )
+
+
+def find_named(name: str, flag: str) -> Callable:
+    """The function or class that `flag` names as "package.module:name"; ConfigError without it."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{flag} {name!r}: {error}. Expected package.module:name, with the module where "
+            f"Python finds it, for example in the folder that you start from"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{flag} {name!r} is {found!r}, expected a function or a class")
+    return found
 
 
 def make_task(
@@ -53,6 +72,11 @@ def make_task(
     sandbox: what runs the programs of humaneval; max_malformed: the share of a data set's rows that
     may be left out, as they are malformed.
     """
+    if OWN.fullmatch(name):
+        task = find_named(name, "task")(split)
+        if not isinstance(task, Task):
+            raise ConfigError(f"task {name!r} is no subclass of tasks.task.Task; found {task!r}")
+        return task
     if name == "smoltalk":
         return SmolTalk(source or HUB_CHATS, split, max_malformed)
     if name == "mmlu":
@@ -116,7 +140,9 @@ def split_part(text: str) -> tuple[str, str | None, str | None]:
 
 
 def split_name(text: str) -> tuple[str, str | None]:
-    """(name, source) of name[@source]; ConfigError for another form."""
+    """(name, source) of name[@source] or package.module:Class; ConfigError for another form."""
+    if own := OWN.fullmatch(text):
+        return own[1], None
     name, source, epochs = split_part(text)
     if epochs:
         raise ConfigError(f"{text!r}: a task by itself has no epochs; name[@source] is its form")

@@ -179,7 +179,7 @@ def losses(home: Path, stage: str, tag: str) -> list[tuple[int, float]]:
         ("base", signal.SIGTERM),
         ("mid", signal.SIGTERM),
         ("sft", signal.SIGKILL),
-        ("rl", signal.SIGTERM),
+        ("rl", signal.SIGKILL),
     ],
     ids=str,
 )

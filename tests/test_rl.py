@@ -1,5 +1,6 @@
 """Rewards, advantages and policy batches by hand; the gradient; a bandit; exactness of a run."""
 
+import contextlib
 import math
 import os
 import socket
@@ -11,12 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from chain_model import V, chain_tokenizer
+from chain_model import V, chain_model, chain_tokenizer
 
 from nanochat.common import ConfigError
 from nanochat.engine import Engine
-from nanochat.evaluation.policy import measure, on_policy_error
-from nanochat.evaluation.rewards import Rewards, find_reward
+from nanochat.evaluation.policy import (
+    HELD_OUT,
+    check_there_is_something_to_learn,
+    measure,
+    on_policy_error,
+)
+from nanochat.evaluation.rewards import Rewards
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import LossFn
 from nanochat.rl import (
@@ -26,6 +32,7 @@ from nanochat.rl import (
     advantages,
     policy_batches,
     policy_row,
+    rollouts,
     token_logprobs,
 )
 from nanochat.tokenizer import Tokenizer
@@ -33,6 +40,7 @@ from nanochat.train import LoopState, train
 from nanochat.training.config import StageConfig
 from nanochat.training.distributed import join
 from nanochat.training.optimizers import build_optimizers, make_schedule
+from tasks.catalog import find_named
 
 
 def test_advantages_by_hand():
@@ -121,6 +129,11 @@ def trained_a_little(model):
     return model
 
 
+def test_rejection_weighs_right_answers_alike_and_others_not_at_all():
+    found = advantages([[1, 0, 0.5, -1], [1, 1, 1, 1], [0, 0, 0, 0]], "rejection")
+    assert found.tolist() == [[1, 0, 1, 0], [1] * 4, [0] * 4]
+
+
 def test_a_groups_gradient_is_the_sum_of_its_samples(tiny_model):
     model = trained_a_little(tiny_model())
     kept = [(TOOL, [0.5] * 8), (CUT, [-0.5] * 3)]
@@ -175,11 +188,25 @@ def test_a_bad_reward_counts_as_zero_and_ends_nothing(capsys):
 @pytest.mark.parametrize("name", ["nowhere:f", "math", "math:nothing", "math:pi", ""])
 def test_a_reward_that_is_not_there_is_named(name):
     with pytest.raises(ConfigError, match="--reward"):
-        find_reward(name)
+        find_named(name, "--reward")
 
 
 def test_a_reward_is_found_by_name():
-    assert find_reward("math:sqrt") is math.sqrt
+    assert find_named("math:sqrt", "--reward") is math.sqrt
+
+
+def test_a_reward_cannot_catch_the_time_limit_nor_leave_the_program(capsys):
+    def reward(conversation, completion):
+        if completion == "leave":
+            raise SystemExit(3)
+        for _ in range(100):
+            with contextlib.suppress(Exception):
+                time.sleep(0.1)
+
+    rewards = Rewards(reward, seconds=0.1)
+    assert [rewards({}, c) for c in ("leave", "hang")] == [0.0, 0.0]
+    rewards.print_faults()
+    assert "counted as 0: {'raised': 1, 'too slow': 1}" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- a policy that learns
@@ -233,17 +260,74 @@ def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> None:
 
 def test_a_bandit_finds_the_better_arm():
     policy = make_policy()
-    before = measure(policy, Arms(), 16, 8)
+    before, _ = measure(policy, Arms(), 16, 8)
     assert 0.25 < before["pass@1"] < 0.75
     learn(policy, 40)
-    after = measure(policy, Arms(), 16, 8)
+    after, right = measure(policy, Arms(), 16, 8)
     assert after["pass@1"] > 0.95 and after["entropy"] < before["entropy"]
+    assert right.count("1") == 16 * after["greedy"]
+
+
+def test_rejection_is_supervised_loss_of_the_right_answers():
+    policy = make_policy(advantage="rejection")
+    tokens = policy.engine.tokenizer
+    right = wrong = 0
+    for batch in policy.step(0):
+        chosen = batch.targets[batch.targets >= 0]
+        assert (batch.weights[batch.targets >= 0] == 1).all()
+        right += sum(tokens.decode([id]) == "even" for id in chosen.tolist())
+        wrong += sum(tokens.decode([id]) == "odd" for id in chosen.tolist())
+    assert 0 < right < 32 and wrong == 0
+    learn(policy, 40)
+    assert measure(policy, Arms(), 16, 8)[0]["pass@1"] > 0.9
+
+
+def test_entropy_and_divergence_are_those_of_the_training_model():
+    policy = make_policy(max_tokens=5)
+    trained_a_little(policy.engine.model)
+    start = GPT(policy.engine.model.config)  # uniform but for rounding: log V nats a token
+    figures, right = measure(policy, Arms(), 5, 4, start)
+    assert len(right) == 5
+    _, groups = policy.sample(Arms(), range(5), HELD_OUT, 4)
+    flat = [rollout for group in groups for rollout in group]
+    logprobs = []
+    for which in (flat, flat[::4]):
+        batches = policy.batches([(r, [1.0] * len(r.tokens)) for r in which])
+        chosen = [token_logprobs(policy.engine.model, b)[b.targets >= 0] for b in batches]
+        logprobs.append(torch.cat(chosen))
+    assert figures["entropy"] == pytest.approx(-float(logprobs[0].mean()), rel=1e-3)
+    by_start = [token_logprobs(start, b)[b.targets >= 0] for b in batches]
+    expected = float(logprobs[1].mean() - torch.cat(by_start).mean())
+    assert figures["kl_to_start"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_sampling_is_on_policy():
     policy = make_policy(max_tokens=20)
     trained_a_little(policy.engine.model)
     assert on_policy_error(policy) < 1e-4
+
+
+def test_the_gate_stops_where_all_answers_are_alike(capsys):
+    policy = make_policy()
+    policy.task = Arms()
+    policy.task.evaluate = lambda conversation, completion: True
+    with pytest.raises(ConfigError, match="only 0.0% of the problems.*--no-gate"):
+        check_there_is_something_to_learn(policy, stop=True)
+    check_there_is_something_to_learn(policy, stop=False)
+    assert "pass@1 100.0%, pass@8 100.0%, greedy 100.0%" in capsys.readouterr().out
+
+
+def test_a_tools_result_is_not_chosen_and_the_stop_token_is():
+    tokenizer = chain_tokenizer()
+    said = "<|assistant_start|><|python_start|>6*7<|python_end|>"
+    model = chain_model(tokenizer, said, "<|output_end|>!<|assistant_end|>")
+    prompt = tokenizer.encode("<|assistant_start|>")
+    ((rollout,),) = rollouts(Engine(model, tokenizer), [prompt], 1, seeds=[1], max_tokens=20,
+                             temperature=0.0)  # fmt: skip
+    text = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>!<|assistant_end|>"
+    assert tokenizer.decode(rollout.tokens) == text and rollout.finish == "stop"
+    forced = [id for id, own in zip(rollout.tokens, rollout.chosen, strict=True) if not own]
+    assert tokenizer.decode(forced) == "<|output_start|>42<|output_end|>"
 
 
 @pytest.mark.parametrize("reward", [lambda c, t: 1.0, lambda c, t: 1 / 0], ids=["equal", "raises"])
@@ -293,7 +377,8 @@ def step_on_rank(rank: int, world: int, port: int, folder: str) -> None:
     if world > 1:
         dist.init_process_group("gloo", rank=rank, world_size=world)
     policy = make_policy(prompts_per_step=3, max_tokens=4)
-    figures = []
+    held_out, right = measure(policy, Arms(), 1, 2)  # the second rank has no problem
+    figures = [[right, *held_out.values()]]
     policy.note = lambda step, f: figures.append(
         [f["reward"], f["mixed_groups"], f["answer_tokens"]]
     )
@@ -315,6 +400,8 @@ def test_two_ranks_are_one(tmp_path, base_dir):
             port = free.getsockname()[1]
         mp.spawn(step_on_rank, args=(world, port, str(tmp_path)), nprocs=world)
     (one, weights), (two, others) = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
-    np.testing.assert_allclose(one, two)
+    assert one[0][0] == two[0][0]  # which answers were right
+    np.testing.assert_allclose(one[0][1:], two[0][1:], rtol=1e-4)
+    np.testing.assert_allclose(one[1:], two[1:])
     for name, weight in weights.items():
         torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=1e-4)

@@ -89,8 +89,10 @@ CUSTOM = {
         {"RECIPE": "gpu"},
         {"RECIPE": "cpu", **CUSTOM},
         {"RECIPE": "gpu", **CUSTOM},
+        {"RECIPE": "cpu", "RL": "compare"},
+        {"RECIPE": "gpu", "RL": "compare"},
     ],
-    ids=["cpu", "gpu", "cpu-custom", "gpu-custom"],
+    ids=["cpu", "gpu", "cpu-custom", "gpu-custom", "cpu-rl", "gpu-rl"],
 )
 def test_every_command_of_a_recipe_is_one_that_its_script_accepts(variables):
     for command in recipe_commands(**variables):
@@ -112,6 +114,37 @@ def test_gpu_recipe_rehearses_all_training_stages_first():
     assert short == ["scripts.base_train", "scripts.mid_train", "scripts.chat_sft"]
     skipped = recipe_commands(RECIPE="gpu", SKIP_REHEARSAL="1")
     assert len(skipped) == len(commands) - len(rehearsed)
+
+
+def test_reinforcement_learning_comes_before_the_report():
+    commands = [module_and_flags(c) for c in recipe_commands(RECIPE="cpu", RL="1", MODEL_TAG="me")]
+    modules = [module.removeprefix("scripts.") for module, _ in commands]
+    assert modules == [*STAGES, "chat_rl", "chat_eval", "report"]
+    assert {"--parent-tag=me", "--model-tag=me", "--resume"} <= set(commands[-3][1])
+    assert "--source=rl" in commands[-2][1]
+
+
+def test_the_comparison_comes_first_so_that_the_report_has_it():
+    commands = recipe_commands(RECIPE="cpu", RL="compare", MODEL_TAG="me")
+    control, learned = (module_and_flags(c)[1] for c in commands if "scripts.chat_rl" in c)
+    added = {"--advantage=rejection", "--model-tag=me-rejection"}
+    assert set(control) ^ set(learned) == added | {"--model-tag=me"}
+
+
+def test_gpu_recipe_s_reinforcement_learning_is_the_model_card_s():
+    commands = recipe_commands(RECIPE="gpu", RL="1", SKIP_REHEARSAL="1")
+    (flags,) = (module_and_flags(c)[1] for c in commands if "scripts.chat_rl" in c)
+    config = parse(importlib.import_module("scripts.chat_rl").Config, flags)
+    policy = config.policy
+    assert (config.task, config.num_steps) == ("gsm8k", None)
+    assert (policy.prompts_per_step, policy.num_samples, policy.max_tokens) == (16, 16, 256)
+    assert (config.lr_scale, config.warmdown, config.final_lr) == (0.05, 1.0, 0.0)
+    assert (config.eval_problems, config.eval_samples, config.eval_every) == (400, 8, 60)
+
+
+def test_another_word_for_rl_is_refused():
+    result = bash("speedrun.sh", "--dry-run", RECIPE="cpu", RL="yes")
+    assert result.returncode == 1 and "RL is" in result.stderr
 
 
 def test_variables_reach_the_commands():

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from nanochat.common import ConfigError, gather, print0
+from nanochat.common import ConfigError, gather, print0, rank_and_world
 from nanochat.evaluation.rewards import Rewards
+from nanochat.evaluation.tasks import pass_at_k
 from nanochat.rl import Policy, token_logprobs
 
 LEAST_MIXED = 0.1  # below it, few groups have an answer that is better than another
@@ -25,49 +26,59 @@ def on_policy_error(policy: Policy, num_problems: int = 4) -> float:
     return worst
 
 
-def measure(policy: Policy, task, num_problems: int, num_samples: int, start=None) -> dict:
-    """How the task's first `num_problems` problems go now, over all ranks.
+def measure(
+    policy: Policy, task, num_problems: int, num_samples: int, start=None
+) -> tuple[dict[str, float], str]:
+    """How the task's first `num_problems` problems go now, over all ranks: figures, and "1" or "0"
+    for each problem whose likeliest answer is right or wrong. Prints three answers.
 
-    Shares that are right, with standard errors: "greedy", "pass@1" and "pass@k" of k samples at
-    temperature 1; "mixed_groups", answered both right and wrong; the answers' length, entropy in
-    nats a token and KL divergence to `start`, the model that the run began with. "samples": three
-    questions, answers, and whether these are right.
+    Shares that are right, with standard errors: "greedy", and "pass@k" of k samples at temperature
+    1; "mixed_groups", answered both right and wrong; the answers' length, entropy in nats a token
+    and KL divergence to `start`, the model that the run began with, by one answer to each problem.
     """
     engine = policy.engine
     engine.refresh()
-    problems, right = range(min(num_problems, len(task))), Rewards(task.evaluate)
+    rank, world = rank_and_world()
+    problems, right = np.arange(min(num_problems, len(task))), Rewards(task.evaluate)
     conversations, likeliest = policy.sample(task, problems, HELD_OUT, 1, temperature=0.0)
-    greedy = policy.judge(conversations, likeliest, right)  # (prompts, 1)
-    _, groups = policy.sample(task, problems, HELD_OUT, num_samples)
-    sampled = policy.judge(conversations, groups, right)  # (prompts, k)
+    greedy = policy.judge(conversations, likeliest, 1, right)
+    _, groups = policy.sample(task, problems, HELD_OUT, num_samples, logprobs=True)
+    sampled = policy.judge(conversations, groups, num_samples, right)
+    texts = [engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
+    for conversation, text, (first, *_) in zip(conversations, texts, sampled, strict=False):
+        question = conversation["messages"][-2]["content"]
+        print0(f"  {'right' if first else 'wrong'}: {question} -> {text}".replace("\n", " "))
     flat = [rollout for group in groups for rollout in group]
     cut = np.array([rollout.finish == "length" for rollout in flat])
-    sums = np.zeros(3)  # of -log p, of log p - log p at the start, of tokens
-    for batch in policy.batches([(rollout, [1.0] * len(rollout.tokens)) for rollout in flat]):
-        now = token_logprobs(engine.model, batch)
-        then = now if start is None else token_logprobs(start, batch)
-        sums += [-float(now.sum()), float((now - then).sum()), batch.num_targets]
-    every = gather([(greedy, sampled, cut, sums)])
-    greedy, sampled, cut = (np.concatenate([part[i] for part in every]) for i in range(3))
-    nats, divergence, tokens = sum(part[3] for part in every)
-    solved = sampled.any(axis=1)
-    shares = {"greedy": greedy[:, 0], "pass@1": sampled.mean(axis=1)}
-    shares |= {f"pass@{num_samples}": solved, "mixed_groups": solved & ~sampled.all(axis=1)}
+    logprobs = [[x for x in rollout.logprobs if x is not None] for rollout in flat]
+    firsts = logprobs[::num_samples]
+    nats, tokens = -sum(map(sum, logprobs)), sum(map(len, logprobs))
+    divergence, compared = sum(map(sum, firsts)), sum(map(len, firsts))
+    if start is not None:
+        ones = [(group[0], [1.0] * len(group[0].tokens)) for group in groups]
+        divergence -= sum(float(token_logprobs(start, b).sum()) for b in policy.batches(ones))
+    sums = np.array([nats, tokens, divergence, compared])
+    every = gather([(problems[rank::world], greedy, sampled, cut, sums)])
+    order, greedy, sampled, cut = (np.concatenate([part[i] for part in every]) for i in range(4))
+    greedy = greedy[np.argsort(order), 0]
+    nats, tokens, divergence, compared = sum(part[4] for part in every)
+    right_answers, shares = sampled.sum(axis=1), {"greedy": greedy}
+    for k in sorted({k for k in (1, 2, 4, 8, num_samples) if k <= num_samples}):
+        shares[f"pass@{k}"] = np.array([pass_at_k(num_samples, int(n), k) for n in right_answers])
+    shares["mixed_groups"] = (right_answers > 0) & (right_answers < num_samples)
     figures = {}
     for name, share in shares.items():
         figures |= {name: share.mean(), f"{name}_stderr": share.std() / len(share) ** 0.5}
     figures |= {"cut_share": cut.mean(), "answer_tokens": tokens / sampled.size}
     figures |= {"entropy": nats / tokens}
-    figures |= {} if start is None else {"kl_to_start": divergence / tokens}
-    questions = [conversation["messages"][-2]["content"] for conversation in conversations[:3]]
-    answers = [engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
-    samples = list(zip(questions, answers, sampled[:3, 0] > 0, strict=True))
-    return {name: float(value) for name, value in figures.items()} | {"samples": samples}
+    figures |= {} if start is None else {"kl_to_start": divergence / compared}
+    right_or_wrong = "".join("1" if x else "0" for x in greedy)
+    return {name: float(value) for name, value in figures.items()}, right_or_wrong
 
 
 def check_there_is_something_to_learn(policy: Policy, stop: bool) -> None:
     """ConfigError, if `stop`, where hardly any of 64 problems is answered both right and wrong."""
-    figures = measure(policy, policy.task, 64, 8)
+    figures, _ = measure(policy, policy.task, 64, 8)
     names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
     shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
     print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")

@@ -1,6 +1,5 @@
 """Calling a reward that somebody else wrote, so that no fault in it ends a run."""
 
-import importlib
 import math
 import numbers
 import signal
@@ -9,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nanochat.common import ConfigError, print0
+from nanochat.common import gather, print0
 
 SECONDS_OF_A_REWARD = 10.0
 
 
-class RewardTimeout(Exception):
-    """A reward took longer than it may."""
+class RewardTimeout(BaseException):
+    """A reward took longer than it may. subtle: no Exception, which a reward may catch itself."""
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise RewardTimeout(f"it took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, if the body caught the first
     try:
         yield
     finally:
@@ -58,24 +57,15 @@ class Rewards:
             kind, why = "no number", f"it returned {value!r}, expected a finite number"
         except RewardTimeout as error:
             kind, why = "too slow", str(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             kind, why = "raised", repr(error)
         self.faults[kind] += 1
         if self.faults.total() <= 3:
             print0(f"the reward of {completion[:80]!r} counts as 0: {why}")
         return 0.0
 
-
-def find_reward(name: str) -> Callable[[dict, str], float]:
-    """The function that "package.module:function" names."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"--reward {name!r}: {error}. Expected package.module:function, with the module where "
-            f"Python finds it, for example in the folder that you start from"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"--reward {name!r} is {found!r}, expected a function")
-    return found
+    def print_faults(self) -> None:
+        """Prints how many rewards counted as 0, by kind, over all ranks."""
+        faults = sum(gather([self.faults]), Counter())
+        if faults:
+            print0(f"rewards that counted as 0: {dict(faults)}")
