@@ -25,7 +25,7 @@ from rich.table import Table
 from bench.record import write_record
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.completions import AppState
-from nanochat.chat.schema import Limits
+from nanochat.chat.limits import Limits
 from nanochat.chat.server import create_app
 from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli

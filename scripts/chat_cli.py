@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from nanochat.chat.schema import Limits
+from nanochat.chat.limits import Limits
 from nanochat.chat.terminal import Chat, converse
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init

@@ -18,7 +18,7 @@ import uvicorn
 from nanochat.chat.access import LOOPBACK, startup_banner
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.completions import AppState
-from nanochat.chat.schema import Limits
+from nanochat.chat.limits import Limits
 from nanochat.chat.server import create_app
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import ConfigError, compute_init, print0

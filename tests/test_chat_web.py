@@ -18,7 +18,7 @@ import pytest
 from chain_model import chain_model, chain_tokenizer
 from tiny_checkpoint import save
 
-from nanochat.chat.schema import Limits
+from nanochat.chat.limits import Limits
 from nanochat.common import ConfigError
 from nanochat.configurator import parse
 from scripts.chat_web import Config, listen, main

@@ -16,7 +16,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from nanochat.chat.access import APIError, error_response
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.choices import Choice
-from nanochat.chat.schema import Limits, Sampling
+from nanochat.chat.limits import Limits
+from nanochat.chat.schema import Sampling
 from nanochat.common import print0
 from nanochat.engine import Request
 

@@ -3,7 +3,8 @@
 conversation.py encodes all of their text, so none of it becomes a special id.
 """
 
-from nanochat.chat.schema import ChatRequest, CompletionRequest, Limits, Message, Sampling
+from nanochat.chat.limits import Limits
+from nanochat.chat.schema import ChatRequest, CompletionRequest, Message, Sampling
 from nanochat.common import ConfigError
 from nanochat.conversation import fit_turns, validate
 from nanochat.engine import Request

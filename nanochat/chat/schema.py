@@ -1,14 +1,14 @@
-"""What clients may send: OpenAI's requests and some extensions; the server's limits and defaults.
+"""What clients may send: OpenAI's requests, and some extensions.
 
 Unknown fields are ignored; what would change the answer and cannot be obeyed is refused.
 """
 
 import secrets
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from nanochat.chat.limits import Limits
 from nanochat.inference.sampling import SamplingParams
 
 MaxTokens = Annotated[int, Field(ge=-1, le=2**31)] | None
@@ -28,28 +28,6 @@ NO_EFFECT = {
     "response_format": [{"type": "text"}],
     "typical_p": [1],
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What keeps the server up, and how it answers requests that do not say."""
-
-    body_bytes: int = 1 << 20
-    """Longest body of a request."""
-    messages: int = 512
-    """Most messages of a conversation."""
-    samples: int = 16
-    """Most answers to one request."""
-    max_tokens: int = 1024
-    """Longest answer."""
-    in_flight: int = 256
-    """Most answers that may run or wait; others are told when to come back."""
-    seconds: float = 300.0
-    """Longest time for one request, waiting included."""
-    temperature: float = 0.6
-    """Sampling temperature, where the request does not say: 0 takes the likeliest token."""
-    top_k: int | None = 50
-    """Sample from this many likeliest tokens, where the request does not say."""
 
 
 class Part(BaseModel):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.chat.choices import Choice
-from nanochat.chat.markdown_stream import MarkdownStream
 from nanochat.common import ConfigError, NanochatError
 from nanochat.conversation import fit_turns, validate
 from nanochat.engine import Engine, Request
@@ -51,7 +50,7 @@ class Chat:
     engine: Engine
     params: SamplingParams
     max_tokens: int
-    new_show: Callable[[], PlainShow | MarkdownStream] = PlainShow
+    new_show: Callable[[], PlainShow] = PlainShow  # or MarkdownStream
     tell: Callable[[str], object] = print
     messages: list[dict] = field(default_factory=list)
 
@@ -187,7 +186,11 @@ def edited_lines() -> Iterator[str]:
 def converse(engine: Engine, params: SamplingParams, max_tokens: int) -> None:
     """Answers questions until /quit or the end of the input."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    chat = Chat(engine, params, max_tokens, MarkdownStream if terminal else PlainShow)
+    new_show = PlainShow
+    if terminal:
+        # subtle: here, because rich's Markdown takes a tenth of the time that -p takes to start
+        from nanochat.chat.markdown_stream import MarkdownStream as new_show
+    chat = Chat(engine, params, max_tokens, new_show)
     for line in edited_lines() if terminal else plain_lines():
         if not chat.say(line):
             return

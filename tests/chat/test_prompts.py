@@ -3,8 +3,9 @@
 import pytest
 from chain_model import chain_tokenizer
 
+from nanochat.chat.limits import Limits
 from nanochat.chat.prompts import chat_requests, completion_requests, conversation_of
-from nanochat.chat.schema import ChatRequest, CompletionRequest, Limits, Message, Part
+from nanochat.chat.schema import ChatRequest, CompletionRequest, Message, Part
 from nanochat.common import NanochatError
 from nanochat.conversation import PART_MARKS
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.completions import AppState, Completion
-from nanochat.chat.schema import Limits
+from nanochat.chat.limits import Limits
 from nanochat.chat.server import create_app, validation_message
 from nanochat.engine import Engine, Request
 
