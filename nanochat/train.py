@@ -83,7 +83,9 @@ def horizon_from_clock(durations: list[float], seconds: float, spent: float, ste
     """Steps that fit into `seconds`, of which `step` steps `spent` some, by the median of rank 0's
     `durations`."""
     typical = sorted(durations)[len(durations) // 2]
-    return on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
+    num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
+    print0(f"{seconds:.0f} s of training will be {num_steps:,} steps")
+    return num_steps
 
 
 @dataclass
@@ -140,6 +142,26 @@ class OneRank:
         return whole
 
 
+def set_rates(optimizers, values: dict) -> None:
+    """Sets the schedule's values in the groups that have them, "lr" as a factor of initial_lr."""
+    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+        for name in values.keys() & group.keys():
+            group[name] = values[name] * (group["initial_lr"] if name == "lr" else 1)
+
+
+def backward_pass(
+    model, micro: list[Batch], count: torch.Tensor, loss_fn, ranks, scaler: LossScaler | None
+) -> torch.Tensor:
+    """Gradients of the step's loss, its sum divided by all ranks' `count` of targets; returns this
+    rank's part of the loss."""
+    loss = torch.zeros((), device=model.device)
+    for batch in micro:
+        part = loss_fn(model, batch)[0] / count
+        ranks.backward(part * scaler.scale if scaler else part, last=batch is micro[-1])
+        loss += part.detach()
+    return loss
+
+
 def optimizer_step(
     ranks, optimizers, grad_clip: float, scaler: LossScaler | None = None
 ) -> torch.Tensor:
@@ -194,11 +216,12 @@ def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:
     return all_reduce_sum(totals.to(device, non_blocking=True))
 
 
-def read_step(pending: dict, state: LoopState, log) -> bool:
-    """Waits for a step's numbers (see train), checks and logs them; True if a rank is to stop."""
+def read_step(pending: dict, state: LoopState, log, durations: list[float]) -> bool:
+    """Waits for a step's numbers (see train), checks and logs them, and adds its seconds to
+    `durations`; True if a rank is to stop."""
     dt = seconds_between(pending["start"], pending["end"])
     loss, norm = pending["loss_and_norm"].tolist()
-    count, stops, computed = pending["totals"].tolist()
+    count, computed, stops = pending["totals"].tolist()
     step = pending["step"]
     state.seconds += dt
     overflow = pending["scaled"] and not math.isfinite(norm)
@@ -218,7 +241,7 @@ def read_step(pending: dict, state: LoopState, log) -> bool:
     log(state, {**pending["values"], "step": step, "loss": loss, "grad_norm": norm,
                 "tokens": count, "tokens_computed": computed, "dt": dt})  # fmt: skip
     if step > WARM_STEPS:
-        pending["durations"].append(dt)
+        durations.append(dt)
     return stops > 0
 
 
@@ -241,10 +264,8 @@ def train(
     """Runs optimizer steps until state.num_steps; True when done, False when asked to stop before.
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
-    schedule(state) -> {"lr": factor of every group's initial_lr, any other key: set in the groups
-    that have it}. `seconds` sets state.num_steps after 20 timed steps if it is None. A step's
-    numbers are read one step late, so that nothing waits for the device. ranks: default OneRank.
-    Raises DivergedError.
+    schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
+    None. A step's numbers are read one step late, so that nothing waits for the device.
     """
     ranks = ranks or OneRank(model)
     device = next(model.parameters()).device
@@ -253,7 +274,7 @@ def train(
         due = [event for event in events if event.due(state)]
         finished = state.step == state.num_steps
         if pending is not None and (due or finished):
-            read_step(pending, state, log)
+            read_step(pending, state, log, durations)
             pending = None
         for event in due:
             event.run(state)
@@ -261,42 +282,28 @@ def train(
             return True
         if state.num_steps is None and len(durations) >= TIMED_STEPS:
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
-            print0(f"{seconds:.0f} s of training will be {state.num_steps:,} steps")
-        start = timestamp(device)
-        values = schedule(state)
-        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-            for name in values.keys() & group.keys():
-                group[name] = values[name] * (group["initial_lr"] if name == "lr" else 1)
-
+        start, values = timestamp(device), schedule(state)
+        set_rates(optimizers, values)
         micro = next(steps)
-        count = sum(b.num_targets for b in micro)
-        computed = sum(b.inputs.numel() for b in micro)
-        totals = sum_of_ranks([count, int(asked_to_stop()), computed], device)
-        count = totals[0].clamp(min=1)
-        loss = torch.zeros((), device=device)
-        for batch in micro:
-            part = loss_fn(model, batch)[0] / count
-            ranks.backward(part * scaler.scale if scaler else part, last=batch is micro[-1])
-            loss += part.detach()
+        counts = sum(b.num_targets for b in micro), sum(b.inputs.numel() for b in micro)
+        totals = sum_of_ranks([*counts, int(asked_to_stop())], device)
+        loss = backward_pass(model, micro, totals[0].clamp(min=1), loss_fn, ranks, scaler)
         # subtle: where a policy has nothing to learn, momentum would move the weights all the same
         idle = micro[0].weights is not None and int(totals[0]) == 0
         norm = optimizer_step(ranks, () if idle else optimizers, grad_clip, scaler)
         model.zero_grad(set_to_none=True)
-        all_reduce_sum(loss)
-
         state.step += 1
         newest = {
             "step": state.step,
             "values": values,
-            "loss_and_norm": to_host(torch.stack([loss, norm])),
+            "loss_and_norm": to_host(torch.stack([all_reduce_sum(loss), norm])),
             "totals": to_host(totals),
             "start": start,
             "end": timestamp(device),
             "scaled": scaler is not None,
-            "durations": durations,
         }
-        stop = pending is not None and read_step(pending, state, log)
+        stop = pending is not None and read_step(pending, state, log, durations)
         pending = newest
         if stop:
-            read_step(pending, state, log)
+            read_step(pending, state, log, durations)
             return False

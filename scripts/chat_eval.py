@@ -9,7 +9,6 @@ to the run's metrics.jsonl, every answer to answers/<task>-step<n>.jsonl beside 
 """
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -29,8 +28,6 @@ from nanochat.training.log import append_metrics
 from tasks.catalog import task_or_why_not
 from tasks.control import ControlledTool, counterfactual
 from tasks.task import GeneratedTask, Task
-
-BY_RULE = 500  # examples of a task that has no end of them, unless --limit says otherwise
 
 
 @dataclass(frozen=True)
@@ -69,51 +66,13 @@ class Config:
     """auto, cuda, mps or cpu."""
 
 
-def measure(config: Config, device, open_sandbox: Callable) -> None:
-    """One task after another, then the table and the record."""
-    if config.tool == "calculator":
-        tool = ControlledTool(calculator.evaluate)
-    elif config.hf_path is None:
-        tool = ControlledTool(python_tool(open_sandbox()))
-    else:
-        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
-    engine, folder, place, _ = open_engine(config, device, tool)
+def main(config: Config) -> None:
+    *_, device = compute_init(config.device_type)
     names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
     options = {name: getattr(config, name) for name in names}
     results, controls, not_run = [], {}, {}
-
-    def evaluate(task: Task, name: str) -> Result:
-        limit, started = config.limit, time.perf_counter()
-        if limit is None and isinstance(task, GeneratedTask):
-            limit = BY_RULE
-        path = folder / "answers" / f"{name}-step{place['step']}.jsonl"
-        result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
-        print0(f"{result} in {time.perf_counter() - started:.0f} s")
-        return result
-
-    try:
-        for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
-            task = task_or_why_not(text, device, open_sandbox)
-            if isinstance(task, str):
-                not_run[text] = task
-                continue
-            results.append(evaluate(task, task.name))
-            if config.control:
-                with counterfactual(task, None if config.hf_path else tool, config.seed) as changed:
-                    if changed is not None:
-                        controls[task.name] = evaluate(changed, f"{task.name}-control")
-    finally:  # what is measured is kept, whatever the rest runs into
-        if results:
-            print0("\n" + table(results, controls, not_run))
-            append_metrics(folder, place | figures(results, controls))
-            if config.hf_path is None:
-                remake(folder.name)
-    if not results:
-        raise DataError(f"none of {config.tasks} could be run; the lines above say why")
-
-
-def main(config: Config) -> None:
-    *_, device = compute_init(config.device_type)
+    if config.tool == "python" and config.hf_path is not None:
+        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
     with ExitStack() as stack:
 
         @cache
@@ -122,7 +81,37 @@ def main(config: Config) -> None:
             print0(f"a model's programs run in the tier {sandbox.tier!r}")
             return sandbox
 
-        measure(config, device, open_sandbox)
+        run = calculator.evaluate if config.tool == "calculator" else python_tool(open_sandbox())
+        tool = None if config.hf_path else ControlledTool(run)
+        engine, folder, place, _ = open_engine(config, device, tool)
+
+        def evaluate(task: Task, name: str) -> Result:
+            by_rule = config.limit is None and isinstance(task, GeneratedTask)
+            limit, started = 500 if by_rule else config.limit, time.perf_counter()
+            path = folder / "answers" / f"{name}-step{place['step']}.jsonl"
+            result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
+            print0(f"{result} in {time.perf_counter() - started:.0f} s")
+            return result
+
+        try:
+            for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
+                task = task_or_why_not(text, device, open_sandbox)
+                if isinstance(task, str):
+                    not_run[text] = task
+                    continue
+                results.append(evaluate(task, task.name))
+                if config.control:
+                    with counterfactual(task, tool, config.seed) as changed:
+                        if changed is not None:
+                            controls[task.name] = evaluate(changed, f"{task.name}-control")
+        finally:  # what is measured is kept, whatever the rest runs into
+            if results:
+                print0("\n" + table(results, controls, not_run))
+                append_metrics(folder, place | figures(results, controls))
+                if config.hf_path is None:
+                    remake(folder.name)
+    if not results:
+        raise DataError(f"none of {config.tasks} could be run; the lines above say why")
     compute_cleanup()
 
 

@@ -1,56 +1,46 @@
 """Encoding by the `tokenizers` package: for other split patterns, and without a C++ compiler."""
 
 from collections.abc import Iterable
-from functools import cached_property
 
 import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers
 
 from nanochat.bpe.native import in_lists
-from nanochat.bpe.pieces import Splitter, as_bytes
+from nanochat.bpe.pieces import Splitter
 from nanochat.common import ConfigError
 
-LONGEST = 30_000  # characters; the package's regular expressions overflow at longer white space
+REMEMBERED = 1_000_000  # pieces whose ids are kept: most are words that come again
 
 
 class LibraryEncoder:
-    """A tokenizer.json as `tokenizers` reads it, with special tokens as text; see NativeEncoder."""
+    """NativeEncoder's twin. Our Splitter cuts, because the package's regular expressions overflow
+    at long white space and know another Unicode; the package merges each new piece."""
 
     def __init__(self, tokenizer_json: str, split_pattern: str, dtype: type):
-        self._json, self._dtype = tokenizer_json, dtype
-        self._splitter = Splitter(split_pattern)
+        self._dtype, self._splitter, self._known = dtype, Splitter(split_pattern), {}
         self._library = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._library.encode_special_tokens = True
-
-    @cached_property
-    def _of_pieces(self) -> tokenizers.Tokenizer:
-        """The same tokenizer for texts that are one piece each."""
-        library = tokenizers.Tokenizer.from_str(self._json)
-        library.encode_special_tokens = True
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return library
+        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self._library.pre_tokenizer = whole
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
-        text = as_bytes(text).decode()
-        if len(text) <= LONGEST:
-            return self._library.encode(text, add_special_tokens=False).ids
-        pieces = [piece.decode() for piece in self._splitter.pieces(text)]
-        found = self._of_pieces.encode_batch_fast(pieces, add_special_tokens=False)
-        return [i for encoding in found for i in encoding.ids]
+        if len(self._known) > REMEMBERED:
+            self._known = {}
+        known, pieces = self._known, [piece.decode() for piece in self._splitter.pieces(text)]
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in known]
+        found = self._library.encode_batch_fast(new, add_special_tokens=False)
+        known.update((piece, encoding.ids) for piece, encoding in zip(new, found, strict=True))
+        return [i for piece in pieces for i in known[piece]]
 
     def encode_batch(
         self, texts: Iterable[str], num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids, offsets); `tokenizers` decides by itself how many threads it uses."""
         parts = [np.empty(0, self._dtype)]
-        for some in in_lists(texts, 1_000_000):
-            short = [as_bytes(text).decode() if len(text) <= LONGEST else "" for text in some]
-            found = self._library.encode_batch_fast(short, add_special_tokens=False)
-            for text, encoding in zip(some, found, strict=True):
-                ids = encoding.ids if len(text) <= LONGEST else self.encode(text)
-                parts.append(np.array(ids, self._dtype))
+        for some in in_lists(texts):
+            parts += [np.array(self.encode(text), self._dtype) for text in some]
         return np.concatenate(parts), np.cumsum([len(part) for part in parts])
 
 

@@ -51,11 +51,11 @@ def step_dir(stage: str, tag: str, step: int) -> Path:
 def checkpoints_in(
     run_folders: Iterable[Path], say: Callable[[str], None] = print0
 ) -> list[Checkpoint]:
-    """Those with a manifest, newest first by the time in it; says a line for each other step
-    folder. Files are not checked."""
+    """Those with a manifest, newest first by the time in it, also one that an interrupted save
+    moved away; says a line for each other step folder. Files are not checked."""
     found = []
-    for path in (path for folder in run_folders for path in folder.glob("step_*")):
-        if re.fullmatch(r"step_\d+", path.name):
+    for path in (path for folder in run_folders for path in folder.glob("*step_*")):
+        if re.fullmatch(r"step_\d+", (manifest.vacated_place(path) or path).name):
             try:
                 record = manifest.read_manifest(path)
             except CheckpointError as error:

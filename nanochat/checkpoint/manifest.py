@@ -17,7 +17,7 @@ from nanochat.common import CheckpointError, print0
 from nanochat.files import read_json, write_atomic
 
 MANIFEST = "manifest.json"
-HIDDEN = re.compile(r"\.(.+)\.(?:old|tmp)-([1-9]\d{0,8})")  # name, process
+HIDDEN = re.compile(r"\.(.+)\.(old|tmp)-([1-9]\d{0,8})")  # name, kind, process
 
 
 def sha256_of(path: Path) -> str:
@@ -94,14 +94,15 @@ def temporary_beside(final: Path) -> Path:
 
 
 def publish(temporary: Path, final: Path, replace: bool = True) -> None:
-    """Flushes `temporary` to disk and renames it to `final`, in place of what stands there.
-    replace=False: CheckpointError if something does, even if it came just now."""
+    """Flushes `temporary` to disk and renames it to `final`, in place of what stands there, which
+    is `.NAME.old-PID` meanwhile. replace=False: CheckpointError if something stands there, even if
+    it came just now."""
     for path in [*temporary.rglob("*"), temporary]:
         fsync(path)
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    if replace and final.exists():  # of a resumed run only a broken one: it began with the newest
-        os.replace(final, old)
     try:
+        if replace and final.exists():
+            os.replace(final, old)
         os.replace(temporary, final)  # subtle: fails where a folder with something in it stands
     except OSError as error:
         if replace or not final.exists():
@@ -109,6 +110,9 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
         raise CheckpointError(
             f"{final} exists, and it is not replaced; name another place, or remove it"
         ) from error
+    finally:
+        if vacated_place(old):
+            os.replace(old, final)
     fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)  # the next sweep takes what stays
 
@@ -131,15 +135,29 @@ def is_alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
+def vacated_place(path: Path) -> Path | None:
+    """Where `.NAME.old-PID` belongs, if a crash came before its replacement; else None."""
+    match = HIDDEN.fullmatch(path.name)
+    final = path.with_name(match[1]) if match and match[2] == "old" else None
+    return final if final and path.exists() and not (final / MANIFEST).exists() else None
+
+
 def sweep(parent: Path, name: str | None = None) -> None:
-    """Deletes what interrupted saves left over, with a printed line each. What a living process
-    writes is left alone. name: the only folder to sweep for, where others may not be ours."""
+    """Clears up after interrupted saves, with a printed line each: puts back what was to be
+    replaced, if it was not, and deletes the rest. What a living process writes is left alone.
+    name: the only folder to sweep for, where others may not be ours."""
     for path in parent.glob(".*"):
         match = HIDDEN.fullmatch(path.name)
-        if match and name in (None, match[1]) and not is_alive(int(match[2])):
-            shutil.rmtree(path, ignore_errors=True)  # another process may sweep, too
-            done = "not deleted" if path.exists() else "deleted"
-            print0(f"{path}: {done}, left over from an interrupted save")
+        if not match or name not in (None, match[1]) or is_alive(int(match[3])):
+            continue
+        final = vacated_place(path)
+        try:
+            os.replace(path, final) if final else shutil.rmtree(path)
+        except OSError as error:  # another process may sweep, too
+            print0(f"{path}: left over from an interrupted save, not cleared up: {error}")
+        else:
+            done = "put back as it was before" if final else "deleted, left over from"
+            print0(f"{final or path}: {done} an interrupted save")
 
 
 def fsync(path: Path) -> None:

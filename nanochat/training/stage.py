@@ -271,8 +271,9 @@ class Stage:
 
     def save(self, state: LoopState) -> None:
         """Writes a checkpoint, if all ranks hold the same weights: beside the next steps on a GPU,
-        at once elsewhere."""
+        at once elsewhere. One that is there already, where a run resumes or stops, stays."""
         self.check_replicas(state)
+        folder = step_dir(self.name, self.tag, state.step)
         config, cuda = self.config, self.model.device.type == "cuda"
         progress = {
             "tokens": state.tokens,
@@ -286,7 +287,7 @@ class Stage:
             "cursor": self.first_cursor + rows,
             "scaler": asdict(self.scaler) if self.scaler else None,
         }
-        write = prepare_checkpoint(
+        write = folder != self.saved and prepare_checkpoint(
             self.name,
             self.tag,
             state.step,
@@ -298,12 +299,13 @@ class Stage:
         )
 
         def finish() -> None:
-            path = write()
+            if write:
+                write()
             prune(self.name, self.tag, config.keep_last, config.keep_every)
             if self.on_save:
-                self.on_save(path)
+                self.on_save(folder)
 
         self.writer.run(finish)
         if not cuda:
             self.writer.wait()
-        self.saved = step_dir(self.name, self.tag, state.step)
+        self.saved = folder

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
+from nanochat.checkpoint import manifest
 from nanochat.checkpoint.index import find_checkpoint, step_dir
 from nanochat.checkpoint.rng import restore_rng
 from nanochat.checkpoint.writing import write_folder
@@ -73,7 +73,7 @@ def test_killed_at_random_moments_the_last_complete_one_is_there(base_dir):
 
 
 def replace_and_die(folder, value, point):
-    """Saves step 2 anew; dies just before the `point`-th time that a name in a folder changes."""
+    """Saves step 1 anew; dies just before the `point`-th time that a name in a folder changes."""
     os.environ["NANOCHAT_BASE_DIR"] = str(folder)
     model, tokenizer = tiny_model(n_layer=1), tiny_tokenizer()
     changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
@@ -84,28 +84,61 @@ def replace_and_die(folder, value, point):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(die_at_point)
-    save(2, model=model, tokenizer=tokenizer, run={"value": value})
+    save(1, model=model, tokenizer=tokenizer, run={"value": value})
 
 
 @pytest.mark.slow
-def test_killed_at_any_point_of_replacing_a_broken_checkpoint_a_whole_one_is_there(base_dir):
-    whole, broken = (
-        save(1, model=tiny_model(n_layer=1), run={"value": 0}),
-        step_dir("base", "tiny", 2),
-    )
+def test_killed_at_any_point_of_replacing_a_checkpoint_one_of_the_two_is_there(base_dir):
+    save(1, model=tiny_model(n_layer=1), run={"value": 0})
+    values = [0]
     for point in range(200):
-        shutil.rmtree(broken, ignore_errors=True)
-        shutil.copytree(whole, broken)
-        (broken / "config.json").write_text("")
         process = start(replace_and_die, base_dir, point + 1, point)
         process.join()
-        value = load_model("base", CPU, phase="eval")[2]["value"]
-        assert value in (0, point + 1)
+        values.append(load_model("base", CPU, phase="eval")[2]["value"])
+        assert values[-1] in (values[-2], point + 1)
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-    assert 20 < point < 199 and value == point + 1
-    assert sorted(p.name for p in broken.parent.iterdir()) == ["step_000001", "step_000002"]
+    assert 20 < point < 199 and values[-1] == point + 1
+    assert [p.name for p in find_checkpoint("base").parent.iterdir()] == ["step_000001"]
+
+
+def publish_and_die(folder, text, point):
+    """Replaces the folder as an export or a mirror does; dies at the `point`-th change of names."""
+    changes, points = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}, itertools.count()
+
+    def die_at_point(event, arguments):
+        if event in changes and next(points) == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(die_at_point)
+    manifest.sweep(folder.parent, folder.name)
+    temporary = manifest.temporary_beside(folder)
+    temporary.mkdir()
+    for name in ("a", "b"):
+        (temporary / name).write_text(text)
+    manifest.write_manifest(temporary, {"text": text})
+    manifest.publish(temporary, folder)
+
+
+@pytest.mark.slow
+def test_killed_at_any_point_of_replacing_a_folder_the_next_sweep_leaves_one_of_the_two(tmp_path):
+    folder, before, exitcodes = tmp_path / "hf", "-1", []
+    start(publish_and_die, folder, before, -1).join()
+    for point in range(99):
+        process = start(publish_and_die, folder, str(point), point)
+        process.join()
+        exitcodes.append(process.exitcode)
+        manifest.sweep(tmp_path, folder.name)
+        manifest.check(folder)
+        text = manifest.read_manifest(folder)["text"]
+        assert text in (before, str(point)) and (folder / "a").read_text() == text
+        assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+        before = text
+        if process.exitcode == 0:
+            break
+    assert len(exitcodes) > 7 and set(exitcodes[:-1]) == {-signal.SIGKILL}
+    assert before == str(point)
 
 
 def write_at_once(folder, value, barrier, messages):

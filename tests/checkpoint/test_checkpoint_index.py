@@ -87,6 +87,14 @@ def test_verify_names_the_newest_good_one():
         verify(good)
 
 
+def test_crash_between_the_renames_of_a_replacement_leaves_the_old_one_to_be_found():
+    path = make("base", "d4", 1)
+    moved = path.with_name(".step_000001.old-99")
+    path.rename(moved)
+    path.with_name(".step_000001.tmp-99").mkdir()
+    assert find_checkpoint("base") == moved
+
+
 def steps():
     return sorted(f.step for f in available_checkpoints("base", "d4"))
 

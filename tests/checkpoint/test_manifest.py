@@ -16,6 +16,7 @@ from nanochat.checkpoint.manifest import (
     remove,
     sweep,
     temporary_beside,
+    vacated_place,
     write_manifest,
 )
 from nanochat.common import CheckpointError
@@ -106,15 +107,47 @@ def test_what_stands_there_is_not_replaced_when_that_is_asked(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000001", "step_000002"]
 
 
-def test_sweep_deletes_what_interrupted_saves_left_over(tmp_path, capsys):
+def test_sweep_puts_back_a_folder_whose_replacement_never_came(tmp_path, capsys):
     pid = dead_pid()
-    for kind in ("old", "tmp"):
-        make(tmp_path / f".step_000001.{kind}-{pid}", kind)
+    moved, unfinished = (tmp_path / f".step_000001.{kind}-{pid}" for kind in ("old", "tmp"))
+    make(moved)
+    unfinished.mkdir()
+    assert vacated_place(moved) == tmp_path / "step_000001"
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    check(tmp_path / "step_000001")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_sweep_deletes_a_folder_whose_replacement_came(tmp_path):
+    moved = tmp_path / f".step_000001.old-{dead_pid()}"
+    make(moved, "old")
     make(tmp_path / "step_000001", "new")
+    assert vacated_place(moved) is None
     sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
     assert (tmp_path / "step_000001" / "a.txt").read_text() == "new"
-    assert capsys.readouterr().out.count("deleted, left over from an interrupted save") == 2
+
+
+def test_sweep_keeps_a_folder_whose_place_something_else_has_taken(tmp_path, capsys):
+    moved = tmp_path / f".hf.old-{dead_pid()}"
+    make(moved)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "notes.txt").write_text("")
+    sweep(tmp_path)
+    check(moved)
+    assert "not cleared up" in capsys.readouterr().out
+    (tmp_path / "hf" / "notes.txt").unlink()  # an empty folder gives way
+    sweep(tmp_path)
+    check(tmp_path / "hf")
+
+
+def test_a_folder_that_could_not_be_replaced_is_back_at_once(tmp_path):
+    final = tmp_path / "step_000001"
+    make(final)
+    with pytest.raises(FileNotFoundError):
+        publish(temporary_beside(final), final)
+    check(final)
 
 
 def test_what_a_living_process_writes_is_left_alone_until_it_is_gone(tmp_path):
@@ -127,7 +160,7 @@ def test_what_a_living_process_writes_is_left_alone_until_it_is_gone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     process.communicate(b"\n")
     sweep(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
 
 
 def test_sweep_beside_a_folder_looks_at_its_own_names_alone(tmp_path, capsys):
@@ -136,8 +169,12 @@ def test_sweep_beside_a_folder_looks_at_its_own_names_alone(tmp_path, capsys):
     for name in (*others, f".hf[1].tmp-{pid}", f".hf[1].old-{pid}"):
         make(tmp_path / name, name)
     sweep(tmp_path, final.name)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
+    assert (final / "a.txt").read_text() == f".hf[1].old-{pid}"
     assert len(capsys.readouterr().out.splitlines()) == 2
+    make(tmp_path / f".hf[1].old-{pid}")
+    sweep(tmp_path, final.name)  # the old one's place is taken by now
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "hf[1]"])
     sweep(tmp_path / "nowhere", "x")
 
 

@@ -83,3 +83,14 @@ def test_what_fails_early_leaves_the_earlier_run_where_it_is(config, monkeypatch
         with pytest.raises((ConfigError, DataError)):
             chat_sft.main(dataclasses.replace(fine, mixture=mixture, val_mixture=mixture))
         assert (run_dir("sft", "tiny") / "step_000001").is_dir()
+
+
+def test_a_resumed_run_leaves_the_checkpoint_that_it_goes_on_from_as_it_lies(config, capsys):
+    base_train.main(config)
+    (found,) = available_checkpoints("base", "tiny")
+    stat = lambda: (found.path / "manifest.json").stat()  # noqa: E731
+    before = stat()
+    more = dataclasses.replace(config, resume=True, num_steps=4, save_every=1)
+    base_train.main(dataclasses.replace(more, keep_last=3))
+    assert steps() == [4, 3, 2]
+    assert (stat().st_ino, stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
