@@ -39,13 +39,14 @@ def prepare_checkpoint(
     tokenizer: Tokenizer,
     run: dict,
     state: dict,
+    weights: dict | None = None,
     optimizers: dict | None = None,
 ) -> Callable[[], Path]:
     """Takes the present state, from a GPU as a copy in main memory; all ranks call it. Rank 0 then
     calls the result, now or beside the next steps: it writes the checkpoint and returns its folder.
 
     run: what describes the run (config, parent, data fingerprint, metrics). state: what the loop
-    needs to continue. optimizers: {name: its state tensors}.
+    needs to continue. weights: default, the model's. optimizers: {name: its state tensors}.
     """
     final = step_dir(stage, tag, step)
     if tokenizer.vocab_size != model.config.vocab_size:
@@ -55,7 +56,7 @@ def prepare_checkpoint(
         )
     place = {"stage": stage, "tag": tag, "step": step}
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
-    tensors = {WEIGHTS: dict(model.named_parameters()), RNG: capture_rng()}
+    tensors = {WEIGHTS: weights or dict(model.named_parameters()), RNG: capture_rng()}
     for name, state_tensors in (optimizers or {}).items():
         tensors[f"{OPTIMIZER}/{name}.safetensors"] = state_tensors
     if model.device.type == "cuda" and rank_and_world()[0] == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nanochat.common import ConfigError
 from nanochat.layers import Linear, ReluSquared
@@ -129,7 +130,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x))."""
+    """x + attn(norm(x)), then x + mlp(norm(x)). recompute: keep nothing for the backward pass but
+    x, and compute the rest again there."""
+
+    recompute = False
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -137,6 +141,11 @@ class Block(nn.Module):
         self.self_attn, self.mlp = Attention(config), MLP(config)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, cos, sin, use_reentrant=False)
+        return self.compute(x, cos, sin)
+
+    def compute(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn(norm(x, self.eps), cos, sin)
         return x + self.mlp(norm(x, self.eps))
 
@@ -227,7 +236,7 @@ class GPT(nn.Module):
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm; T at most
         sequence_len. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
-        x = F.embedding(inputs, self.model.embed_tokens.weight).to(self.compute_dtype)
+        x = self.model.embed_tokens(inputs).to(self.compute_dtype)
         x = norm(x, eps)
         for block in self.model.layers:
             x = block(x, self.cos[:, :T], self.sin[:, :T])

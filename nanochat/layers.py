@@ -75,6 +75,10 @@ class Linear(nn.Linear):
             return linear8(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
+    def use_in(self, function, x: torch.Tensor, *rest):
+        """function(x, weight, *rest), for a product that is not made here."""
+        return function(x, self.weight, *rest)
+
 
 class ReluSquared(torch.autograd.Function):
     """relu(x)^2; its gradient 2 relu(x) is 2 sqrt(y), so that only y is kept."""

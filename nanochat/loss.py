@@ -106,16 +106,18 @@ def rows_with_target(targets) -> torch.Tensor:
 
 
 class LossFn:
-    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not.
+    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not;
+    with `by_block` the model's blocks are compiled already, one by one.
 
     On a CPU the head, a third of a small model's work, is computed only where there is a target;
     elsewhere that gather would make the host wait. `features`: the model's own, compiled;
     evaluation shares it on a GPU.
     """
 
-    def __init__(self, model, compiled: bool):
-        self.gather = model.device.type == "cpu"
-        self.features = torch.compile(model.features, dynamic=False) if compiled else model.features
+    def __init__(self, model, compiled: bool, by_block: bool = False):
+        self.gather, self.features = model.device.type == "cpu", model.features
+        if compiled and not by_block:
+            self.features = torch.compile(model.features, dynamic=False)
         # subtle: gathered rows differ in number, so dynamic, lest each be compiled
         self.kernel = loss_and_grad
         if compiled:
@@ -130,5 +132,5 @@ class LossFn:
             chosen = rows_with_target(targets)
             x, targets = x.index_select(0, chosen), targets[chosen]
             factors = None if factors is None else factors[chosen]
-        weight, cap = model.lm_head.weight, model.config.logit_softcap
-        return chunked_loss(x, weight, targets, cap, self.kernel, factors), num_targets
+        rest = targets, model.config.logit_softcap, self.kernel, factors
+        return model.lm_head.use_in(chunked_loss, x, *rest), num_targets

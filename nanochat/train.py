@@ -1,10 +1,8 @@
 """The one training loop that every stage shares, and its events."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,27 +54,6 @@ class Periodic:
         if state.step == 0 or state.step == state.num_steps:
             return self.at_start if state.step == 0 else self.every >= 0
         return self.every > 0 and state.step % self.every == 0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields asked(): whether SIGTERM or Ctrl-C came; a second one ends the program at once."""
-    received: list[int] = []
-    previous = {}
-
-    def handle(number, frame):
-        received.append(number)
-        print(f"\n{signal.Signals(number).name}: saving after this step", flush=True)
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        previous[name] = signal.signal(name, handle)
-    try:
-        yield lambda: bool(received)
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
@@ -135,11 +112,21 @@ class OneRank:
         for optimizer in optimizers:
             optimizer.step()
 
+    def weights(self, model) -> dict[str, torch.Tensor]:
+        """All of them by name; of several ranks, on rank 0."""
+        return dict(model.named_parameters())
+
     def whole_state(self, name: str, optimizer) -> dict[str, torch.Tensor]:
+        """What all ranks keep for the optimizer of this name; likewise."""
         return optimizer.state_tensors()
 
     def own_state(self, name: str, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this rank keeps of it."""
         return whole
+
+    def first_difference(self, model) -> str | None:
+        """The first weight whose copies on several ranks differ."""
+        return None
 
 
 def set_rates(optimizers, values: dict) -> None:
@@ -163,19 +150,19 @@ def backward_pass(
 
 
 def optimizer_step(
-    ranks, optimizers, grad_clip: float, scaler: LossScaler | None = None
+    model, ranks, optimizers, grad_clip: float, scaler: LossScaler | None
 ) -> torch.Tensor:
-    """Clips the gradients (unless 0), steps; returns the norm before clipping."""
+    """Clips the gradients (unless 0), steps, clears; returns the norm before clipping."""
     grads = ranks.gradients()
     if scaler:
         torch._foreach_mul_(grads, 1 / scaler.scale)
     norm = ranks.norm(grads)
     if not scaler or scaler.accept(norm):
         if grad_clip > 0:
-            own = ranks.owned.values()
-            torch.nn.utils.clip_grads_with_norm_(own, grad_clip, norm, foreach=True)
+            torch._foreach_mul_(grads, (grad_clip / (norm + 1e-6)).clamp(max=1))
         if optimizers:
             ranks.update(optimizers)
+    model.zero_grad(set_to_none=True)
     return norm
 
 
@@ -265,7 +252,8 @@ def train(
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
     schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
-    None. A step's numbers are read one step late, so that nothing waits for the device.
+    None. A step's numbers are read one step late, so that nothing waits for the device. Raises
+    DivergedError.
     """
     ranks = ranks or OneRank(model)
     device = next(model.parameters()).device
@@ -290,8 +278,7 @@ def train(
         loss = backward_pass(model, micro, totals[0].clamp(min=1), loss_fn, ranks, scaler)
         # subtle: where a policy has nothing to learn, momentum would move the weights all the same
         idle = micro[0].weights is not None and int(totals[0]) == 0
-        norm = optimizer_step(ranks, () if idle else optimizers, grad_clip, scaler)
-        model.zero_grad(set_to_none=True)
+        norm = optimizer_step(model, ranks, () if idle else optimizers, grad_clip, scaler)
         state.step += 1
         newest = {
             "step": state.step,

@@ -9,12 +9,8 @@
 #SBATCH --requeue
 #SBATCH --output=nanochat-%j.log
 #SBATCH --open-mode=append
-# The same run on several nodes under Slurm. The checkout and NANOCHAT_BASE_DIR must lie on a file system that all nodes
-# see. Three minutes before the time limit every rank is told to save and leave; the job, queued again, goes on there.
-#
-#   NANOCHAT_BASE_DIR=/shared/nanochat sbatch --nodes=4 runs/slurm.sh
-#
-# Set up once on the login node, where the network is (bash runs/test.sh, or: source runs/setup.sh; set_up).
+# Use: NANOCHAT_BASE_DIR=/shared/nanochat sbatch --nodes=4 runs/slurm.sh      (checkout and folder where all nodes see them)
+# Set up once on the login node (source runs/setup.sh; set_up). Before its time limit a job saves; queued again, it goes on.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run this with sbatch from the root of the checkout}"
 : "${NANOCHAT_BASE_DIR:?name a folder that all nodes see}"
@@ -23,5 +19,5 @@ head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus_per_node=${SLURM_GPUS_ON_NODE:-8}
 rendezvous="--rdzv_backend=c10d --rdzv_id=$SLURM_JOB_ID --rdzv_endpoint=$head_node:29500"
 export RECIPE=gpu NPROC="$gpus_per_node" NANOCHAT_BASE_DIR
-export LAUNCHER="srun --kill-on-bad-exit=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=$gpus_per_node $rendezvous"
-exec bash speedrun.sh
+export LAUNCHER="srun --kill-on-bad-exit=1 torchrun --max_restarts=3 --nnodes=$SLURM_NNODES --nproc_per_node=$gpus_per_node $rendezvous"
+exec bash speedrun.sh "$@"

@@ -17,6 +17,7 @@ from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.publishing.train_and_report import train_and_report
+from nanochat.report.planning import print_plan
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
 from nanochat.training.config import StageConfig
@@ -53,6 +54,12 @@ class Config(StageConfig):
     """Horizon in tokens."""
     target_flops: float | None = None
     """Horizon in training FLOPs."""
+    plan: bool = False
+    """Train nothing; print what this run would take on --gpus of --gpu: memory, traffic, hours."""
+    gpus: int = 8
+    """Of the plan."""
+    gpu: str = "H100"
+    """Of the plan: B200, H200, H100 or A100."""
     sample_every: int = 2000
     """Steps between samples; 0: at the end alone, -1: never."""
 
@@ -83,6 +90,9 @@ def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
 
 
 def main(config: Config) -> None:
+    if config.plan:
+        print_plan(config)
+        return
     stage = start_stage(
         "base", config, tag=f"d{config.depth}", new_model=lambda device: new_model(config, device)
     )

@@ -30,6 +30,8 @@ QUICK = "--no-compile --eval-tokens=512 --eval-every=0"
 CHATS = "identity:0.066,arithmetic:0.02,smoltalk@{chats}:1"
 
 
+TEXT = {"capture_output": True, "text": True, "check": True}
+
 pytestmark = pytest.mark.slow
 
 
@@ -198,9 +200,32 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, stage, number):
     assert [name for name in whole if not torch.equal(cut[name], whole[name])] == []
 
 
+def kill_a_rank(home: Path, module: str, flags: str, metrics: Path, step: int) -> str:
+    """What two ranks print that torchrun starts again after one is killed at `step`."""
+    launch = command(module, flags, ranks=2)
+    launch.insert(launch.index("--standalone"), "--max-restarts=1")
+    process = subprocess.Popen(
+        launch, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], **TEXT)
+            os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    printed = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, printed
+    return printed
+
+
 def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
+    """Also where one of them is killed: torchrun starts both again, from the last checkpoint."""
     module, flags = stage_flags(trained, "base", "ranks")
-    run(trained, module, f"{flags} --num-steps=24 --save-every=8", ranks=2, status=0)
+    metrics = trained / "base" / "base_checkpoints" / "ranks" / "metrics.jsonl"
+    flags_of_all = f"{flags} --num-steps=24 --save-every=8"
+    printed = kill_a_rank(trained, module, flags_of_all, metrics, step=11)
+    assert re.search("resumed .* at step (8|16)", printed), printed
     one, two = losses(trained, "base", "tiny"), losses(trained, "base", "ranks")
     assert [s for s, _ in one] == [s for s, _ in two]
     assert [x for _, x in one] == pytest.approx([x for _, x in two], rel=2e-3)

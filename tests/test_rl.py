@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from chain_model import V, chain_model, chain_tokenizer
 
-from nanochat.common import ConfigError
+from nanochat.common import ConfigError, rank_and_world
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import (
     HELD_OUT,
@@ -38,7 +38,7 @@ from nanochat.rl import (
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState, train
 from nanochat.training.config import StageConfig
-from nanochat.training.distributed import join
+from nanochat.training.distributed import join, shard
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from tasks.catalog import find_named
 
@@ -248,14 +248,18 @@ def make_policy(reward=None, **settings) -> Policy:
     )  # fmt: skip
 
 
-def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> None:
+def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> dict:
+    """Trains; the weights."""
     model, config = policy.engine.model, StageConfig(lr_scale=lr_scale)
+    if rank_and_world()[1] > 1:
+        shard(model, config, torch.device("cpu"), compiled=False)
     ranks = join(model, config)
     train(
         model, list(build_optimizers(model, config, ranks.owned).values()), policy.steps(0),
         loss_fn=LossFn(model, compiled=False), schedule=make_schedule(config),
         state=LoopState(num_steps=num_steps), ranks=ranks,
     )  # fmt: skip
+    return ranks.weights(model)
 
 
 def test_a_bandit_finds_the_better_arm():
@@ -382,9 +386,9 @@ def step_on_rank(rank: int, world: int, port: int, folder: str) -> None:
     policy.note = lambda step, f: figures.append(
         [f["reward"], f["mixed_groups"], f["answer_tokens"]]
     )
-    learn(policy, 1)
+    weights = learn(policy, 1)
     if rank == 0:
-        torch.save([figures, policy.engine.model.state_dict()], f"{folder}/{world}.pt")
+        torch.save([figures, weights], f"{folder}/{world}.pt")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -13,17 +13,20 @@ import pytest
 import torch
 from conftest import make_batch, make_model
 
+from nanochat.common import rank_and_world
 from nanochat.dataloader import Batch
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train
 from nanochat.training.config import StageConfig
-from nanochat.training.distributed import join
+from nanochat.training.distributed import join, shard
 from nanochat.training.optimizers import build_optimizers, make_schedule, trapezoid
 
 
 def run(model, micro_batches, accum_steps=1, num_steps=4, **options):
     losses, source = [], cycle(micro_batches)
     state = LoopState(num_steps=num_steps)
+    if rank_and_world()[1] > 1:
+        shard(model, StageConfig(), torch.device("cpu"), compiled=False)
     ranks = join(model, StageConfig())
     optimizers = build_optimizers(model, StageConfig(), ranks.owned)
     done = train(

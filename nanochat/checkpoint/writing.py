@@ -69,14 +69,16 @@ def own_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in pinned memory, copied from the GPU in one go."""
+    """The tensors, those of a GPU copied into pinned memory in one go."""
     copies = {
-        name: torch.empty_like(t, device="cpu", pin_memory=t.is_cuda) for name, t in named.items()
+        name: torch.empty_like(t, device="cpu", pin_memory=True)
+        for name, t in named.items()
+        if t.is_cuda
     }
-    for name, tensor in named.items():
-        copies[name].copy_(tensor.detach(), non_blocking=True)
+    for name, copy in copies.items():
+        copy.copy_(named[name].detach(), non_blocking=True)
     torch.cuda.synchronize()
-    return copies
+    return named | copies
 
 
 class Writer:

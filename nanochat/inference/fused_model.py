@@ -4,7 +4,7 @@ Query, key and value projections are one matrix. Tokens of several sequences for
 attention alone knows whose token is whose (kv_cache.AttentionBatch).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,8 +45,8 @@ class FusedModel:
         self.cos = torch.cat([cos, cos], dim=-1)[:, None]
         self.sin = torch.cat([sin, -sin], dim=-1)[:, None]
 
-    def masters(self) -> list[list[torch.Tensor]]:
-        """The GPT's weights, by the matrix here that holds them."""
+    def masters(self) -> Iterator[list[torch.Tensor]]:
+        """The GPT's weights, by the matrix here that holds them; of several ranks, all call it."""
         trunk = self.master.model
         masters = [[trunk.embed_tokens.weight], [self.master.lm_head.weight]]
         for block in trunk.layers:
@@ -54,7 +54,8 @@ class FusedModel:
             qkv = attention.q_proj, attention.k_proj, attention.v_proj
             masters += [[projection.weight for projection in qkv], [attention.o_proj.weight]]
             masters += [[mlp.fc1.weight], [mlp.fc2.weight]]
-        return masters
+        for weights in masters:
+            yield [w.detach().full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
 
     @torch.no_grad()
     def refresh(self) -> None:

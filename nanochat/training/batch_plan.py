@@ -39,14 +39,16 @@ def divide_rows(rows_per_step: int, ranks: int, largest: int) -> BatchPlan:
 
 
 def plan_batch(
-    model, size: int | str, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool
+    model, size: int | str, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool, share=1.0
 ) -> BatchPlan:
     """The plan of a stage, printed. size: most rows of a micro-batch; "auto" on a GPU: as many as
-    its memory should hold, after one micro-batch is tried, which also compiles."""
+    its memory should hold, after one micro-batch is tried, which also compiles. share: of the
+    weights that a rank holds."""
     world = rank_and_world()[1]
-    to_try = size == "auto" and model.device.type == "cuda"
-    if to_try:
-        size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled)
+    cuda = size == "auto" and model.device.type == "cuda"
+    to_try = cuda and world == 1  # a rank that fails alone would leave the others waiting
+    if cuda:
+        size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled, share)
     elif size == "auto":
         size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
     if size < 1:
@@ -65,21 +67,23 @@ def plan_batch(
     return plan
 
 
-def training_bytes(model, row_tokens: int, compiled: bool) -> tuple[float, float]:
+def training_bytes(model, row_tokens: int, compiled: bool, share=1.0) -> tuple[float, float]:
     """An estimate of what training takes: (for weights, gradients, optimizer state and one chunk of
     logits; for the activations of each row of a micro-batch)."""
     c, width = model.config, model.compute_dtype.itemsize / 2
     tables = 2 * c.vocab_size * c.n_embd
     matrices = model.num_params() - tables
     fixed = 8 * model.num_params() + 4 * matrices + 8 * tables + 2 * width * matrices
-    fixed += LOSS_BYTES if compiled else EAGER_LOSS_BYTES
+    fixed = share * fixed + (LOSS_BYTES if compiled else EAGER_LOSS_BYTES)
     each = ACTIVATION_BYTES if compiled else EAGER_ACTIVATION_BYTES
-    return fixed, width * each * c.n_embd * c.n_layer * row_tokens
+    again = sum(block.recompute for block in model.model.layers)  # keep their input, but for one
+    each = each * (c.n_layer - again + (again > 0)) + 2 * again
+    return fixed, width * each * c.n_embd * row_tokens
 
 
-def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool) -> int:
+def rows_that_fit(model, usable_bytes: float, row_tokens: int, compiled: bool, share=1.0) -> int:
     """The most rows with which training should fit; at least 1."""
-    fixed, a_row = training_bytes(model, row_tokens, compiled)
+    fixed, a_row = training_bytes(model, row_tokens, compiled, share)
     return max(1, int((MEMORY_SHARE * usable_bytes - fixed) // a_row))
 
 

@@ -62,7 +62,11 @@ class StageConfig:
     """Train the blocks with 8-bit products (CUDA sm89 and newer); faster from depth 20 or so."""
     deterministic: bool = False
     """On CUDA: bit-exact kernels, slower."""
-    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which gradients travel between ranks; they are summed in float32."""
+    shard: bool = False
+    """With several ranks: hold no whole copy of weights and gradients, for large models."""
+    shard_group: int = 0
+    """Ranks that share one set of weights and optimizer state; 0: those of a node."""
+    checkpoint_blocks: int = 0
+    """Blocks whose activations are computed again in the backward pass, to save memory."""
     seed: int = 42
     """Of data order and initial weights."""

@@ -1,229 +1,222 @@
-"""Training on several ranks: who updates which weights, and what travels between ranks when.
+"""Training on several ranks: who holds and updates which weights, and what travels when.
 
-All ranks hold all weights. Each piece of them, a matrix of a block or some rows of a table, has one
-owner, which alone keeps its optimizer state. While the backward pass still runs, gradients travel
-to their owners, who sum them in float32 in the order of the ranks; after the update, the new
-weights travel to all. Within a node first, then between nodes, so that the slow links carry least.
+PyTorch's FSDP2 splits every weight by rows over the ranks of a group, such as a node. They put a
+block together before its forward pass, in compute dtype, and sum its gradients in float32 while the
+backward pass goes on, in its last micro-batch. With --shard, for models that do not fit one device,
+a block is put together for each use anew, and its gradients are summed in each micro-batch.
+
+AdamW updates the rows that a rank has. Muon needs whole matrices: each is sent to an owner, which
+keeps its momentum and sends the new rows back, so that ranks share the work. Several groups hold
+the same weights: gradients are also summed over groups, and each group updates for itself.
 
 This file alone knows of collectives; train.OneRank is its twin in one process.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import compress, pairwise, product
-from typing import NamedTuple
+from itertools import compress, product
+from math import prod
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
-from nanochat.adamw import NamedOptimizer
-from nanochat.common import rank_and_world
+from nanochat.common import ConfigError, choose_dtype, rank_and_world
 from nanochat.train import OneRank
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import optimizer_of
 
-
-class Piece(NamedTuple):
-    """Rows begin..end-1 of a parameter, which one rank updates."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    begin: int
-    end: int
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Its part of the parameter itself, or of what has the parameter's shape."""
-        return tensor.detach()[self.begin : self.end]
+Tensors = dict[str, torch.Tensor]
+Named = tuple[str, torch.nn.Parameter]
 
 
-@dataclass
-class Round:
-    """Pieces that travel together, the i-th to or from the owner in place i. legs: (group, numbers
-    exchanged with each of its ranks, numbers that are this rank's) within the node, then between
-    nodes."""
+def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> float:
+    """Splits a model over the ranks, on the device, compiled by block or not; returns the share of
+    it that a rank holds at most times."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
-    pieces: list[Piece]
-    mine: Piece | None
-    legs: list[tuple[dist.ProcessGroup, list[int], int]]
-    missing: int = 0  # parameters whose gradient is not there yet
+    world = rank_and_world()[1]
+    ranks = config.shard_group or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % ranks:
+        raise ConfigError(f"{world} ranks are no multiple of the {ranks} of a node, or shard group")
+    shape, names = (world // ranks, ranks), ("copies", "rows")
+    one = slice(world == ranks, None)
+    mesh = init_device_mesh(device.type, shape[one], mesh_dim_names=names[one])
+    model.compute_dtype = choose_dtype(device)[0]
+    for block in model.model.layers if compiled else ():
+        block.compile(dynamic=False)
+    # subtle: inputs are not cast, because rotary tables stay float32
+    policy = MixedPrecisionPolicy(model.compute_dtype, torch.float32, cast_forward_inputs=False)
+    tables = (model.model.embed_tokens, model.lm_head)
+    for unit in (*model.model.layers, *(() if model.config.tie_word_embeddings else tables), model):
+        # subtle: the head is kept whole, because evaluation uses it more often on some ranks
+        split_again = config.shard and unit not in (model.lm_head, model)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=split_again)
+        unit.set_gradient_divide_factor(1.0)  # the loss is divided by the number of targets
+        unit.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
+    register_fsdp_forward_method(model, "features")
+    register_fsdp_forward_method(model.lm_head, "use_in")
+    return 1 / ranks if config.shard else 1.0
 
-    def split(self, flat: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
-        """The pieces with their parts of all pieces' numbers."""
-        shapes = [p.of(p.parameter).shape for p in self.pieces]
-        parts = flat.split([shape.numel() for shape in shapes])
-        return zip(self.pieces, map(torch.Tensor.view, parts, shapes), strict=True)
 
+def deal(named: list[Named], ranks: int) -> list[list[Named]]:
+    """Rounds of matrices, the i-th of a round for rank i: like cards, most work first.
 
-def deal(named: dict[str, torch.nn.Parameter], ranks: int) -> dict[str, list[list[Piece]]]:
-    """By optimizer, rounds of at most one piece a rank: tables by rows, matrices whole, like cards,
-    those that are most work first, and of equal ones the last, whose gradients come first.
-
-    Example: 5 equal matrices on 2 ranks: {"adamw": [], "muon": [[m4, m3], [m2, m1], [m0]]}.
+    Example: 5 equal matrices on 2 ranks: [[m0, m1], [m2, m3], [m4]].
     """
-    rounds, whole = {"adamw": [], "muon": []}, []
-    for name, p in reversed(named.items()):
-        if optimizer_of(name) == "muon":
-            whole.append(Piece(name, p, 0, len(p)))
-        else:
-            cuts = [len(p) * i // ranks for i in range(ranks + 1)]
-            rounds["adamw"].append([Piece(name, p, *cut) for cut in pairwise(cuts)])
-    whole.sort(key=lambda piece: -piece.parameter.numel() * min(piece.parameter.shape))
-    rounds["muon"] = [whole[i : i + ranks] for i in range(0, len(whole), ranks)]
-    return rounds
+    work = lambda p: prod(p.shape) * min(p.shape)  # noqa: E731  of orthogonalising
+    dealt = sorted(named, key=lambda item: work(item[1]), reverse=True)
+    return [dealt[i : i + ranks] for i in range(0, len(dealt), ranks)]
 
 
-class Replicated:
-    """See train.OneRank. owned: what this rank updates, by name, views of the weights; their .grad
-    is the sum over all ranks when `gradients` has waited for it."""
+def rows_of_ranks(rows: int, ranks: int) -> list[int]:
+    """As FSDP2 deals them. Example: rows_of_ranks(7, 4) == [2, 2, 2, 1]."""
+    each = -(-rows // ranks)
+    return [min(each, max(0, rows - i * each)) for i in range(ranks)]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows."""
+    return tensor.detach().to_local()
+
+
+class ManyRanks(OneRank):
+    """Of a model that `shard` has prepared. owned: this rank's rows of embedding and head, and its
+    matrices, which are whole, and there at all, only during the update."""
 
     def __init__(self, model, config: StageConfig):
-        self.device, self.dtype = model.device, getattr(torch, config.reduce_dtype)
-        world, node = rank_and_world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-        node = node if node and world % node == 0 else world
-        mesh = init_device_mesh(self.device.type, (world // node, node))
-        levels = [mesh.get_group(dim) for dim in (1, 0) if mesh.size(dim) > 1]
-        self.rounds = {
-            name: [self.plan(pieces, levels) for pieces in rounds]
-            for name, rounds in deal(dict(model.named_parameters()), world).items()
-        }
-        self.every = [round for rounds in self.rounds.values() for round in rounds]
-        self.owned = {r.mine.name: r.mine.of(r.mine.parameter) for r in self.every if r.mine}
-        self.last, self.travelling = False, []
-        for round in self.every:
-            for p in {piece.parameter for piece in round.pieces}:
-                p.register_post_accumulate_grad_hook(lambda p, round=round: self.arrived(round))
+        mesh = model.lm_head.weight.device_mesh
+        self.group = mesh.get_group(mesh.ndim - 1)
+        self.copies = mesh.get_group(0) if mesh.ndim == 2 else None
+        self.rank, self.ranks = self.group.rank(), self.group.size()
+        self.model, self.sync_always = model, config.shard
+        self.named, self.empty = dict(model.named_parameters()), torch.empty(0, device=model.device)
+        muon = [item for item in self.named.items() if optimizer_of(item[0]) == "muon"]
+        self.rounds = deal(muon, self.ranks)
+        self.tables = {n: local(p) for n, p in self.named.items() if optimizer_of(n) == "adamw"}
+        mine = [round[self.rank] for round in self.rounds if self.owns(round)]
+        self.owned = self.tables | {name: self.empty.new_empty(p.shape) for name, p in mine}
 
-    def plan(self, pieces: list[Piece], levels: list[dist.ProcessGroup]) -> Round:
-        sizes = [piece.of(piece.parameter).numel() for piece in pieces]
-        place, legs = 0, []
-        sizes += [0] * (rank_and_world()[1] - len(sizes))
-        for group in levels:
-            ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-            each = len(sizes) // ranks
-            parts = [sum(sizes[i * each : (i + 1) * each]) for i in range(ranks)]
-            legs.append((group, parts, parts[rank]))
-            place, sizes = place + rank * each, sizes[rank * each : (rank + 1) * each]
-        return Round(pieces, pieces[place] if place < len(pieces) else None, legs)
+    def exchange(self, flat: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+        """Each rank of the group sends each other so many of its numbers; what came, by rank."""
+        result = flat.new_empty(sum(received))
+        dist.all_to_all_single(result, flat, received, sent, group=self.group)
+        return result
 
-    # ------------------------------------------------------------ gradients to their owners
+    # ------------------------------------------------------------ a step
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Of a micro-batch; the last one of a step sends the gradients."""
-        self.last = last
-        for round in self.every:
-            round.missing = len({piece.parameter for piece in round.pieces})
+        self.model.set_requires_gradient_sync(last or self.sync_always)
+        self.model.set_reshard_after_backward(last or self.sync_always)
         loss.backward()
 
-    def arrived(self, round: Round) -> None:
-        round.missing -= 1
-        if self.last and round.missing == 0:
-            self.send(self.collect(round))
-
-    def send(self, journey: Iterator) -> None:
-        """Begins a journey, after those on their way have been moved on by a leg."""
-        self.travelling = [j for j in (*self.travelling, journey) if next(j, "there") is None]
-
-    def finish(self) -> None:
-        while self.travelling:
-            self.send(iter(()))
-
-    def collect(self, round: Round) -> Iterator[None]:
-        """Sums a round's gradients at their owners; yields while they travel."""
-        flat = torch.cat([piece.of(piece.parameter.grad).flatten() for piece in round.pieces])
-        for piece in round.pieces:
-            piece.parameter.grad = None
-        for group, parts, mine in round.legs:
-            received = flat.new_empty(len(parts) * mine, dtype=self.dtype)
-            counts = [mine] * len(parts), parts
-            flat = flat.to(self.dtype)
-            work = dist.all_to_all_single(received, flat, *counts, group=group, async_op=True)
-            yield
-            work.wait()
-            flat = received.view(len(parts), mine).sum(0, dtype=torch.float32)
-        if round.mine:
-            own = self.owned[round.mine.name]
-            own.grad = flat.view_as(own)
-
     def gradients(self) -> list[torch.Tensor]:
-        """Of what this rank updates, over all ranks."""
-        self.finish()
-        return [tensor.grad for tensor in self.owned.values()]
+        return [local(p.grad) for p in self.named.values()]
 
     def norm(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        """Of all ranks' gradients, the same bits on each."""
-        squares = torch.zeros(rank_and_world()[1], device=self.device)
-        square = torch.nn.utils.get_total_norm(grads, foreach=True).to(squares).square()
-        dist.all_gather(list(squares.split(1)), square.view(1))
-        return squares.sum().sqrt()
+        squares = self.empty.new_zeros(self.ranks)
+        square = torch.nn.utils.get_total_norm(grads, foreach=True).square()
+        dist.all_gather(list(squares.split(1)), square.view(1), group=self.group)
+        return squares.sum().sqrt()  # the same bits on all ranks
 
-    # ------------------------------------------------------------ weights, and state, to all
-
-    def spread(self, round: Round, own: Callable[[str], torch.Tensor]) -> Iterator[None]:
-        """Yields while it gives every rank all pieces' numbers, flat, of which own(name) are this
-        rank's; returns them."""
-        flat = own(round.mine.name).flatten() if round.mine else torch.empty(0, device=self.device)
-        for group, parts, mine in reversed(round.legs):
-            received = flat.new_empty(sum(parts))
-            counts = parts, [mine] * len(parts)
-            copies = flat.repeat(len(parts))
-            work = dist.all_to_all_single(received, copies, *counts, group=group, async_op=True)
-            yield
-            work.wait()
-            flat = received
-        return flat
-
-    def deliver(self, round: Round) -> Iterator[None]:
-        """Copies every owner's new weights into this rank's."""
-        for piece, values in round.split((yield from self.spread(round, self.owned.get))):
-            piece.of(piece.parameter).copy_(values)
-
+    @torch.no_grad()
     def update(self, optimizers) -> None:
-        """Steps; the tables travel while the matrices are orthogonalised."""
-        for optimizer, rounds in zip(optimizers, self.rounds.values(), strict=True):
-            optimizer.step()
-            for round in rounds:
-                self.send(self.deliver(round))
-        self.finish()
+        adamw, muon = optimizers
+        for name, rows in self.tables.items():
+            rows.grad = local(self.named[name].grad)
+        adamw.step()
+        for round in self.rounds:
+            self.assemble(round)
+        muon.step()
+        for round in self.rounds:
+            self.deliver(round)
 
-    def whole_state(self, name: str, optimizer: NamedOptimizer) -> dict[str, torch.Tensor]:
-        """The state of one of the optimizers, of all ranks, in main memory on rank 0."""
+    def row_counts(self, p: torch.Tensor) -> list[int]:
+        return [p.shape[1] * rows for rows in rows_of_ranks(len(p), self.ranks)]
+
+    def counts(self, round: list[Named]) -> tuple[list[int], list[int]]:
+        """(this rank's numbers of each owner's matrix, each rank's numbers of this one's)"""
+        nothing = [0] * self.ranks
+        of_owners = [self.row_counts(p)[self.rank] for _, p in round] + nothing[len(round) :]
+        return of_owners, self.row_counts(round[self.rank][1]) if self.owns(round) else nothing
+
+    def owns(self, round: list[Named]) -> bool:
+        return self.rank < len(round)
+
+    def assemble(self, round: list[Named]) -> None:
+        """Puts the matrices of a round, and their gradients, together at their owners."""
+        wholes = []
+        for tensors in ([p for _, p in round], [p.grad for _, p in round]):
+            flat = torch.cat([local(tensor).flatten() for tensor in tensors])
+            wholes.append(self.exchange(flat, *self.counts(round)))
+        if self.owns(round):
+            name, p = round[self.rank]
+            own = self.owned[name]
+            own.data, own.grad = (whole.view(p.shape) for whole in wholes)
+
+    def deliver(self, round: list[Named]) -> None:
+        """Sends every rank its rows of the new matrices, which are freed."""
+        flat, (of_owners, of_ranks) = self.empty, self.counts(round)
+        if self.owns(round):
+            own = self.owned[round[self.rank][0]]
+            flat, own.grad, own.data = own.flatten(), None, self.empty
+        parts = self.exchange(flat, of_ranks, of_owners).split(of_owners)
+        for (_, p), part in zip(round, parts, strict=False):
+            local(p).copy_(part.view(-1, p.shape[1]))
+
+    # ------------------------------------------------------------ what is saved and resumed
+
+    def to_first(self, mine: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """All ranks' numbers, so many of each, in main memory of the group's first."""
+        nothing = [0] * self.ranks
+        sent, received = [mine.numel(), *nothing[1:]], nothing if self.rank else counts
+        return self.exchange(mine.flatten(), sent, received).cpu()
+
+    def weights(self, model) -> Tensors:
+        flat = {name: self.to_first(local(p), self.row_counts(p)) for name, p in self.named.items()}
+        return (
+            {} if self.rank else {name: flat[name].view(p.shape) for name, p in self.named.items()}
+        )
+
+    def whole_state(self, name: str, optimizer) -> Tensors:
         own = optimizer.state_tensors()
         whole = {"num_steps": own["num_steps"]}
-
-        def fetch(round: Round, key: str) -> Iterator[None]:
-            flat = yield from self.spread(round, lambda name: own[f"{name}.{key}"])
-            for piece, values in round.split(flat) if rank_and_world()[0] == 0 else ():
-                empty = torch.empty(piece.parameter.shape)
-                piece.of(whole.setdefault(f"{piece.name}.{key}", empty)).copy_(values)
-
-        for round, key in product(self.rounds[name], optimizer.STATE):
-            self.send(fetch(round, key))
-        self.finish()
+        parts = [(round, [p.numel() for _, p in round]) for round in self.rounds]
+        if name == "adamw":
+            parts = [([(n, self.named[n])], self.row_counts(self.named[n])) for n in self.tables]
+        for (items, counts), key in product(parts, optimizer.STATE):
+            keys = [f"{n}.{key}" for n, _ in items]
+            mine = next((own[k] for k in keys if k in own), self.empty)
+            flat = self.to_first(mine, counts + [0] * (self.ranks - len(counts)))
+            split = flat.split([p.numel() for _, p in items]) if not self.rank else ()
+            whole |= {k: t.view(p.shape) for k, t, (_, p) in zip(keys, split, items, strict=False)}
         return whole
 
-    def own_state(self, name: str, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What this rank keeps of a whole state: the inverse of whole_state."""
-        pieces = {r.mine.name: r.mine for r in self.rounds[name] if r.mine}
-        own = {key: (pieces.get(key.rpartition(".")[0]), tensor) for key, tensor in whole.items()}
-        own = {key: piece.of(tensor) for key, (piece, tensor) in own.items() if piece}
-        return own | {"num_steps": whole["num_steps"]}
+    def own_state(self, name: str, whole: Tensors) -> Tensors:
+        own = {"num_steps": whole["num_steps"]}
+        for key, tensor in whole.items():
+            if (n := key.rpartition(".")[0]) in self.tables:
+                first = sum(rows_of_ranks(len(tensor), self.ranks)[: self.rank])
+                own[key] = tensor[first : first + len(self.tables[n])]
+            elif n in self.owned:
+                own[key] = tensor
+        return own
+
+    def first_difference(self, model) -> str | None:
+        if self.copies is None:
+            return None
+        tensors = [local(p).view(torch.int32) for p in self.named.values()]
+        sums = torch.stack([tensor.sum(dtype=torch.int64) for tensor in tensors])
+        every = sums.new_empty(self.copies.size(), len(sums))
+        dist.all_gather(list(every), sums, group=self.copies)
+        differs = (every != sums).any(dim=0).int()
+        dist.all_reduce(differs)
+        return next(compress(self.named, differs.tolist()), None)
 
 
-def join(model, config: StageConfig) -> OneRank | Replicated:
+def join(model, config: StageConfig) -> OneRank:
     """How this rank takes part in training `model`."""
-    return Replicated(model, config) if rank_and_world()[1] > 1 else OneRank(model)
-
-
-def first_difference(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The first name whose tensor has other bits on another rank, by their sums; for 32-bit
-    numbers."""
-    if rank_and_world()[1] == 1:
-        return None
-    names, tensors = zip(*named, strict=True)
-    sums = torch.stack([t.detach().view(torch.int32).sum(dtype=torch.int64) for t in tensors])
-    every = sums.new_empty(rank_and_world()[1], len(names))
-    dist.all_gather(list(every), sums)
-    differs = (every != sums).any(dim=0).tolist()
-    return next(compress(names, differs), None)
+    return ManyRanks(model, config) if rank_and_world()[1] > 1 else OneRank(model)

@@ -85,6 +85,7 @@ def session_of(model, row_tokens: int) -> dict:
         "command": ["python", *program, *sys.argv[1:]],
         "device": device_name(model.device),
         "ranks": world,
+        "torchrun": os.environ.get("TORCHELASTIC_RUN_ID"),
         "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
         "flops_per_token": model.flops_per_token(row_tokens),

@@ -67,21 +67,30 @@ def still_written(path: Path) -> bool:
 
 def find_resume(stage: str, tag: str, config: StageConfig) -> Path | None:
     """The checkpoint to continue from, or None to start anew; one rank calls it. A run that exists
-    is an error without --resume or --fresh: it is never overwritten."""
+    is an error without --resume or --fresh: it is never overwritten. torchrun that starts its
+    ranks again, after one of them died, resumes what they began."""
     existing = available_checkpoints(stage, tag)
-    if config.fresh:
+    resume = config.resume or restarted(run_dir(stage, tag) / METRICS)
+    if config.fresh and not resume:
         return None
     if not existing:
-        if config.resume:
+        if resume:
             print0(f"no checkpoint of {stage} {tag} to resume from: starting anew")
         return None
-    if not config.resume:
+    if not resume:
         raise ConfigError(
             f"{run_dir(stage, tag)} already holds a run, up to step "
             f"{max(c.step for c in existing)}. Continue it with --resume, move it aside with "
             f"--fresh, or name another --model-tag"
         )
     return find_checkpoint(stage, tag)
+
+
+def restarted(metrics: Path) -> bool:
+    """Whether this torchrun has written these metrics before."""
+    began = f'"torchrun": "{os.environ.get("TORCHELASTIC_RUN_ID")}"'
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return again and metrics.exists() and began in metrics.read_text()
 
 
 def move_aside(run_folder: Path) -> None:

@@ -23,13 +23,14 @@ from nanochat.common import ConfigError, compute_init, on_rank0, print0, rank_an
 from nanochat.dataloader import Batch, batches
 from nanochat.hardware import attention_backends, peak_rss
 from nanochat.loss import LossFn
-from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, stop_on_signals, train
+from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
 from nanochat.training.config import StageConfig
-from nanochat.training.distributed import first_difference, join
+from nanochat.training.distributed import join, shard
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from nanochat.training.resume import compare_settings, find_resume, lock_run, move_aside
+from nanochat.training.stopping import stop_on_signals
 from nanochat.training.validation import measure_rows
 
 
@@ -59,24 +60,31 @@ def start_stage(
         raise ConfigError("give one horizon, not both of num_steps and target_seconds")
     if config.keep_last < 1:
         raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
-    *_, device = compute_init(config.device_type, config.seed, config.deterministic)
+    *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
     if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
+    if config.shard and name == "rl":
+        raise ConfigError("--shard: rl samples with whole weights on every device; leave it out")
     compiled = can_compile(device, config.compile)
     folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
     locks = []  # rank 0's, which a Stage holds
     on_rank0(lambda: locks.append(lock_run(name, tag)))
     resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
+    place = torch.device("cpu") if ranks > 1 else device  # where a whole model finds room
     if resume_from:
-        model, tokenizer, meta = load_folder(resume_from, device, "train")
+        model, tokenizer, meta = load_folder(resume_from, place, "train")
     elif folder:
-        model, tokenizer, _ = load_folder(folder, device, "train")
+        model, tokenizer, _ = load_folder(folder, place, "train")
     else:
-        model, tokenizer = new_model(device)
+        model, tokenizer = new_model(place)
     if config.fp8:
         model.use_fp8()
-    return Stage(name, config, tag, model, tokenizer, compiled, folder, resume_from, meta, locks)
+    for block in model.model.layers[: config.checkpoint_blocks]:
+        block.recompute = True
+    share = shard(model, config, device, compiled) if ranks > 1 else 1.0
+    parts = model, tokenizer, compiled, LossFn(model, compiled, by_block=ranks > 1), share
+    return Stage(name, config, tag, *parts, folder, resume_from, meta, locks)
 
 
 @dataclass
@@ -89,13 +97,14 @@ class Stage:
     model: object
     tokenizer: object
     compiled: bool
+    loss_fn: LossFn
+    share: float  # of the weights, see batch_plan.py
     parent: Path | None
     resume_from: Path | None
     meta: dict | None  # of resume_from
     locks: list
 
     def __post_init__(self):
-        self.loss_fn = LossFn(self.model, self.compiled)
         self.run_folder = run_dir(self.name, self.tag)
         self.saved = self.resume_from  # the newest checkpoint of this run
 
@@ -107,9 +116,8 @@ class Stage:
         self.row_tokens = row_tokens
         # subtle: a micro-batch tried here is compiled, with these backends
         with attention_backends(self.model.device):
-            return plan_batch(
-                self.model, size, rows_per_step, row_tokens, self.loss_fn, self.compiled
-            )
+            sizes = size, rows_per_step, row_tokens
+            return plan_batch(self.model, *sizes, self.loss_fn, self.compiled, self.share)
 
     def train(
         self,
@@ -150,7 +158,9 @@ class Stage:
             "data_fingerprint": data.fingerprint,
             "data": data.report,
         }
-        if config.fresh:  # not before: until here a wrong setting costs nothing
+        if (
+            config.fresh and not self.resume_from
+        ):  # not before: until here a wrong setting costs nothing
             on_rank0(lambda: move_aside(self.run_folder))
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         session = session_of(model, self.row_tokens)
@@ -248,7 +258,7 @@ class Stage:
 
     def check_replicas(self, state: LoopState) -> None:
         """Raises DivergedError unless all ranks hold the same weights."""
-        if name := first_difference(self.model.named_parameters()):
+        if name := self.ranks.first_difference(self.model):
             raise DivergedError(
                 f"step {state.step}: the ranks no longer hold the same weights, first in {name}; "
                 f"resume from the last checkpoint, and if it happens again look for a faulty device"
@@ -295,6 +305,7 @@ class Stage:
             tokenizer=self.tokenizer,
             run=self.record | progress,
             state=to_resume,
+            weights=self.ranks.weights(self.model),
             optimizers={n: self.ranks.whole_state(n, o) for n, o in self.optimizers.items()},
         )
 

@@ -1,0 +1,85 @@
+"""The planner's arithmetic, against the model itself and by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import CARDS
+from nanochat.report.planning import (
+    MEASURED_MFU,
+    NODE,
+    Setting,
+    efficiency,
+    flops_per_token,
+    memory,
+    muon_flops,
+    num_params,
+    print_plan,
+    rows_that_fit,
+    step_seconds,
+    traffic,
+)
+from scripts.base_train import Config
+
+D20 = GPTConfig.from_depth(20, 65_536)
+
+
+@pytest.mark.parametrize("kv", [2, 1])
+def test_parameters_and_flops_are_the_models_own(kv):
+    config = GPTConfig.from_depth(2, 128, head_dim=64, n_kv_head=kv)
+    model = GPT(config, seed=None)
+    assert num_params(config) == model.num_params()
+    assert flops_per_token(config) == model.flops_per_token()
+    assert num_params(D20) == 560_988_160
+
+
+def test_muons_work_by_hand():
+    """4 matrices of D x D: 5 (4 + 2) D^3 each; 2 of 4 D x D: 5 (16 + 2) D^3 each."""
+    config = GPTConfig.from_depth(3, 128, head_dim=64)
+    assert muon_flops(config) == 3 * (4 * 30 + 2 * 90) * 192**3
+
+
+def test_memory_of_depth_20_on_one_gpu_is_what_was_measured():
+    """64.9 GB with 32 rows, by bench/results/gpu_check-nvidia-h100-80gb-hbm3.json."""
+    assert sum(memory(Setting(D20, rows=32)).values()) == pytest.approx(64.9e9, rel=0.05)
+
+
+def test_traffic_by_hand():
+    one = Setting(D20)
+    assert set(traffic(one).values()) == {0}
+    eight = traffic(replace(one, gpus=8, group=8))  # a row of 8 divides every dimension
+    params = num_params(D20)
+    assert eight["gather"] == 2 * params * 7 / 8 and eight["reduce"] == 4 * params * 7 / 8
+    matrices = params - 2 * 65_536 * 1280
+    assert eight["muon"] == pytest.approx(12 * matrices / 8 * 7 / 8) and eight["copies"] == 0
+    nodes = traffic(replace(one, gpus=64, group=8))
+    assert nodes["copies"] == pytest.approx(4 * params / 8 * 2 * 7 / 8)
+
+
+def test_sharding_and_computing_again_take_less_memory_and_more_traffic():
+    whole = Setting(GPTConfig.from_depth(32, 65_536), gpus=8, group=8, rows=8)
+    shards = replace(whole, shard=True)
+    again = replace(shards, checkpoint_blocks=32)
+    sizes = [sum(memory(s).values()) for s in (whole, shards, again)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(traffic(shards).values()) > sum(traffic(whole).values())
+    assert rows_that_fit(again, 80e9) > rows_that_fit(shards, 80e9) > rows_that_fit(whole, 80e9)
+    assert rows_that_fit(whole, 10e9) == 0
+
+
+@pytest.mark.parametrize("depth", [20, 32])
+def test_eight_gpus_are_nearly_eight_times_as_fast(depth):
+    whole = Setting(GPTConfig.from_depth(depth, 65_536), gpus=NODE, group=NODE, rows=8)
+    assert 0.97 < efficiency(whole, "H100") <= 1
+    alone = step_seconds(Setting(whole.model), "H100")["compute"]
+    flops = flops_per_token(whole.model) * 524_288
+    assert alone == pytest.approx(flops / (MEASURED_MFU * CARDS["H100"].flops))
+
+
+def test_the_page(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    print_plan(Config(depth=20, gpus=64))
+    page = capsys.readouterr().out
+    for words in ("560,988,160 parameters", "--shard --shard-group 64", "checkpoint-blocks 20"):
+        assert words in page
