@@ -1,7 +1,7 @@
 """Reinforcement learning on a task that judges itself, or by a reward of your own.
 
     python -m scripts.chat_rl --task=gsm8k
-    python -m scripts.chat_rl --task=my_task:Reverse --reward=my_task:short_and_right
+    python -m scripts.chat_rl --task=my_task:Reverse --reward=my_task:letters_in_place
 
 A reward is a function (conversation, completion) -> float; see docs/training.md.
 """

@@ -269,6 +269,23 @@ def test_evaluations_chat_and_report(trained):
     assert "no compare" not in run(trained, "scripts.tok_eval", "--no-compare")
 
 
+def test_the_documents_own_task_and_reward_are_learned_and_measured(trained, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n(from tasks.task import .*?)```", page, re.S)
+    (tmp_path / "my_task.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    learn, ask = re.findall(r"^python -m scripts\.chat_\w+ (.*my_task:Reverse.*)$", page, re.M)
+    learn = learn.replace("--num-steps=100", "--num-steps=2")
+    flags = f"{QUICK} --no-gate --prompts-per-step=2 --num-samples=2 --eval-problems=2"
+    flags += " --eval-samples=2 --parent-tag=tiny --model-tag=own"
+    out = run(trained, "scripts.chat_rl", f"{learn} {flags}")
+    assert "backwards. -> " in out and "are in training" not in out
+    out = run(trained, "scripts.chat_eval", f"{ask} --limit=2 --max-tokens=8 --model-tag=own")
+    assert re.search(r"reverse .*%", out)
+    report = (trained / "base" / "report" / "own" / "report.md").read_text()
+    assert "Runs from the same model" in report and "my_task:Reverse" in report
+
+
 SNIPPET = """
 from nanochat.checkpoint_manager import load_model
 from nanochat.common import compute_init

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from chain_model import V, chain_model, chain_tokenizer
 
+import bench.rl
 from nanochat.common import ConfigError, rank_and_world
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import (
@@ -369,6 +370,19 @@ def test_the_pull_to_the_reference_is_the_gradient_of_the_divergence():
         now, then = token_logprobs(model, b), token_logprobs(policy.reference, b)
         torch.testing.assert_close(a.weights, b.weights - 0.5 * (now - then))
         assert (now != then).any()
+
+
+def test_all_prompts_at_once_answer_as_one_at_a_time():
+    policy = make_policy()
+    trained_a_little(policy.engine.model)
+    config = bench.rl.Config(samples=5, max_tokens=9)
+    prompts = [[1, 2, 3], [4, 5], [6]]
+    together = bench.rl.count_tokens(policy.engine, prompts, config, seed=3)
+    alone = [
+        bench.rl.count_tokens(policy.engine, [prompt], config, seed=3 + i)
+        for i, prompt in enumerate(prompts)
+    ]
+    assert together == sum(alone) > 0
 
 
 # ---------------------------------------------------------------- ranks

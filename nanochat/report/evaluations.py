@@ -98,38 +98,6 @@ def chat_section(stages: list[StageRecord]) -> Section:
     return Section("Chat tasks", [table for table in tables if table.rows])
 
 
-def rl_section(stages: list[StageRecord]) -> Section:
-    """Held-out problems at each measurement of reinforcement learning."""
-    records = [r for s in stages if s.name == "rl" for r in s.records if "held_out/greedy" in r]
-    if not records:
-        return Section("Reinforcement learning")
-    k = next(n for n in names_after("held_out/pass@", records[0]) if n != "1" and n.isdigit())
-    columns = {  # header: (name, how it is written)
-        "likeliest answer": ("greedy", ".1%"),
-        "pass@1": ("pass@1", ".1%"),
-        f"pass@{k}": (f"pass@{k}", ".1%"),
-        "right and wrong": ("mixed_groups", ".1%"),
-        "tokens": ("answer_tokens", ".1f"),
-        "cut off": ("cut_share", ".1%"),
-        "entropy": ("entropy", ".3f"),
-        "KL to the start": ("kl_to_start", ".4f"),
-    }
-    rows = []
-    for r in records:
-        found = {key.removeprefix("held_out/"): value for key, value in r.items()}
-        cells = (
-            format_number(found.get(n), w, found.get(f"{n}_stderr")) for n, w in columns.values()
-        )
-        rows.append([f"{r['step']:,}", *cells])
-    note = (
-        f"Shares of held-out problems: whose likeliest answer is right, the mean of {k} sampled "
-        f"answers, one of these, and both a right and a wrong one. Entropy and KL divergence are "
-        f"nats a token."
-    )
-    table = Table("Held-out problems", ["step", *columns], rows, note)
-    return Section("Reinforcement learning", [table])
-
-
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:
     """Characters per token by kind of text, if they were measured with the run's own tokenizer."""
     path = folder / TOKENIZER_RECORD

@@ -14,6 +14,7 @@ from nanochat.report.page import (
     render_template,
     sections_to_markdown,
 )
+from nanochat.report.reinforcement import rl_section
 from nanochat.report.run import StageRecord, lineage, parameters
 from nanochat.report.training import (
     cost_section,
@@ -51,6 +52,7 @@ def model_card(stages: list[StageRecord], parity: dict | None = None) -> str:
         Section("Training", [*stage_tables(stages), software_table(stages)]),
         core_section(stages),
         chat_section(stages),
+        rl_section(stages),
         cost_section(stages),
         Section("Parity of this export", parity_blocks(parity) if parity else []),
     ]

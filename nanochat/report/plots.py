@@ -59,6 +59,17 @@ def curve(
         return Figure(title, as_inline_svg(axes.figure, title))
 
 
+def lines(title: str, series: dict[str, list[tuple]], x_label: str, unit: str) -> Figure:
+    """(x, y) points by name, up to three of them, each as a line."""
+    with new_axes(x_label, unit, figsize=(4.6, 2.7), layout="constrained") as axes:
+        for (name, points), colour in zip(series.items(), SERIES, strict=False):
+            axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=name)
+        axes.grid(axis="y")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return Figure(title, as_inline_svg(axes.figure, title))
+
+
 def bars(
     title: str,
     x_label: str,

@@ -10,12 +10,12 @@ from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import (
     chat_section,
     core_section,
-    rl_section,
     samples_section,
     tokenizer_section,
 )
 from nanochat.report.model_card import model_card
 from nanochat.report.page import Page, Section, to_html, to_markdown
+from nanochat.report.reinforcement import rl_section
 from nanochat.report.run import (
     ASSUMPTIONS,
     Assumptions,
@@ -88,7 +88,7 @@ def make_page(stages: list[StageRecord]) -> Page:
         Section("Curves", [figures] if figures else []),
         core_section(stages, figures=True),
         chat_section(stages),
-        rl_section(stages),
+        rl_section(stages, figures=True),
         tokenizer_section(base_dir() / "tokenizer", last.run.get("tokenizer_fingerprint")),
         samples_section(stages),
         cost_section(stages),

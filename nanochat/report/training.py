@@ -82,8 +82,6 @@ def curves(stage: StageRecord) -> list[Figure]:
     """Loss, bits per byte, learning rate and throughput over the steps."""
     drawn = [  # name, key, unit, noisy, from_zero
         ("reward", "rl/reward", "mean reward", True, False),
-        ("likeliest answers", "held_out/greedy", "right", False, True),
-        ("sampled answers", "held_out/pass@1", "right", False, True),
         ("loss", "loss", "nats a token", True, False),
         ("bits per byte", "val_bpb", "bits per byte", False, False),
         ("learning rate", "lr", "factor on the peak", False, True),
