@@ -179,20 +179,15 @@ def prompt_ids(messages: list[dict], tokenizer: Tokenizer) -> list[int]:
     return ids[:-1]  # without <|assistant_end|>
 
 
-def turns_of(messages: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """(the system message or nothing, the turns: each a user's message and the answer to it)."""
-    system = [m for m in messages[:1] if m["role"] == "system"]
-    rest = messages[len(system) :]
-    return system, [list(rest[i : i + 2]) for i in range(0, len(rest), 2)]
-
-
 def fit_turns(
     messages: Sequence[dict], tokenizer: Tokenizer, context: int, forget: bool = True
 ) -> tuple[list[int], int]:
     """(prompt_ids of a valid conversation, number of turns left out). If `forget`, the oldest turns
     but the last go until a quarter of the `context` is free; the system message stays. ConfigError
     where no room for an answer is left."""
-    system, turns = turns_of(messages)
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    rest = messages[len(system) :]
+    turns = [list(rest[i : i + 2]) for i in range(0, len(rest), 2)]  # a question and its answer
     # subtle: the turns are measured apart, so that a long history is tokenized twice, not once a
     # turn; a token or two may differ where they meet
     lengths = [len(render({"messages": turn}, tokenizer)[0]) for turn in turns]

@@ -214,10 +214,10 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "fc2.weight")):
                 parameter.zero_()
-            elif name == "model.embed_tokens.weight":
+            elif name == EMBEDDING:
                 std = min(0.02, 5 / self.config.n_embd) if self.config.tie_word_embeddings else 1
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-            elif name == "lm_head.weight":
+            elif name == HEAD:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.001)
             else:
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)

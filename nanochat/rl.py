@@ -187,12 +187,11 @@ class Policy:
         The noise of an answer depends on (seed, step, place of the problem, sample) alone.
         """
         rank, world = rank_and_world()
-        words = np.random.SeedSequence((self.seed, step)).generate_state(len(problems))
+        seeds = np.random.SeedSequence((self.seed, step)).generate_state(len(problems)).tolist()
         conversations = [task[i] for i in problems[rank::world]]
         prompts = [render_for_completion(c, self.engine.tokenizer) for c in conversations]
-        options = {"max_tokens": self.settings.max_tokens, **options}
-        seeds = words[rank::world].tolist()
-        return conversations, rollouts(self.engine, prompts, num_samples, seeds=seeds, **options)
+        options |= {"seeds": seeds[rank::world], "max_tokens": self.settings.max_tokens}
+        return conversations, rollouts(self.engine, prompts, num_samples, **options)
 
     def judge(self, conversations, groups, num_samples: int, reward) -> np.ndarray:
         """(prompts, num_samples) float64: the rewards of groups of answers."""
