@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from nanochat.common import ConfigError
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -70,3 +74,15 @@ class StageConfig:
     """Blocks whose activations are computed again in the backward pass, to save memory."""
     seed: int = 42
     """Of data order and initial weights."""
+
+
+def check_settings(stage: str, config: StageConfig, device: torch.device) -> None:
+    """Raises ConfigError on what contradicts itself, or cannot be done on the device."""
+    if config.num_steps and config.target_seconds:
+        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
+    if config.keep_last < 1:
+        raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
+    if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
+    if config.shard and stage == "rl":
+        raise ConfigError("--shard: rl samples with whole weights on every device; leave it out")

@@ -25,7 +25,7 @@ from nanochat.hardware import attention_backends, peak_rss
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
-from nanochat.training.config import StageConfig
+from nanochat.training.config import StageConfig, check_settings
 from nanochat.training.distributed import join, shard
 from nanochat.training.log import TrainLog, session_of, truncate_metrics
 from nanochat.training.optimizers import build_optimizers, make_schedule
@@ -56,15 +56,8 @@ def start_stage(
     """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
     `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name,
     unless --model-tag or the parent gives one."""
-    if config.num_steps and config.target_seconds:
-        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
-    if config.keep_last < 1:
-        raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
     *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
-    if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
-        raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
-    if config.shard and name == "rl":
-        raise ConfigError("--shard: rl samples with whole weights on every device; leave it out")
+    check_settings(name, config, device)
     compiled = can_compile(device, config.compile)
     folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
