@@ -7,7 +7,8 @@ Hugging Face reads the weights from a checkpoint folder (needs the export extra)
 GGUF files made of it, where llama-cpp-python is installed (`pip install llama-cpp-python` compiles
 it, for some minutes). All take turns. Prints time to first token, tokens/s while tokens come, and
 the share of the memory bandwidth that the bytes read (weights but the embedding table, and cache)
-reach; the bandwidth is measured in the same turns. Writes bench/results/engine-<machine>.json.
+reach; the bandwidth is measured in the same turns. Writes bench/results/engine-<machine>.json,
+on a CPU engine-<instructions>-<machine>.json.
 """
 
 import importlib.util
@@ -300,8 +301,9 @@ def main(config: Config) -> None:
     print_table(rows, f"generation, depth {config.depth}, {machine}, {dtype}")
     print(f"memory bandwidth: {statistics.median(bandwidths) / 1e9:.1f} GB/s (reading a buffer as "
           f"large as the weights, median of {len(bandwidths)} turns)")  # fmt: skip
+    processor = torch.backends.cpu.get_cpu_capability().lower()
     write_record(
-        "engine",
+        f"engine-{processor}" if device.type == "cpu" else "engine",
         config,
         device,
         {
