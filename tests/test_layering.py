@@ -23,8 +23,9 @@ ORDER = CORE + PLATFORM
 TASKS_MAY_IMPORT = {"common", "conversation", "data", "files", "inference.calculator", "tools"}
 
 # What a person reads who wants to know how a model is made: the top of nanochat/, these folders and
-# these scripts. The model card promises 83,500 tokens (bytes / 4), reinforcement learning included;
-# reached before sharded training and rows of every format came in. The limit goes down with the count.
+# these scripts. The model card promises 83,500 tokens (bytes / 4), reinforcement learning included:
+# reached before sharded training and rows of every format came, and the aim still. The limit goes
+# down with the count.
 CORE_FOLDERS = ("bpe", "data", "training", "checkpoint", "inference")
 CORE_SCRIPTS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl", "chat_cli")
 CORE_TOKENS = 91_900
