@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from nanochat.hardware import device_name
 
@@ -142,10 +143,14 @@ def compute_init(
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         torch.set_deterministic_debug_mode("error")
     if ddp and not dist.is_initialized():
+        # subtle: torchrun keeps its store when it starts ranks again, with dead ones' addresses
+        store, *_ = next(rendezvous("env://", timeout=RANKS_WAIT))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        group = {"store": store, "rank": rank, "world_size": world_size, "timeout": RANKS_WAIT}
         if device_type == "cuda":
-            dist.init_process_group("nccl", device_id=device, timeout=RANKS_WAIT)
+            dist.init_process_group("nccl", device_id=device, **group)
         else:
-            dist.init_process_group("gloo", timeout=RANKS_WAIT)
+            dist.init_process_group("gloo", **group)
             atexit.register(compute_cleanup)  # subtle: else gloo's threads abort at exit
     torch.manual_seed(seed)
     dtype, reason = choose_dtype(device)
