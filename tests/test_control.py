@@ -189,6 +189,7 @@ class Sums(Arithmetic):
 
     def make(self, rng, index):
         conversation = super().make(rng, index)
+        conversation["messages"] = conversation["messages"][-2:]
         call = conversation["messages"][1]["content"][0]["text"]
         conversation["messages"][0]["content"] = f"{call}?"
         return conversation

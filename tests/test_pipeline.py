@@ -141,7 +141,7 @@ def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
         ),
         "rl": (
             "scripts.chat_rl",
-            f"{QUICK} --task=arithmetic --reward=tests.short_answers:reward --no-gate "
+            f"{QUICK} --task=identity --reward=tests.short_answers:reward --no-gate "
             f"--prompts-per-step=2 --num-samples=4 --max-tokens=8 --eval-problems=4 "
             f"--device-batch-size=4 --parent-tag=tiny --model-tag={tag}",
         ),
