@@ -120,6 +120,7 @@ for _ in range(2):
         cli(main, Config)
     except SystemExit as ended:
         print(ended.code, flush=True)
+        input()  # until the test has looked
 """
 
 
@@ -129,6 +130,7 @@ def test_a_script_that_is_stopped_says_so_and_clears_up(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, f"--folder={tmp_path}"],
         env={**os.environ, "PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -139,6 +141,8 @@ def test_a_script_that_is_stopped_says_so_and_clears_up(tmp_path):
             process.send_signal(number)
             assert process.stdout.readline() == f"{code}\n"
             assert not list(tmp_path.iterdir())
+            process.stdin.write("\n")
+            process.stdin.flush()
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 0 and errors.split() == ["interrupted", "terminated"]
 
