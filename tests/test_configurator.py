@@ -120,7 +120,7 @@ for _ in range(2):
         cli(main, Config)
     except SystemExit as ended:
         print(ended.code, flush=True)
-        input()  # until the test has looked
+        os.read(0, 1)  # until the test has looked
 """
 
 
