@@ -151,9 +151,8 @@ class Stage:
             "data_fingerprint": data.fingerprint,
             "data": data.report,
         }
-        if (
-            config.fresh and not self.resume_from
-        ):  # not before: until here a wrong setting costs nothing
+        # not before: until here a wrong setting costs nothing
+        if config.fresh and not self.resume_from:
             on_rank0(lambda: move_aside(self.run_folder))
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
         session = session_of(model, self.row_tokens)

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 from nanochat.common import rank_and_world
 
-SECONDS_TO_STOP = 45  # torchrun asks all ranks to stop when one has died
+# torchrun asks all ranks to stop when one has died, too, and a slow step or evaluation must not be
+# taken for that: it would lose what a stop saves. Below the 300 s that the recipes give torchrun.
+SECONDS_TO_STOP = 240
 
 
 @contextmanager
