@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from nanochat.common import rank_and_world
 
-# torchrun asks all ranks to stop when one has died, too, and a slow step or evaluation must not be
-# taken for that: it would lose what a stop saves. Below the 300 s that the recipes give torchrun.
+# torchrun also asks all ranks to stop when one has died. A slow step or evaluation must not be taken
+# for that; the recipes give torchrun 300 s.
 SECONDS_TO_STOP = 240
 
 
