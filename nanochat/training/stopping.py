@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from nanochat.common import rank_and_world
 
 # torchrun also asks all ranks to stop when one has died. A slow step must not be taken
-# for that; the recipes give torchrun 300 s.
+# for that. The recipes give torchrun 300 s.
 SECONDS_TO_STOP = 240
 
 
