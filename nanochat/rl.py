@@ -24,6 +24,8 @@ from nanochat.common import gather, rank_and_world
 from nanochat.conversation import render_for_completion
 from nanochat.data.packing import of_epochs, pad_widths
 from nanochat.dataloader import NO_LOSS, Batch, collate, move
+from nanochat.engine import Engine
+from nanochat.gpt import GPT
 from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams
 
@@ -40,7 +42,7 @@ class Rollout:
 
 
 def rollouts(
-    engine,
+    engine: Engine,
     prompts: Sequence[Sequence[int]],
     num_samples: int,
     *,
@@ -88,39 +90,16 @@ def advantages(rewards: np.ndarray, kind: str = "group_mean") -> np.ndarray:
     return np.where(mixed, rewards - rewards.mean(axis=1, keepdims=True), 0.0)
 
 
-def policy_row(rollout: Rollout, weights: Sequence[float]) -> tuple[np.ndarray, ...]:
+def policy_row(rollout: Rollout, weight: float) -> tuple[np.ndarray, ...]:
     """(inputs, targets, weights), each (T,), of prompt and answer; targets are the chosen tokens.
 
-    weights: one for each token of the answer.
-    Example: prompt [1, 2], tokens [3, 4], all chosen, weights [.5, .5] ->
+    Example: prompt [1, 2], tokens [3, 4], both chosen, weight .5 ->
     inputs [1, 2, 3], targets [-1, 3, 4], weights [0, .5, .5]
     """
     ids = np.array(rollout.prompt + rollout.tokens, dtype=np.int64)
-    targets, of_token = np.full(len(ids), NO_LOSS), np.zeros(len(ids), dtype=np.float32)
-    answer = slice(len(rollout.prompt), None)
-    targets[answer] = np.where(rollout.chosen, rollout.tokens, NO_LOSS)
-    of_token[answer] = np.where(rollout.chosen, weights, 0)
-    return ids[:-1], targets[1:], of_token[1:]
-
-
-def policy_batches(
-    kept: Sequence[tuple[Rollout, Sequence[float]]],
-    *,
-    device_batch_size: int,
-    max_length: int,
-    device: torch.device,
-    pad_id: int,
-) -> list[Batch]:
-    """The micro-batches of one step: (rollout, weight of each of its tokens) as rows, the longest
-    first, `device_batch_size` at a time, padded to one of pad_widths(max_length).
-
-    No row is dropped: what the last one lacks is rows without targets, and without any row there is
-    one micro-batch of them, so that every rank computes.
-    """
-    rows = sorted((policy_row(*one) for one in kept), key=lambda row: -len(row[0]))
-    parts = [rows[i : i + device_batch_size] for i in range(0, len(rows), device_batch_size)]
-    shape = pad_widths(max_length), pad_id, device_batch_size
-    return [move(collate(part, *shape, weighted=True), device) for part in parts or [[]]]
+    learned = np.array([False] * len(rollout.prompt) + rollout.chosen, dtype=bool)
+    targets = np.where(learned, ids, NO_LOSS)
+    return ids[:-1], targets[1:], learned[1:] * np.float32(weight)
 
 
 @torch.no_grad()
@@ -155,6 +134,7 @@ class PolicySettings:
     """Learn nothing from answers that --max-tokens cut off."""
 
 
+@dataclass
 class Policy:
     """Samples answers to a task's problems, rewards them, and makes training steps of them.
 
@@ -163,21 +143,14 @@ class Policy:
     note(step, figures): called with how the sampling of each step went.
     """
 
-    def __init__(
-        self,
-        engine,
-        task,
-        reward: Callable[[dict, str], float],
-        settings: PolicySettings,
-        *,
-        seed: int,
-        device_batch_size: int,
-        reference=None,
-        note: Callable[[int, dict], None] = lambda step, figures: None,
-    ):
-        self.engine, self.task, self.reward, self.settings = engine, task, reward, settings
-        self.seed, self.device_batch_size = seed, device_batch_size
-        self.reference, self.note = reference, note
+    engine: Engine
+    task: Sequence[dict]
+    reward: Callable[[dict, str], float]
+    settings: PolicySettings
+    seed: int
+    device_batch_size: int
+    reference: GPT | None = None
+    note: Callable[[int, dict], None] = lambda step, figures: None
 
     def sample(
         self, task, problems: Sequence[int], step: int, num_samples: int, **options
@@ -201,9 +174,8 @@ class Policy:
         return np.array(rewards, dtype=np.float64).reshape(len(groups), num_samples)
 
     def steps(self, first_step: int) -> Iterator[list[Batch]]:
-        """step() of first_step, first_step + 1, ..., each with the weights that the model has when
-        it is asked for."""
-        return (self.step(step) for step in count(first_step))
+        """Those of first_step and after, each sampled with the weights that the model has then."""
+        return map(self.step, count(first_step))
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, sampled now."""
@@ -218,7 +190,7 @@ class Policy:
         rewards = self.judge(conversations, groups, settings.num_samples, self.reward)
         self.note(step, step_figures(groups, rewards, seconds))
         kept = [
-            (rollout, [advantage] * len(rollout.tokens))
+            (rollout, advantage)
             for group, row in zip(groups, advantages(rewards, settings.advantage), strict=True)
             for rollout, advantage in zip(group, row, strict=True)
             if advantage and not (settings.mask_truncated and rollout.finish == "length")
@@ -226,14 +198,18 @@ class Policy:
         batches = self.batches(kept)
         return [self.with_kl_penalty(batch) for batch in batches] if settings.kl_coef else batches
 
-    def batches(self, kept) -> list[Batch]:
-        return policy_batches(
-            kept,
-            device_batch_size=self.device_batch_size,
-            max_length=self.engine.model.config.sequence_len,
-            device=self.engine.model.device,
-            pad_id=self.engine.tokenizer.bos,
-        )
+    def batches(self, kept: Sequence[tuple[Rollout, float]]) -> list[Batch]:
+        """Micro-batches of one step: (rollout, its weight) as rows, the longest first,
+        `device_batch_size` at a time, padded to one of pad_widths(context).
+
+        No row is dropped: what the last one lacks is rows without targets, and without any row
+        there is one micro-batch of them, so that every rank computes.
+        """
+        model, size = self.engine.model, self.device_batch_size
+        shape = pad_widths(model.config.sequence_len), self.engine.tokenizer.bos, size
+        rows = sorted((policy_row(*one) for one in kept), key=lambda row: -len(row[0]))
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)] or [[]]
+        return [move(collate(part, *shape, weighted=True), model.device) for part in parts]
 
     def with_kl_penalty(self, batch: Batch) -> Batch:
         """Each weight less kl_coef (log p - log p of the reference): the gradient of the KL

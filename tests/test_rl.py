@@ -31,7 +31,6 @@ from nanochat.rl import (
     PolicySettings,
     Rollout,
     advantages,
-    policy_batches,
     policy_row,
     rollouts,
     token_logprobs,
@@ -67,19 +66,20 @@ AT_ONCE = Rollout([1, 2, 3], [59], [1], finish="stop")
     ids=["a tool call", "cut by the length", "ends at once"],
 )
 def test_rows_by_hand(rollout, targets):
-    inputs, found, weights = policy_row(rollout, [0.5] * len(rollout.tokens))
+    inputs, found, weights = policy_row(rollout, 0.5)
     assert inputs.tolist() == [*rollout.prompt, *rollout.tokens][:-1]
     assert found.tolist() == targets
     assert weights.tolist() == [0.5 if t >= 0 else 0 for t in targets]
 
 
 def make_batches(kept, rows=4):
-    shape = {"device_batch_size": rows, "max_length": 32}
-    return policy_batches(kept, **shape, device=torch.device("cpu"), pad_id=0)
+    policy = make_policy()
+    policy.device_batch_size = rows
+    return policy.batches(kept)
 
 
 def test_a_batch_that_does_not_divide_drops_no_sample():
-    kept = [(Rollout([1], [2] * n, [True] * n), [float(n)] * n) for n in range(1, 12)]
+    kept = [(Rollout([1], [2] * n, [True] * n), float(n)) for n in range(1, 12)]
     batches = make_batches(kept)
     assert [len(batch.inputs) for batch in batches] == [4, 4, 4]
     assert sum(batch.num_targets for batch in batches) == sum(range(1, 12))
@@ -103,20 +103,20 @@ def gradients(model, batches) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def test_the_gradient_is_the_policy_gradient(tiny_model):
+def test_the_gradient_is_the_policy_gradient():
     """-sum A grad log p / tokens, by autograd of the definition."""
-    model = trained_a_little(tiny_model())
-    kept = [(TOOL, [0.7] * 8), (CUT, [-0.3] * 3), (AT_ONCE, [0.2])]
+    model = trained_a_little(make_policy().engine.model)
+    kept = [(TOOL, 0.7), (CUT, -0.3), (AT_ONCE, 0.2)]
     found = gradients(model, make_batches(kept, rows=2))
     model.zero_grad()
     total = 0.0
-    for rollout, weights in kept:
+    for rollout, weight in kept:
         ids = rollout.prompt + rollout.tokens
         logprobs = model(torch.tensor([ids])).log_softmax(-1)[0]
         for place, (token, chosen) in enumerate(zip(rollout.tokens, rollout.chosen, strict=True)):
             if chosen:
                 before = len(rollout.prompt) + place - 1
-                total = total - weights[place] * logprobs[before, token]
+                total = total - weight * logprobs[before, token]
     (total / (5 + 3 + 1)).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-6)
@@ -135,9 +135,9 @@ def test_rejection_weighs_right_answers_alike_and_others_not_at_all():
     assert found.tolist() == [[1, 0, 1, 0], [1] * 4, [0] * 4]
 
 
-def test_a_groups_gradient_is_the_sum_of_its_samples(tiny_model):
-    model = trained_a_little(tiny_model())
-    kept = [(TOOL, [0.5] * 8), (CUT, [-0.5] * 3)]
+def test_a_groups_gradient_is_the_sum_of_its_samples():
+    model = trained_a_little(make_policy().engine.model)
+    kept = [(TOOL, 0.5), (CUT, -0.5)]
     whole = gradients(model, make_batches(kept))
     parts = [gradients(model, make_batches([one])) for one in kept]
     for name, grad in whole.items():
@@ -145,10 +145,10 @@ def test_a_groups_gradient_is_the_sum_of_its_samples(tiny_model):
         torch.testing.assert_close(grad, by_hand, rtol=1e-4, atol=1e-6)
 
 
-def test_the_stop_token_is_reinforced_and_a_tools_result_is_not(tiny_model):
-    model = trained_a_little(tiny_model())
+def test_the_stop_token_is_reinforced_and_a_tools_result_is_not():
+    model = trained_a_little(make_policy().engine.model)
     model.zero_grad()
-    batch = make_batches([(TOOL, [1.0] * 8)], rows=1)[0]
+    batch = make_batches([(TOOL, 1.0)], rows=1)[0]
     features = model.features(batch.inputs)
     features.retain_grad()
     logits = model.logits(features)
@@ -159,9 +159,9 @@ def test_the_stop_token_is_reinforced_and_a_tools_result_is_not(tiny_model):
                                                       True, True]  # fmt: skip
 
 
-def test_token_logprobs_are_the_models(tiny_model):
-    model = trained_a_little(tiny_model())
-    (batch,) = make_batches([(CUT, [1.0] * 3)], rows=1)
+def test_token_logprobs_are_the_models():
+    model = trained_a_little(make_policy().engine.model)
+    (batch,) = make_batches([(CUT, 1.0)], rows=1)
     found = token_logprobs(model, batch)
     by_hand = model(torch.tensor([[1, 2, 5, 6, 7]])).log_softmax(-1)[0]
     expected = [by_hand[i, t].item() for i, t in ((1, 5), (2, 6), (3, 7))]
@@ -297,7 +297,7 @@ def test_entropy_and_divergence_are_those_of_the_training_model():
     flat = [rollout for group in groups for rollout in group]
     logprobs = []
     for which in (flat, flat[::4]):
-        batches = policy.batches([(r, [1.0] * len(r.tokens)) for r in which])
+        batches = policy.batches([(r, 1.0) for r in which])
         chosen = [token_logprobs(policy.engine.model, b)[b.targets >= 0] for b in batches]
         logprobs.append(torch.cat(chosen))
     assert figures["entropy"] == pytest.approx(-float(logprobs[0].mean()), rel=1e-3)

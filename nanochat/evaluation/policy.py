@@ -19,7 +19,7 @@ def on_policy_error(policy: Policy, num_problems: int = 4) -> float:
     _, groups = policy.sample(policy.task, problems, HELD_OUT, 2, logprobs=True)
     worst = 0.0
     for rollout in (rollout for group in groups for rollout in group):
-        (batch,) = policy.batches([(rollout, [1.0] * len(rollout.tokens))])
+        (batch,) = policy.batches([(rollout, 1.0)])
         found = token_logprobs(policy.engine.model, batch)[batch.targets >= 0].tolist()
         sampled = [x for x in rollout.logprobs if x is not None]
         worst = max(worst, *(abs(a - b) for a, b in zip(found, sampled, strict=True)))
@@ -55,7 +55,7 @@ def measure(
     nats, tokens = -sum(map(sum, logprobs)), sum(map(len, logprobs))
     divergence, compared = sum(map(sum, firsts)), sum(map(len, firsts))
     if start is not None:
-        ones = [(group[0], [1.0] * len(group[0].tokens)) for group in groups]
+        ones = [(group[0], 1.0) for group in groups]
         divergence -= sum(float(token_logprobs(start, b).sum()) for b in policy.batches(ones))
     sums = np.array([nats, tokens, divergence, compared])
     every = gather([(problems[rank::world], greedy, sampled, cut, sums)])
