@@ -25,6 +25,13 @@ OPERATORS = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+FUNCTIONS = {  # what they take, and how many of it
+    "abs": (abs, NUMBER, [1]),
+    "len": (len, str, [1]),
+    "max": (max, NUMBER, range(2, MAX_CHARS)),
+    "min": (min, NUMBER, range(2, MAX_CHARS)),
+    "round": (round, NUMBER, [1, 2]),
+}
 SIGNS = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 METHODS = {"count": 1, "find": 1, "join": 1, "replace": 2}  # of strings, and their arguments
 METHODS |= {"lower": 0, "strip": 0, "title": 0, "upper": 0}
@@ -87,19 +94,14 @@ def value_of(node: ast.expr, wanted: type | tuple[type, ...] = (int, float, str)
                 if abs(left) > 1 and bits > MAX_BITS:  # before: 9**9**9 would fill the memory
                     raise CalculatorError(f"a power of about {bits} bits; at most {MAX_BITS}")
             value = OPERATORS[type(op)](left, right)
-        case ast.Call(func=ast.Name(id="len"), args=[arg], keywords=[]):
-            value = len(value_of(arg, str))
-        case ast.Call(func=ast.Name(id="abs"), args=[arg], keywords=[]):
-            value = abs(value_of(arg, NUMBER))
-        case ast.Call(func=ast.Name(id="round"), args=[x, *places], keywords=[]) if len(places) < 2:
-            digits = value_of(places[0], int) if places else 0
-            if abs(digits) > MAX_PLACES:
-                raise CalculatorError(f"round to {digits} places; at most {MAX_PLACES}")
-            value = round(value_of(x, NUMBER), digits)
-        case ast.Call(
-            func=ast.Name(id="min" | "max" as name), args=[_, _, *_] as args, keywords=[]
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if (
+            name in FUNCTIONS and len(args) in FUNCTIONS[name][2]
         ):
-            value = {"min": min, "max": max}[name](value_of(arg, NUMBER) for arg in args)
+            function, kind, _ = FUNCTIONS[name]
+            values = [value_of(arg, kind) for arg in args]
+            if name == "round" and len(values) == 2 and abs(values[1]) > MAX_PLACES:
+                raise CalculatorError(f"round to {values[1]} places; at most {MAX_PLACES}")
+            value = function(*values)
         case ast.Call(func=ast.Attribute(value=owner, attr=name), args=args, keywords=[]) if (
             METHODS.get(name) == len(args)
         ):
