@@ -67,19 +67,19 @@ class Config:
 # ---------------------------------------------------------------- what is measured
 
 Speeds = tuple[float, float]  # seconds to the first token, tokens/s afterwards
+# int8: and a scale for 64 of them
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + 4 / 64}
 
 
 def prompts(config: Config, streams: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(streams)
-    shape = (streams, config.prompt_tokens)
+    shape, generator = (streams, config.prompt_tokens), torch.Generator().manual_seed(streams)
     return torch.randint(256, config.vocab_size - 9, shape, generator=generator).tolist()
 
 
 def random_model(config: Config, device: torch.device) -> GPT:
     """Weights that make no token certain, drawn once."""
     # llama.cpp has no soft-cap
-    shape = GPTConfig.from_depth(config.depth, config.vocab_size, logit_softcap=None)
-    model = GPT(shape)
+    model = GPT(GPTConfig.from_depth(config.depth, config.vocab_size, logit_softcap=None))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -122,10 +122,9 @@ def hugging_face(
         inputs = torch.tensor(prompts(config, streams), device=device)
         seconds = []
         for new in (1, config.new_tokens):
-            choice = {"do_sample": False}
+            choice = {"do_sample": config.temperature > 0}
             if config.temperature > 0:
-                choice = {"do_sample": True, "temperature": config.temperature}
-                choice["top_k"] = config.top_k
+                choice |= {"temperature": config.temperature, "top_k": config.top_k}
             synchronize(device)
             start = time.perf_counter()
             with torch.inference_mode():
@@ -197,18 +196,19 @@ def bandwidth(buffer: torch.Tensor) -> float:
     for _ in range(3):
         synchronize(buffer.device)
         start = time.perf_counter()
-        buffer.sum()
-        synchronize(buffer.device)
+        buffer.sum().item()
         seconds.append(time.perf_counter() - start)
     return buffer.nbytes / min(seconds)
 
 
 def bytes_per_step(engine: Engine, config: Config, streams: int) -> float:
     """What a step reads: the weights, and the cache of every stream, half of its answer long."""
-    c = engine.model.config
+    c, model = engine.model.config, engine.model
+    kind = engine.decoder.weights if engine.decoder else str(engine.fused.dtype).split(".")[-1]
+    weights = model.num_params() - model.model.embed_tokens.weight.numel()
     of_token = 2 * c.n_layer * c.n_kv_head * c.head_dim * engine.cache.dtype.itemsize
     cached = streams * (config.prompt_tokens + config.new_tokens / 2) * of_token
-    return (engine.decoder or engine.fused).bytes_per_token() + cached
+    return BYTES_PER_WEIGHT[kind] * weights + cached
 
 
 # ---------------------------------------------------------------- turns and tables
@@ -227,20 +227,18 @@ def programs_of(
         name = f"nanochat {weights}" if weights else "nanochat"
         engine = Engine(model, tokenizer, max_batch=max(config.streams), weights=weights)
         engines[name], programs[name] = engine, partial(run_engine, engine, config)
-    for dtype in config.hf_dtypes:
-        if dtype != "none":
-            measure = hugging_face(checkpoint, dtype, tokenizer.bos, config, device)
-            programs[f"Hugging Face generate {dtype}"] = measure
+    for dtype in filter("none".__ne__, config.hf_dtypes):
+        measure = hugging_face(checkpoint, dtype, tokenizer.bos, config, device)
+        programs[f"Hugging Face generate {dtype}"] = measure
     if importlib.util.find_spec("llama_cpp") is None:
         print("llama.cpp: left out; pip install llama-cpp-python")
         return programs, engines
     from nanochat.publishing.gguf import write_gguf
 
-    for kind in config.llama_types:
-        if kind != "none":
-            path = Path(folder) / f"{kind}.gguf"
-            write_gguf(checkpoint, path, kind)
-            programs[f"llama.cpp {kind}"] = llama_cpp(path, config)
+    for kind in filter("none".__ne__, config.llama_types):
+        path = Path(folder) / f"{kind}.gguf"
+        write_gguf(checkpoint, path, kind)
+        programs[f"llama.cpp {kind}"] = llama_cpp(path, config)
     return programs, engines
 
 
@@ -260,30 +258,21 @@ def measure_all(config: Config, device: torch.device) -> tuple[list[dict], list[
             if turn:
                 bandwidths.append(read)
                 speeds[name, n].append(measured)
-    rows = [summary(*key, found) for key, found in speeds.items()]
-    read = statistics.median(bandwidths)
-    for row in rows:
-        if row["program"] in engines:
-            n = row["streams"]
-            of_step = bytes_per_step(engines[row["program"]], config, n)
-            row["bandwidth_share"] = row["tokens_per_second"] / n * of_step / read
+    rows, read = [], statistics.median(bandwidths)
+    for (program, n), found in speeds.items():
+        first, speed = (statistics.median(part) for part in zip(*found, strict=True))
+        row = {"program": program, "streams": n, "seconds_to_first_token": first}
+        row |= {"tokens_per_second": speed, "all": found}
+        if program in engines:
+            row["bandwidth_share"] = speed / n * bytes_per_step(engines[program], config, n) / read
+        rows.append(row)
     return rows, bandwidths
-
-
-def summary(program: str, streams: int, found: list[Speeds]) -> dict:
-    return {
-        "program": program,
-        "streams": streams,
-        "seconds_to_first_token": statistics.median(first for first, _ in found),
-        "tokens_per_second": statistics.median(speed for _, speed in found),
-        "all": found,
-    }
 
 
 def print_table(rows: list[dict], title: str) -> None:
     """Each program's tokens/s also as a multiple of its own with one stream."""
-    table = Table("program", "streams", "first token", "tokens/s", "of bandwidth", title=title)
-    table.add_column("of one stream")
+    columns = "program", "streams", "first token", "tokens/s", "of bandwidth", "of one stream"
+    table = Table(*columns, title=title)
     one = {r["program"]: r["tokens_per_second"] for r in rows if r["streams"] == 1}
     for r in rows:
         speed = r["tokens_per_second"]
@@ -302,16 +291,9 @@ def main(config: Config) -> None:
     print(f"memory bandwidth: {statistics.median(bandwidths) / 1e9:.1f} GB/s (reading a buffer as "
           f"large as the weights, median of {len(bandwidths)} turns)")  # fmt: skip
     processor = torch.backends.cpu.get_cpu_capability().lower()
-    write_record(
-        f"engine-{processor}" if device.type == "cpu" else "engine",
-        config,
-        device,
-        {
-            "compute_dtype": dtype,
-            "bandwidth_bytes_per_second": bandwidths,
-            "results": rows,
-        },
-    )
+    name = f"engine-{processor}" if device.type == "cpu" else "engine"
+    figures = {"compute_dtype": dtype, "bandwidth_bytes_per_second": bandwidths, "results": rows}
+    write_record(name, config, device, figures)
 
 
 if __name__ == "__main__":

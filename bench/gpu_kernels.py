@@ -201,7 +201,8 @@ def engine(sizes: Sizes) -> dict:
                 sizes.synchronize()
                 seconds = time.perf_counter() - start
             name = f"{'graphs' if graphs else 'eager'}, {streams} streams"
-            read = made.fused.bytes_per_token() * count / seconds / 1e9
+            weights = model.num_params() - model.model.embed_tokens.weight.numel()
+            read = weights * made.fused.dtype.itemsize * count / seconds / 1e9
             found[name] = {
                 "tokens/s": round(streams * count / seconds, 1),
                 "weights read, share of bandwidth %": round(100 * read / bandwidth, 1),

@@ -21,10 +21,10 @@ from nanochat.inference.calculator import evaluate
 from nanochat.inference.cpu_decoder import cpu_decoder
 from nanochat.inference.cuda_graphs import DecodeGraphs
 from nanochat.inference.fused_model import FusedModel
-from nanochat.inference.kv_cache import AttentionBatch, KVCache, TokenSpan
+from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.request import Request, RequestState, TokenOutput
-from nanochat.inference.sampling import SamplingParams, logprobs, sample, uniform
-from nanochat.inference.scheduler import ScheduledStep, Scheduler
+from nanochat.inference.sampling import SamplingParams, sample, uniform
+from nanochat.inference.scheduler import Chunk, ScheduledStep, Scheduler
 
 RATE_SECONDS = 10  # over which tokens per second are counted
 TOOL_THREADS = 4
@@ -35,9 +35,9 @@ class Engine:
     """Generates from a copy of a model's weights in compute dtype. Used by one thread.
 
     tool: text of a tool call -> text of its result; runs in threads of its own. max_batch: requests
-    that run at once; the others wait. chunk: tokens of prompts that a step may read (default: 2,048
-    on CUDA, else 256). graphs: on CUDA, a step that reads no prompt is a captured graph. weights:
-    what a CPU keeps the matrices as, float32, bfloat16 or int8; None: the compute dtype.
+    that run at once; the others wait. graphs: on CUDA, a step that reads no prompt is a captured
+    graph. weights: what a CPU keeps the matrices as, float32, bfloat16 or int8; None: the compute
+    dtype.
 
     Example: Engine(model, tokenizer).complete([tokenizer.encode("<|bos|>The sky is")],
     max_tokens=8) == [[" blue ..."]]
@@ -50,7 +50,6 @@ class Engine:
         tool: Callable[[str], str] = evaluate,
         *,
         max_batch: int = 64,
-        chunk: int | None = None,
         graphs: bool = True,
         weights: str | None = None,
     ):
@@ -59,7 +58,7 @@ class Engine:
         self.decoder = cpu_decoder(self.fused, weights)
         self.cache = KVCache(model.config, self.fused.device, self.fused.dtype)
         cuda = self.fused.device.type == "cuda"
-        self.scheduler = Scheduler(max_batch, chunk or (2048 if cuda else 256))
+        self.scheduler = Scheduler(max_batch, chunk=2048 if cuda else 256)
         self.graphs = DecodeGraphs(self.fused, self.cache) if cuda and graphs else None
         self._answers: dict[int, RequestState] = {}
         self._ids = count()
@@ -103,14 +102,16 @@ class Engine:
         """Computes one step; the tokens that came of it, in order for each request."""
         outputs, self._early = self._early, []
         try:
-            outputs += self._collect_tool_results(wait_for_one=not outputs)
+            outputs += self._collect_tool_results()
             scheduled = self.scheduler.schedule()
             if scheduled.chunks:
+                answers = [self._answers[c.sequence.id] for c in scheduled.chunks if c.last]
                 with attention_backends(self.fused.device, fixed_shapes=False):
-                    tokens, logits = self._compute(scheduled)
-                sequences = [chunk.sequence for chunk in scheduled.chunks if chunk.last]
-                for sequence, token, row in zip(sequences, tokens, logits, strict=True):
-                    outputs.append(self._append(self._answers[sequence.id], token, row))
+                    tokens, logits = self._compute(scheduled, answers)
+                for answer, token, row in zip(answers, tokens, logits, strict=True):
+                    outputs.append(self._append(answer, token, row))
+            elif self._tool_calls and not outputs:
+                wait(self._tool_calls.values(), TOOL_WAIT, FIRST_COMPLETED)
         except BaseException:
             self.scheduler.forget()  # subtle: the step counts as done, and was not
             self._early = outputs
@@ -121,9 +122,9 @@ class Engine:
         return outputs
 
     def stats(self) -> dict[str, float]:
-        """What the engine does and has done."""
+        """What the engine does and has done; any thread may ask."""
         since = time.monotonic() - RATE_SECONDS
-        recent = [tokens for when, tokens in self._steps if when > since]
+        recent = [tokens for when, tokens in list(self._steps) if when > since]
         return {
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
@@ -192,10 +193,7 @@ class Engine:
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, V) float32: the logits after each prompt, in one pass without the cache."""
-        spans = [TokenSpan(0, 0, len(prompt)) for prompt in prompts]
-        batch = AttentionBatch.of_spans(spans, self.model.config, self.fused.device)
-        ids = [id for prompt in prompts for id in prompt]
-        return self.fused.logits_of_rows(ids, batch, batch.last_rows)
+        return self._logits([Chunk(i, 0, prompt) for i, prompt in enumerate(prompts)], cache=None)
 
     def run(
         self, requests: Sequence[Request], max_batch: int = 64
@@ -224,17 +222,18 @@ class Engine:
 
     # ------------------------------------------------------------ inside a step
 
-    def _compute(self, scheduled: ScheduledStep) -> tuple[list[int], torch.Tensor]:
-        """The next token, and its logits (B, V), of each sequence whose chunk is its last."""
-        chunks, config = scheduled.chunks, self.model.config
+    def _compute(
+        self, scheduled: ScheduledStep, answers: list[RequestState]
+    ) -> tuple[list[int], torch.Tensor]:
+        """The next token of each answer, and the logits (B, V) that it is drawn from."""
+        running, chunks = self.scheduler.running, scheduled.chunks
         if self.graphs is None:
-            slots = max(*(c.slot for c in chunks), *(copy.target for copy in scheduled.copies), 0)
-            self.cache.reserve(slots + 1, max(c.start + len(c.tokens) for c in chunks))
-        elif self.cache.reserve(len(self.scheduler.slots), config.sequence_len + 1):
+            slots = max(sequence.slot for sequence in running) + 1
+            self.cache.reserve(slots, max(len(sequence.tokens) for sequence in running))
+        elif self.cache.reserve(len(self.scheduler.slots), self.model.config.sequence_len + 1):
             self.graphs.clear()  # they hold the cache's addresses
         for copy in scheduled.copies:
             self.cache.copy(*copy)
-        answers = [self._answers[chunk.sequence.id] for chunk in chunks if chunk.last]
         params = [answer.request.params for answer in answers]
         noise = uniform(
             [one.seed for one in params],
@@ -244,31 +243,25 @@ class Engine:
         plain = all(one.repetition_penalty == 1 for one in params)
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
             return self.graphs.run(chunks, params, noise)
-        ids = [token for chunk in chunks for token in chunk.tokens]
-        spans = [TokenSpan(chunk.slot, chunk.start, len(chunk.tokens)) for chunk in chunks]
-        ends = accumulate(span.length for span in spans)
-        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.last]
-        decoder = self.decoder
-        if decoder is not None and decoder.is_faster(len(ids)):
-            logits = decoder.logits(ids, spans, rows, self.cache)
-        else:
-            batch = AttentionBatch.of_spans(spans, config, self.fused.device, self.cache)
-            logits = self.fused.logits_of_rows(ids, batch, rows)
-        if not answers:
-            return [], logits
-        histories = [one.sequence.tokens for one in answers]
-        draw = None if decoder is None else decoder.draw
+        logits = self._logits(chunks, self.cache)
+        histories = [answer.sequence.tokens for answer in answers]
+        draw = None if self.decoder is None else self.decoder.draw
         return sample(logits, params, noise, histories, draw), logits
+
+    def _logits(self, chunks: list[Chunk], cache: KVCache | None) -> torch.Tensor:
+        """(B, V): the logits after each chunk that is its sequence's last."""
+        ends = list(accumulate(len(chunk.tokens) for chunk in chunks))
+        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.last]
+        if cache is not None and self.decoder is not None and self.decoder.is_faster(ends[-1]):
+            return self.decoder.logits(chunks, rows, cache)
+        return self.fused.logits_of_rows(chunks, rows, cache)
 
     def _append(
         self, answer: RequestState, token: int, logits: torch.Tensor | None = None
     ) -> TokenOutput:
         """The output for an answer's next token, drawn from logits (V,), or forced without; starts
         the tool whose call it completes."""
-        wanted = answer.request.logprobs
-        asked = wanted is not None and logits is not None
-        of_model = logprobs(logits, token, wanted) if asked else (None, ())
-        output = answer.push(token, logits is None, *of_model)
+        output = answer.push(token, logits)
         if output.finish is not None:
             self._remove(output.id)
             return output
@@ -279,15 +272,9 @@ class Engine:
             answer.sequence.paused = True
         return output
 
-    def _collect_tool_results(self, wait_for_one: bool) -> list[TokenOutput]:
-        """The forced tokens of the tools that have answered. wait_for_one: for a moment, where no
-        sequence can go on."""
-        scheduler, special = self.scheduler, self.tokenizer.special
-        full = len(scheduler.running) == len(scheduler.slots)
-        idle = all(s.paused for s in scheduler.running) and (full or not scheduler.waiting)
-        if wait_for_one and idle and self._tool_calls:
-            wait(self._tool_calls.values(), TOOL_WAIT, FIRST_COMPLETED)
-        outputs = []
+    def _collect_tool_results(self) -> list[TokenOutput]:
+        """The forced tokens of the tools that have answered."""
+        special, outputs = self.tokenizer.special, []
         for id in [id for id, call in self._tool_calls.items() if call.done()]:
             call, answer = self._tool_calls.pop(id), self._answers[id]
             error = call.exception()

@@ -75,7 +75,8 @@ def test_requests_that_join_and_leave_at_random_equal_the_naive_generator(
     monkeypatch.setenv("NANOCHAT_CPU_KERNELS", kernels)
     chance = random.Random(len(kernels))
     model = random_model()
-    engine = Engine(model, tokenizer, max_batch=3, chunk=7)
+    engine = Engine(model, tokenizer, max_batch=3)
+    engine.scheduler.chunk = 7
     shared = [chance.randrange(256) for _ in range(20)]
     prompts = [
         shared[: chance.choice([0, 20])] + [chance.randrange(256) for _ in range(n)]
@@ -104,7 +105,8 @@ def test_requests_that_join_and_leave_at_random_equal_the_naive_generator(
 
 def test_a_prefix_can_be_copied_before_there_is_time_to_go_on_with_it(tokenizer):
     model = random_model()
-    engine = Engine(model, tokenizer, chunk=4)
+    engine = Engine(model, tokenizer)
+    engine.scheduler.chunk = 4
     shared = list(range(20))
     prompts = [[*shared, 50], [60] * 90, [61] * 40, [*shared, *range(100, 180)]]
     asked = [Request(prompt, 3, GREEDY, stop=(), tools=False) for prompt in prompts]
@@ -120,7 +122,9 @@ def test_logits_are_the_same_alone_and_in_a_crowd(tokenizer):
     tolerance = 0.25
     prompts = [[7 * i % 256, 5, 6] * (1 + i % 4) for i in range(6)]
     asked = [Request(one, 12, GREEDY, stop=(), logprobs=2, tools=False) for one in prompts]
-    crowd = run(Engine(model, tokenizer, chunk=5), *asked)
+    engine = Engine(model, tokenizer)
+    engine.scheduler.chunk = 5
+    crowd = run(engine, *asked)
     engine = Engine(model, tokenizer, max_batch=1)
     for request, together in zip(asked, crowd, strict=True):
         [alone] = run(engine, request)

@@ -17,9 +17,9 @@ import torch
 from nanochat.common import ConfigError, cpu_has_fast_bfloat16
 from nanochat.cpp import Source, cpp_compiler, load
 from nanochat.inference.fused_model import FusedModel
-from nanochat.inference.kv_cache import KVCache, TokenSpan
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.scheduler import Chunk
 
-FILES = ("decoder.cpp", "products.h", "attention.h", "vectors.h", "thread_pool.h")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast",
          "-fno-strict-aliasing")  # fmt: skip
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
@@ -31,7 +31,6 @@ KINDS = ("float32", "bfloat16", "int8")
 SIGNATURES = {
     "new": ([c_void_p, c_float, c_float, c_void_p, c_void_p, c_int, c_bool, c_int], c_void_p),
     "free": ([c_void_p], None),
-    "bytes": ([c_void_p], c_int64),
     "keep": ([c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int], None),
     "run": ([*[c_void_p] * 4, c_int64, *[c_void_p] * 3, c_int64, c_int, c_void_p, c_int64,
              c_void_p], c_bool),
@@ -43,7 +42,8 @@ SIGNATURES = {
 def library(processor: str) -> ctypes.CDLL | None:
     """The compiled functions for a kind of processor: a key of OF_PROCESSOR, or any other; None
     after a line that says why."""
-    files = tuple(Path(__file__).with_name(name) for name in FILES)
+    folder = Path(__file__).parent
+    files = folder / "decoder.cpp", *sorted(folder.glob("*.h"))
     source = Source("decoder", files, (*FLAGS, *OF_PROCESSOR.get(processor, ())))
     compiled = load(source, cpp_compiler(), INSTEAD)
     if compiled is not None:
@@ -57,7 +57,7 @@ class CpuDecoder:
     """Computes passes as `fused` would, from weights of its own; for a CPU."""
 
     def __init__(self, fused: FusedModel, compiled: ctypes.CDLL, weights: str):
-        self.fused, self.compiled, c = fused, compiled, fused.config
+        self.fused, self.compiled, self.weights, c = fused, compiled, weights, fused.config
         shape = (c.n_layer, c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.vocab_size, 4 * c.n_embd)
         self.handle = compiled.decoder_new(
             (c_int64 * 7)(*shape), c.rms_norm_eps, c.logit_softcap or 0, fused.cos.data_ptr(),
@@ -85,25 +85,17 @@ class CpuDecoder:
         """Whether a pass of so many tokens is better computed here than by PyTorch."""
         return self.fused.dtype != torch.bfloat16 or tokens <= MOST or not cpu_has_fast_bfloat16()
 
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that a token reads: all but the embedding table."""
-        return self.compiled.decoder_bytes(self.handle)
-
-    def logits(
-        self, ids: Sequence[int], spans: Sequence[TokenSpan], rows: Sequence[int], cache: KVCache
-    ) -> torch.Tensor:
-        """(len(rows), V): the logits of those rows of a pass over the ids of `spans`, whose keys
-        and values are kept."""
-        places = [span.start + i for span in spans for i in range(span.length)]
-        slots = [span.slot for span in spans for _ in range(span.length)]
-        assert max(places) < cache.room and max(slots) < cache.slots and len(places) == len(ids)
-        n = c_int64 * len(ids)
+    def logits(self, chunks: Sequence[Chunk], rows: Sequence[int], cache: KVCache) -> torch.Tensor:
+        """As FusedModel.logits_of_rows."""
+        ids = [id for chunk in chunks for id in chunk.tokens]
+        slots = [chunk.slot for chunk in chunks for _ in chunk.tokens]
+        places = [chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]
+        assert max(places) < cache.room and max(slots) < cache.slots
+        n, pointers = c_int64 * len(ids), c_void_p * len(cache.layers)
         logits = torch.empty(len(rows), self.fused.config.vocab_size)
-        pointers = c_void_p * len(cache.keys)
         done = self.compiled.decoder_run(
             self.handle, n(*ids), n(*slots), n(*places), len(ids), self.fused.embedding.data_ptr(),
-            pointers(*(t.data_ptr() for t in cache.keys)),
-            pointers(*(t.data_ptr() for t in cache.values)),
+            *(pointers(*(layer[i].data_ptr() for layer in cache.layers)) for i in (0, 1)),
             cache.room, cache.dtype == torch.bfloat16, (c_int64 * len(rows))(*rows), len(rows),
             logits.data_ptr(),
         )  # fmt: skip
@@ -111,9 +103,8 @@ class CpuDecoder:
             raise MemoryError(f"no memory for a pass of {len(ids):,} tokens")
         return logits
 
-    def draw(self, logits: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> list[int]:
+    def draw(self, logits: torch.Tensor, table: torch.Tensor) -> list[int]:
         """As sampling.draw."""
-        table = torch.cat([settings, noise[:, None]], dim=-1)
         ids = (c_int64 * len(table))()
         addresses = logits.data_ptr(), table.data_ptr()
         self.compiled.decoder_sample(self.handle, *addresses, len(table), ids)
@@ -127,12 +118,13 @@ def cpu_decoder(fused: FusedModel, weights: str | None) -> CpuDecoder | None:
         raise ConfigError(f"NANOCHAT_CPU_KERNELS={wanted!r} is unknown; choose torch, or unset it")
     if weights not in (None, *KINDS):
         raise ConfigError(f"weights={weights!r} is unknown; choose {', '.join(KINDS)}, or None")
-    if weights == "int8" and (fused.device.type != "cpu" or wanted == "torch"):
+    possible = fused.device.type == "cpu" and wanted != "torch"
+    if weights == "int8" and not possible:
         raise ConfigError("int8 weights need the CPU and its compiled kernels (--device-type cpu)")
+    if not possible or fused.dtype == torch.float16:
+        return None
     if fused.dtype == torch.bfloat16 and weights != "int8":
         weights = "bfloat16"
-    if fused.device.type != "cpu" or fused.dtype == torch.float16 or wanted == "torch":
-        return None
     processor = torch.backends.cpu.get_cpu_capability().lower()
     if processor == "avx512" and torch.cpu._is_avx512_bf16_supported():
         processor = "avx512_bf16"

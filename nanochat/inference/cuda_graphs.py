@@ -10,7 +10,7 @@ import torch
 
 from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import AttentionBatch, KVCache
-from nanochat.inference.sampling import SamplingParams, draw, settings_table
+from nanochat.inference.sampling import SamplingParams, draw, sampling_table
 from nanochat.inference.scheduler import Chunk
 
 SMALLEST_READ = 256
@@ -31,12 +31,9 @@ class DecodeGraphs:
 
     def clear(self) -> None:
         """Forgets all graphs, and takes the cache's present size."""
-        slots, device = self.cache.slots, self.cache.device
-        self.idle_position = self.model.config.sequence_len  # sequences end before it
-        self.ids = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.positions = torch.full((slots,), self.idle_position, device=device)
-        self.noise = torch.zeros(slots, dtype=torch.float64, device=device)
-        self.settings = torch.zeros(slots, 4, dtype=torch.float64, device=device)
+        # of each slot: id, position, sampling_table; an idle one's position no sequence reaches
+        self.idle = torch.tensor([0, self.model.config.sequence_len, 1, 1, 1, 0, 0]).double()
+        self.inputs = self.idle.repeat(self.cache.slots, 1).to(self.cache.device)
         self._steps: dict[tuple[int, int], Callable[[], tuple]] = {}
         self._pool = None
 
@@ -49,15 +46,10 @@ class DecodeGraphs:
         longest = max(chunk.start for chunk in chunks) + 1
         read = min(max(power_of_two(longest), SMALLEST_READ), self.cache.room)
         slots = torch.tensor([chunk.slot for chunk in chunks])
-        for buffer, values, idle in (
-            (self.ids, torch.tensor([chunk.tokens[0] for chunk in chunks]), 0),
-            (self.positions, torch.tensor([chunk.start for chunk in chunks]), self.idle_position),
-            (self.noise, noise, 0),
-            (self.settings, settings_table(params), 1),
-        ):
-            host = torch.full((rows, *buffer.shape[1:]), idle, dtype=buffer.dtype)
-            host[slots] = values
-            buffer[:rows].copy_(host)
+        inputs = self.idle.repeat(rows, 1)
+        inputs[slots, :2] = torch.tensor([[c.tokens[0], c.start] for c in chunks]).double()
+        inputs[slots, 2:] = sampling_table(params, noise)
+        self.inputs[:rows].copy_(inputs)
         if (rows, read) not in self._steps:
             self._steps[rows, read] = self._capture(rows, read)
         logits, tokens = self._steps[rows, read]()
@@ -65,9 +57,11 @@ class DecodeGraphs:
         return [tokens[chunk.slot] for chunk in chunks], logits[slots.to(logits.device)]
 
     def _compute(self, rows: int, read: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = AttentionBatch.of_slots(self.positions[:rows], read, self.cache)
-        logits = self.model.logits(self.model.features(self.ids[:rows], batch))
-        return logits, draw(logits, self.settings[:rows], self.noise[:rows])
+        inputs = self.inputs[:rows]
+        ids, positions = inputs[:, :2].long().unbind(-1)
+        batch = AttentionBatch.of_slots(positions, read, self.cache)
+        logits = self.model.logits(self.model.features(ids, batch))
+        return logits, draw(logits, inputs[:, 2:])
 
     def _capture(self, rows: int, read: int) -> Callable[[], tuple]:
         """The step as a captured graph's replay, which returns the same tensors each time."""

@@ -218,13 +218,6 @@ extern "C" Decoder* decoder_new(const int64_t* shape, float eps, float cap, cons
 
 extern "C" void decoder_free(Decoder* decoder) { delete decoder; }
 
-// Bytes of weights that a token reads.
-extern "C" int64_t decoder_bytes(const Decoder* decoder) {
-  int64_t bytes = 0;
-  for (const Matrix& matrix : decoder->matrices) bytes += matrix.bytes();
-  return bytes;
-}
-
 // Keeps weights (rows, inputs), float32 or bfloat16, as a matrix's outputs from `first` on.
 extern "C" void decoder_keep(Decoder* decoder, int64_t index, int64_t first, const void* weights,
                              int64_t rows, int64_t inputs, int bfloat16) {

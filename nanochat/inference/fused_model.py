@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.gpt import GPT, rotary_tables
-from nanochat.inference.kv_cache import AttentionBatch, padded_size
+from nanochat.inference.kv_cache import AttentionBatch, KVCache, padded_size
+from nanochat.inference.scheduler import Chunk
 
 
 class Layer(NamedTuple):
@@ -26,7 +27,7 @@ class Layer(NamedTuple):
 class FusedModel:
     """A GPT's function, for generation. In float32 all matrices but qkv are the GPT's own.
 
-    Example: with batch = AttentionBatch.of_spans([TokenSpan(0, 0, 5)], model.config, "cpu"),
+    Example: with batch = AttentionBatch.of_chunks([Chunk(0, 0, [1] * 5)], model.config, "cpu"),
     fused.logits(fused.features(ids, batch)) is model(ids[None])[0], (5, V).
     """
 
@@ -66,14 +67,10 @@ class FusedModel:
                 if part.data_ptr() != weight.data_ptr():
                     part.copy_(weight)
 
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that a token reads: all but the embedding table."""
-        return self.head.nbytes + sum(w.nbytes for layer in self.layers for w in layer)
-
     # ------------------------------------------------------------ the function
 
     def features(self, ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
-        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N is batch.size."""
+        """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N rows as in batch."""
         c = self.config
         turned = c.n_head + c.n_kv_head  # heads that rotate
         cos, sin = self.cos[batch.positions], self.sin[batch.positions]  # (N, 1, K)
@@ -96,16 +93,15 @@ class FusedModel:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def logits_of_rows(
-        self, ids: Sequence[int], batch: AttentionBatch, rows: Sequence[int]
+        self, chunks: Sequence[Chunk], rows: Sequence[int], cache: KVCache | None
     ) -> torch.Tensor:
-        """(len(rows), V): the logits of those rows of a pass over ids, padded as the batch is."""
-        ids = torch.tensor([*ids, *[0] * (batch.size - len(ids))], device=self.device)
-        features = self.features(ids, batch)
-        if not rows:  # a prompt's end is still to come
-            return features.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        """(len(rows), V): the logits of those rows of a pass over the tokens of `chunks`."""
+        batch = AttentionBatch.of_chunks(chunks, self.config, self.device, cache)
+        ids = [id for chunk in chunks for id in chunk.tokens]
+        ids += [0] * (len(batch.positions) - len(ids))
+        features = self.features(torch.tensor(ids, device=self.device), batch)
         padding = [0] * (padded_size(len(rows)) - len(rows))
-        features = features[torch.tensor([*rows, *padding], device=self.device)]
-        return self.logits(features)[: len(rows)]
+        return self.logits(features[[*rows, *padding]])[: len(rows)]
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """gpt.norm, with the same bits."""

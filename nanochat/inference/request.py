@@ -1,11 +1,13 @@
-"""What the engine is asked, and what it answers. Touches no tensor."""
+"""What the engine is asked, and what it answers."""
 
 from dataclasses import dataclass, replace
+
+import torch
 
 from nanochat.common import ConfigError
 from nanochat.conversation import stop_ids
 from nanochat.inference.answer_reader import AnswerReader
-from nanochat.inference.sampling import SamplingParams
+from nanochat.inference.sampling import SamplingParams, logprobs
 from nanochat.inference.scheduler import Sequence
 
 MOST_LOGPROBS = 100
@@ -77,14 +79,12 @@ class RequestState:
         self._room = min(request.max_tokens, context - len(request.prompt))
         self._stops = frozenset(stop_ids(tokenizer) if request.stop is None else request.stop)
 
-    def push(
-        self,
-        token: int,
-        forced: bool,
-        logprob: float | None,
-        top_logprobs: tuple[tuple[int, float], ...],
-    ) -> TokenOutput:
-        """The output for the next token; it has `finish` if the answer ends here."""
+    def push(self, token: int, logits: torch.Tensor | None = None) -> TokenOutput:
+        """The output for the next token, drawn from logits (V,), or forced where there are none; it
+        has `finish` if the answer ends here."""
+        forced, logprob, top_logprobs = logits is None, None, ()
+        if self.request.logprobs is not None and not forced:
+            logprob, top_logprobs = logprobs(logits, token, self.request.logprobs)
         if token in self._stops and not forced:
             return replace(self.end("stop"), stop_token=token, logprob=logprob)
         kind, text = self.reader.kind, self.reader.push(token)

@@ -16,7 +16,6 @@ from nanochat.common import ConfigError
 
 ONE = 2.0**40  # the integer weight of the likeliest token
 ALL = 2**31  # a top_k that keeps every token
-SPARE = 64  # logits looked at beyond the k largest, for those equal to the k-th
 
 
 @dataclass(frozen=True)
@@ -82,42 +81,40 @@ def sample(
             seen = torch.tensor(sorted(set(history)), device=logits.device)
             old, penalty = row[seen], one.repetition_penalty
             row[seen] = torch.where(old > 0, old / penalty, old * penalty)
-    if compiled_draw is not None:
-        return compiled_draw(logits, settings_table(params), noise)
     if all(one.temperature == 0 for one in params):
         return logits.argmax(-1).tolist()  # of equal ones the first
+    table = sampling_table(params, noise)
+    if compiled_draw is not None:
+        return compiled_draw(logits, table)
     if logits.device.type == "cuda":
-        settings = settings_table(params).to(logits.device)
-        return draw(logits, settings, noise.to(logits.device)).tolist()
-    logits, ids = logits.cpu(), None
-    if all(one.top_k is not None or one.temperature == 0 for one in params):
-        # sorting few tokens takes a hundredth of the time there
-        logits, ids = candidates(logits, max(one.top_k or 1 for one in params))
-    places = draw(logits, settings_table(params), noise)
-    return (places if ids is None else ids.gather(-1, places[:, None])[:, 0]).tolist()
+        return draw(logits, table.to(logits.device)).tolist()
+    logits, most = logits.cpu(), int(table[:, 1].max())
+    if most >= logits.shape[-1]:
+        return draw(logits, table).tolist()
+    # the ids that any row may draw: sorting few takes a hundredth of the time
+    ids = (logits >= logits.topk(most).values[:, -1:]).any(0).nonzero()[:, 0]
+    return ids[draw(logits[:, ids], table)].tolist()
 
 
-def settings_table(params: Sequence[SamplingParams]) -> torch.Tensor:
-    """(B, 4) float64: temperature, top_k, top_p and min_p of each row. None becomes a number that
-    keeps every token, temperature 0 becomes top_k 1."""
-    return torch.tensor(
-        [
-            (1.0, 1, 1.0, 0.0)
-            if one.temperature == 0
-            else (one.temperature, one.top_k or ALL, one.top_p or 1.0, one.min_p or 0.0)
-            for one in params
-        ],
-        dtype=torch.float64,
-    )
+def sampling_table(params: Sequence[SamplingParams], noise: torch.Tensor) -> torch.Tensor:
+    """(B, 5) float64: temperature, top_k, top_p, min_p and noise of each row. None becomes a number
+    that keeps every token, temperature 0 becomes top_k 1."""
+    settings = [
+        (1.0, 1, 1.0, 0.0)
+        if one.temperature == 0
+        else (one.temperature, one.top_k or ALL, one.top_p or 1.0, one.min_p or 0.0)
+        for one in params
+    ]
+    return torch.cat([torch.tensor(settings, dtype=torch.float64), noise[:, None]], dim=-1)
 
 
-def draw(logits: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The next token of each row: logits (B, V), settings (B, 4), noise (B,) -> ids (B,) int64.
+def draw(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The next token of each row: logits (B, V), a sampling_table (B, 5) -> ids (B,) int64.
 
     Inverse transform sampling: ids in order share [0, 1) in proportion to their probability. It
     never waits for the device, so that a CUDA graph can hold it.
     """
-    temperature, top_k, top_p, min_p = (column[:, None] for column in settings.unbind(-1))
+    temperature, top_k, top_p, min_p, noise = (column[:, None] for column in table.unbind(-1))
     # share: the probability as a part of the likeliest token's
     share = logits - logits.amax(-1, keepdim=True)
     share = share.div_(temperature.float().clamp(min=1e-30)).exp_()
@@ -131,20 +128,8 @@ def draw(logits: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> t
     weights.masked_fill_(share < min_p.float(), 0)
     sums = weights.cumsum(-1)
     total = sums[:, -1:]
-    aim = (noise[:, None] * total).long().minimum(total - 1)
+    aim = (noise * total).long().minimum(total - 1)
     return torch.searchsorted(sums, aim, right=True)[:, 0]
-
-
-def candidates(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logits (B, C), ids (B, C) or None for all), in order of ids: the k largest of each row and
-    all that equal the k-th are among them."""
-    if logits.shape[-1] <= k + SPARE:
-        return logits, None
-    values, ids = logits.topk(k + SPARE)
-    if bool((values[:, -1] == values[:, k - 1]).any()):  # more are equal than were looked at
-        return logits, None
-    ids = ids.sort(-1).values
-    return logits.gather(-1, ids), ids
 
 
 def logprobs(

@@ -12,8 +12,9 @@ from nanochat.gpt import GPT, GPTConfig, rotary_tables
 from nanochat.inference import cpu_decoder as module
 from nanochat.inference.cpu_decoder import KINDS, OF_PROCESSOR, CpuDecoder, cpu_decoder, library
 from nanochat.inference.fused_model import FusedModel
-from nanochat.inference.kv_cache import KVCache, TokenSpan
-from nanochat.inference.sampling import SamplingParams, draw, sample, settings_table
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.sampling import SamplingParams, draw, sample, sampling_table
+from nanochat.inference.scheduler import Chunk
 from nanochat.tokenizer import Tokenizer
 
 IDS = torch.randint(0, 64, (41,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -92,9 +93,8 @@ class Reader:
 
     def read(self, *spans: tuple[int, int, list[int]]) -> torch.Tensor:
         """spans: (slot, start, ids)."""
-        ids = [id for _, _, some in spans for id in some]
-        spans = [TokenSpan(slot, start, len(some)) for slot, start, some in spans]
-        return self.decoder.logits(ids, spans, range(len(ids)), self.cache)
+        rows = range(sum(len(ids) for _, _, ids in spans))
+        return self.decoder.logits([Chunk(*span) for span in spans], rows, self.cache)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,9 +228,9 @@ def test_tokens_are_drawn_as_by_pytorch(distinct):
         logits = logits.round()
     for _ in range(3):
         noise = torch.rand(len(params), generator=generator, dtype=torch.float64)
-        settings = settings_table(params)
-        assert decoder.draw(logits, settings, noise) == draw(logits, settings, noise).tolist()
-    penalised = [SamplingParams(0, repetition_penalty=9.0)]
+        table = sampling_table(params, noise)
+        assert decoder.draw(logits, table) == draw(logits, table).tolist()
+    penalised = [SamplingParams(top_k=1, repetition_penalty=9.0)]
     best = logits[:1].argmax().item()
     assert sample(logits[:1], penalised, noise[:1], [[best]], decoder.draw) != [best]
 

@@ -5,7 +5,8 @@ import torch
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.fused_model import FusedModel
-from nanochat.inference.kv_cache import GROW_BY, AttentionBatch, KVCache, TokenSpan, padded_size
+from nanochat.inference.kv_cache import GROW_BY, AttentionBatch, KVCache, padded_size
+from nanochat.inference.scheduler import Chunk
 
 
 def random_model(**overrides) -> GPT:
@@ -30,13 +31,12 @@ class Reader:
 
     def check(self, new: dict[int, list[int]]) -> None:
         """One pass that reads `new`, by slot; its features are those of the whole sequences."""
-        spans = [TokenSpan(slot, len(self.held[slot]), len(ids)) for slot, ids in new.items()]
-        self.cache.reserve(1 + max(new), max(p.start + p.length for p in spans))
-        step = AttentionBatch.of_spans(spans, self.model.config, "cpu", self.cache)
+        chunks = [Chunk(slot, len(self.held[slot]), ids) for slot, ids in new.items()]
+        self.cache.reserve(1 + max(new), max(c.start + len(c.tokens) for c in chunks))
+        step = AttentionBatch.of_chunks(chunks, self.model.config, "cpu", self.cache)
         flat = [id for ids in new.values() for id in ids]
-        flat += [0] * (step.size - len(flat))
+        flat += [0] * (len(step.positions) - len(flat))
         features = self.fused.features(torch.tensor(flat), step)
-        assert step.last_rows == torch.tensor([p.length for p in spans]).cumsum(0).sub(1).tolist()
         row = 0
         for slot, ids in new.items():
             self.held[slot] = self.held[slot] + ids
@@ -64,8 +64,8 @@ def test_any_way_of_reading_gives_the_features_of_the_whole(n_kv_head, chunks):
 def test_ragged_streams_share_a_pass_and_see_their_own_tokens_only(n_kv_head):
     reader = Reader(random_model(n_kv_head=n_kv_head), slots=6)
     reader.check({0: ids(3, 1), 1: ids(9, 2), 2: ids(2, 3), 4: ids(5, 4)})
-    reader.check({0: ids(1, 5), 1: ids(1, 6), 2: ids(1, 7)})  # one run
-    reader.check({1: ids(1, 8), 2: ids(1, 9), 4: ids(1, 10), 0: ids(6, 11)})  # two, and a chunk
+    reader.check({0: ids(1, 5), 1: ids(1, 6), 2: ids(1, 7)})  # one attention call
+    reader.check({1: ids(1, 8), 2: ids(1, 9), 4: ids(1, 10), 0: ids(6, 11)})  # three
     reader.check({3: ids(1, 12), 4: ids(1, 13), 0: ids(20, 14), 1: ids(2, 15), 5: ids(70, 16)})
 
 
@@ -81,13 +81,13 @@ def test_bfloat16_features_are_close_to_those_of_the_whole():
 
 def test_a_pass_without_a_cache_reads_whole_sequences():
     model = random_model()
-    fused, lengths = FusedModel(model), [3, 1, 7]
-    step = AttentionBatch.of_spans([TokenSpan(0, 0, n) for n in lengths], model.config, "cpu")
-    flat = torch.tensor(ids(step.size))
-    features = fused.features(flat, step)
-    for row, n in zip(step.last_rows, lengths, strict=True):
-        whole = model.features(flat[None, row + 1 - n : row + 1])[0]
-        assert torch.allclose(features[row + 1 - n : row + 1], whole, atol=1e-5)
+    fused, lengths = FusedModel(model), [3, 1, 1, 7]
+    chunks = [Chunk(i, 0, ids(n, i)) for i, n in enumerate(lengths)]
+    step = AttentionBatch.of_chunks(chunks, model.config, "cpu")
+    flat = [id for chunk in chunks for id in chunk.tokens]
+    features = fused.features(torch.tensor(flat + [0] * (len(step.positions) - len(flat))), step)
+    wholes = [model.features(torch.tensor([chunk.tokens]))[0] for chunk in chunks]
+    assert torch.allclose(features[: len(flat)], torch.cat(wholes), atol=1e-5)
 
 
 def test_a_copied_prefix_goes_on_separately():
@@ -103,8 +103,8 @@ def test_a_slot_taken_again_shows_nothing_of_its_past():
     reader = Reader(random_model())
     reader.check({1: ids(20)})
     reader.held[1] = reader.held[1][:2]  # its first two tokens serve another stream
-    for tensor in (*reader.cache.keys, *reader.cache.values):
-        tensor[1, :, 2:] = 1e4
+    for layer in reader.cache.layers:
+        layer[:, 1, :, 2:] = 1e4
     reader.check({1: [5]})
     reader.check({1: [6, 7]})
 
