@@ -32,7 +32,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from nanochat.common import ConfigError, NanochatError, print0
 from nanochat.inference.calculator import evaluate
@@ -119,15 +119,17 @@ class Sandbox:
         self._lock, self._idle, self._closed = threading.Lock(), [], False
         reasons = []
         for tier in [*tiers, *["unsafe"] * unsafe]:
+            self.tier = tier
             try:
-                worker = Worker(tier, asdict(self.limits))
+                worker = Worker(self.tier, self.limits)
+                self._idle.append(worker)
                 if tier != "unsafe":
-                    self._probe(worker)
+                    self._probe()
             except ExecutionUnavailable as error:
                 reasons.append(f"{tier}: {error}")
+                while self._idle:
+                    self._idle.pop().close()
                 continue
-            self.tier = tier
-            self._idle.append(worker)
             loses = {"restricted": RESTRICTED_LOSES, "unsafe": UNSAFE_LOSES}.get(tier, ())
             self.loses = (*loses, *worker.lost)
             if self.loses:
@@ -141,19 +143,13 @@ class Sandbox:
             f"--unsafe-execution, which gives them all of this user's rights."
         )
 
-    def _probe(self, worker: Worker) -> None:
-        """Tries the forbidden; closes the worker and raises if anything of it works."""
+    def _probe(self) -> None:
+        """Tries the forbidden; raises if anything of it works."""
         with tempfile.NamedTemporaryFile(prefix="nanochat-probe-") as secret:
             os.chmod(secret.name, 0o644)
-            program = PROBE.format(secret=secret.name, folder=os.path.expanduser("~"))
-            passed = False
-            try:
-                result = classify(worker.run(program), self.limits)
-                passed = result.passed
-            finally:
-                if not passed:
-                    worker.close()
-        if not passed:
+            folder = os.path.expanduser("~")
+            result = self.run(PROBE.format(secret=secret.name, folder=folder))
+        if not result.passed:
             raise ExecutionUnavailable(f"its probe was {result.status}: {result.error}")
 
     def run(self, code: str) -> ExecutionResult:
@@ -162,17 +158,15 @@ class Sandbox:
             if self._closed:
                 raise NanochatError("this sandbox is closed; open another one to run programs")
             worker = self._idle.pop() if self._idle else None
-        worker = worker or Worker(self.tier, asdict(self.limits))
-        keep = False
+        worker = worker or Worker(self.tier, self.limits)
         try:
-            result = classify(worker.run(code), self.limits)
+            return classify(worker.run(code), self.limits)
+        finally:
             with self._lock:
                 keep = worker.alive and not self._closed
                 self._idle += [worker] * keep
-        finally:
             if not keep:
                 worker.close()
-        return result
 
     def run_many(self, codes: Sequence[str], workers: int | None = None) -> list[ExecutionResult]:
         """One result a program, in their order; `workers` of them at a time (default: cores)."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nanochat.common import NanochatError
@@ -47,11 +47,11 @@ class Worker:
     """One confined warm interpreter, which runs one program after the other.
 
     ExecutionUnavailable if it does not start.
-    limits: the fields of sandbox.Limits. `lost`: what the tier does not promise here. `alive`:
+    limits: sandbox.Limits. `lost`: what the tier does not promise here. `alive`:
     whether another program can follow.
     """
 
-    def __init__(self, tier: str, limits: dict):
+    def __init__(self, tier: str, limits):
         self.limits = limits
         self.folder = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-sandbox-"))
         self.control, theirs = socket.socketpair()
@@ -59,7 +59,7 @@ class Worker:
         names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
         environment = {n: os.environ[n] for n in names if n in os.environ}
         environment |= {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
-        boot = json.dumps([theirs.fileno(), tier, limits, self.folder])
+        boot = json.dumps([theirs.fileno(), tier, asdict(limits), self.folder])
         options = ["-s", "-S", "-P", "-B", "-W", "ignore", "-X", "utf8"]
         with theirs:
             self.process = subprocess.Popen(
@@ -85,13 +85,14 @@ class Worker:
     def run(self, code: str) -> RawResult:
         """Runs one program."""
         start, nonce = time.monotonic(), secrets.token_bytes(NONCE_BYTES)
+        self.alive = False  # unless it says below how the program ended
         text = code.encode("utf-8", "surrogatepass")
         (source, to_source), (from_output, output), (from_marker, marker) = (
             os.pipe() for _ in range(3)
         )
         raw = RawResult(nonce)
         received = {
-            from_output: ("output", raw.output, self.limits["output_bytes"]),
+            from_output: ("output", raw.output, self.limits.output_bytes),
             from_marker: ("tampered", raw.marker, MARKER_BYTES),
         }
         try:
@@ -100,7 +101,7 @@ class Worker:
             for descriptor in (source, output, marker):
                 os.close(descriptor)
             text = memoryview(len(text).to_bytes(8, "little") + text + nonce)
-            self._exchange(raw, to_source, text, received, start + self.limits["wall_seconds"])
+            self._exchange(raw, to_source, text, received, start + self.limits.wall_seconds)
         finally:
             for descriptor in (to_source, from_output, from_marker):
                 os.close(descriptor)

@@ -16,11 +16,6 @@ ONLY_FILES = WRITE_FILE | READ_FILE | TRUNCATE  # the rights that a rule for a s
 FILES = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
 FOLDERS = REMOVE_DIR | MAKE_DIR | MAKE_SYM | REFER
 
-# What a version of the interface can forbid: number of file rights, of network rights, of scopes
-# (abstract Unix sockets; signals to processes outside). Later versions add what is not needed here.
-CAN_FORBID = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0)}
-CAN_FORBID |= {6: (16, 2, 2)}
-
 
 def version() -> int:
     """The kernel's version of the interface; 0 where Landlock is missing or switched off."""
@@ -31,11 +26,11 @@ def version() -> int:
 
 
 def ruleset_attributes(abi: int) -> bytes:
-    """struct landlock_ruleset_attr: everything that this version can forbid, forbidden."""
-    files, network, scopes = CAN_FORBID[min(abi, max(CAN_FORBID))]
-    words = [(1 << files) - 1, (1 << network) - 1, (1 << scopes) - 1]
-    while words[-1] == 0:  # an older kernel knows only the first words
-        words.pop()
+    """struct landlock_ruleset_attr: everything that this version can forbid, forbidden. Versions
+    after 6 add what is not needed here."""
+    words = [(1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1]  # file rights
+    words += [3] * (abi >= 4)  # network rights
+    words += [3] * (abi >= 6)  # scopes: abstract Unix sockets, signals to processes outside
     return struct.pack(f"={len(words)}Q", *words)
 
 
