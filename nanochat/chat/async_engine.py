@@ -5,17 +5,15 @@ leaves frees its slot within one.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from statistics import median
 
 from nanochat.chat.access import APIError, without_message
 from nanochat.engine import Engine, Request, TokenOutput
-
-STATS_EVERY = 0.25  # seconds
 
 
 class EventStream:
@@ -47,13 +45,11 @@ class EventStream:
 class AsyncEngine:
     """Runs `engine` for an event loop, to which its public methods belong.
 
-    stats: the newest Engine.stats(). failure: why the thread ended. durations: of the last answers,
-    in seconds.
+    failure: why the thread ended. durations: of the last answers, in seconds.
     """
 
     def __init__(self, engine: Engine, max_in_flight: int):
         self.engine, self.max_in_flight = engine, max_in_flight
-        self.stats: dict = engine.stats()
         self.failure: str | None = None
         self.durations: deque[float] = deque([1.0], maxlen=100)
         self._streams: set[EventStream] = set()  # those with unfinished requests
@@ -130,24 +126,20 @@ class AsyncEngine:
     def _run(self) -> None:
         """The engine's thread."""
         failure = "the server was shut down before the answer was complete"
-        stats_time = 0.0
         try:
             while not self._loop.is_closed():
-                try:
+                with contextlib.suppress(queue.Empty):
                     command = self._commands.get(block=not self.engine.has_work, timeout=1.0)
-                except queue.Empty:
-                    events = self.engine.step() if self.engine.has_work else []
-                    if time.monotonic() - stats_time > STATS_EVERY or not self.engine.has_work:
-                        stats_time, self.stats = time.monotonic(), self.engine.stats()
-                    known = [(*self._requests[e.id], e) for e in events if e.id in self._requests]
-                    for event in events:
-                        if event.finish:
-                            self._requests.pop(event.id, None)
-                    self._loop.call_soon_threadsafe(self._deliver, known)
+                    if command is None:
+                        break
+                    command()
                     continue
-                if command is None:
-                    break
-                command()
+                events = self.engine.step()
+                known = [(*self._requests[e.id], e) for e in events if e.id in self._requests]
+                for event in events:
+                    if event.finish:
+                        self._requests.pop(event.id, None)
+                self._loop.call_soon_threadsafe(self._deliver, known)
         except Exception as problem:  # whatever it was, nobody may wait forever
             print(without_message(problem), flush=True)
             failure = f"the engine failed ({type(problem).__name__})"

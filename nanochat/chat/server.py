@@ -126,7 +126,7 @@ def add_api(app: FastAPI, state: AppState) -> None:
             "tool": state.tool_name,
             "in_flight": engine.in_flight,
             "max_in_flight": engine.max_in_flight,
-            **engine.stats,
+            **engine.engine.stats(),
         }
         return JSONResponse(body, 200 if engine.failure is None else 503)
 
