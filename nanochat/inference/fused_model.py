@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 class FusedModel:
     """A GPT's function, for generation. In float32 all matrices but qkv are the GPT's own.
 
-    Example: with batch = AttentionBatch.of_chunks([Chunk(0, 0, [1] * 5)], model.config, "cpu"),
+    Example: with batch = AttentionBatch.of_chunks([Chunk(0, 0, [1] * 5)], "cpu"),
     fused.logits(fused.features(ids, batch)) is model(ids[None])[0], (5, V).
     """
 
@@ -96,7 +96,7 @@ class FusedModel:
         self, chunks: Sequence[Chunk], rows: Sequence[int], cache: KVCache | None
     ) -> torch.Tensor:
         """(len(rows), V): the logits of those rows of a pass over the tokens of `chunks`."""
-        batch = AttentionBatch.of_chunks(chunks, self.config, self.device, cache)
+        batch = AttentionBatch.of_chunks(chunks, self.device, cache)
         ids = [id for chunk in chunks for id in chunk.tokens]
         ids += [0] * (len(batch.positions) - len(ids))
         features = self.features(torch.tensor(ids, device=self.device), batch)

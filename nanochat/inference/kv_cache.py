@@ -86,22 +86,20 @@ class AttentionBatch:
     None: whole sequences, of which nothing is kept.
     """
 
-    def __init__(
-        self, config: GPTConfig, cache: KVCache | None, slots: torch.Tensor, positions: torch.Tensor
-    ):
-        self.config, self.cache, self.slots, self.positions = config, cache, slots, positions
+    def __init__(self, cache: KVCache | None, slots: torch.Tensor, positions: torch.Tensor):
+        self.cache, self.slots, self.positions = cache, slots, positions
         self.calls: list[AttentionCall] = []
 
     @classmethod
     def of_chunks(
-        cls, chunks: Sequence[Chunk], config: GPTConfig, device, cache: KVCache | None = None
+        cls, chunks: Sequence[Chunk], device, cache: KVCache | None = None
     ) -> "AttentionBatch":
         """A pass over the tokens of these chunks."""
         slots = [chunk.slot for chunk in chunks for _ in chunk.tokens]
         places = [chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]
         places += [0] * (padded_size(len(places)) - len(places))
         slots, positions = (torch.tensor(numbers, device=device) for numbers in (slots, places))
-        batch = cls(config, cache, slots, positions)
+        batch = cls(cache, slots, positions)
 
         def call_of(i: int) -> tuple[bool, int]:
             """The same for single tokens in neighbouring slots, and for no other chunks."""
@@ -121,7 +119,7 @@ class AttentionBatch:
         """One token, at positions[i], for each of the first slots; `read` places are looked at,
         visible or not. Nothing is read on the host, so that a CUDA graph can hold it."""
         n = len(positions)
-        batch = cls(cache.config, cache, torch.arange(n, device=cache.device), positions)
+        batch = cls(cache, torch.arange(n, device=cache.device), positions)
         batch._add_call(slice(0, n), slice(0, n), read)
         return batch
 
@@ -135,8 +133,7 @@ class AttentionBatch:
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Keeps k, v (N, Hkv, K); q (N, H, K) attends to all that its sequence read: (N, H K)."""
-        tokens, outputs = len(self.slots), []
-        grouped = self.config.n_kv_head != self.config.n_head
+        tokens, grouped, outputs = len(self.slots), k.shape[1] != q.shape[1], []
         if self.cache is not None:
             keys, values = self.cache.layers[layer]
             places = self.positions[:tokens]

@@ -33,7 +33,7 @@ class Reader:
         """One pass that reads `new`, by slot; its features are those of the whole sequences."""
         chunks = [Chunk(slot, len(self.held[slot]), ids) for slot, ids in new.items()]
         self.cache.reserve(1 + max(new), max(c.start + len(c.tokens) for c in chunks))
-        step = AttentionBatch.of_chunks(chunks, self.model.config, "cpu", self.cache)
+        step = AttentionBatch.of_chunks(chunks, "cpu", self.cache)
         flat = [id for ids in new.values() for id in ids]
         flat += [0] * (len(step.positions) - len(flat))
         features = self.fused.features(torch.tensor(flat), step)
@@ -83,7 +83,7 @@ def test_a_pass_without_a_cache_reads_whole_sequences():
     model = random_model()
     fused, lengths = FusedModel(model), [3, 1, 1, 7]
     chunks = [Chunk(i, 0, ids(n, i)) for i, n in enumerate(lengths)]
-    step = AttentionBatch.of_chunks(chunks, model.config, "cpu")
+    step = AttentionBatch.of_chunks(chunks, "cpu")
     flat = [id for chunk in chunks for id in chunk.tokens]
     features = fused.features(torch.tensor(flat + [0] * (len(step.positions) - len(flat))), step)
     wholes = [model.features(torch.tensor([chunk.tokens]))[0] for chunk in chunks]
