@@ -8,32 +8,24 @@ In a conversation /help lists the commands.
 """
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from nanochat.chat.limits import Limits
+from nanochat.chat.model import ModelConfig, open_engine
 from nanochat.chat.terminal import Chat, converse
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import ConfigError, compute_init
+from nanochat.common import ConfigError
 from nanochat.configurator import cli
-from nanochat.engine import Engine
 from nanochat.inference.sampling import SamplingParams
-from nanochat.tools.sandbox import open_tool
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ModelConfig):
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
     """Ask this one question, print the answer and leave; - reads the question from a pipe."""
-    source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
-    model_tag: str | None = None
-    """Run to take; default: the newest."""
-    step: int | None = None
-    """Its step; default: the newest."""
     temperature: float | None = None
     """Sampling temperature; default: the server's in a conversation, 0 (the likeliest) with -p."""
     top_k: int | None = 50
@@ -44,25 +36,15 @@ class Config:
     """Longest answer."""
     seed: int = 42
     """The same seed and the same words give the same answers."""
-    tool: str = "calculator"
-    """What the model's calls are given to: calculator, or python (sandboxed)."""
-    int8: bool = False
-    """On a CPU: weights of 8 bits instead of 16, which are read in half the time."""
-    device_type: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def main(config: Config) -> None:
-    with redirect_stdout(sys.stderr):  # so that the answer of -p is alone on stdout
-        *_, device = compute_init(config.device_type)
     default = Limits.temperature if config.prompt is None else 0.0
     temperature = default if config.temperature is None else config.temperature
     params = SamplingParams(temperature, config.top_k, config.top_p, config.seed)
-    source = config.source, device, "eval", config.model_tag, config.step
-    model, tokenizer, meta = load_model(*source)
-    with open_tool(config.tool) as tool:
-        weights = "int8" if config.int8 else "bfloat16"
-        engine = Engine(model, tokenizer, tool, weights=weights)
+    with ExitStack() as stack:
+        with redirect_stdout(sys.stderr):  # so that the answer of -p is alone on stdout
+            engine, meta = stack.enter_context(open_engine(config))
         if config.prompt is not None:
             question = sys.stdin.read().strip() if config.prompt == "-" else config.prompt
             if not question.strip():

@@ -19,28 +19,18 @@ from nanochat.chat.access import LOOPBACK, startup_banner
 from nanochat.chat.async_engine import AsyncEngine
 from nanochat.chat.completions import AppState
 from nanochat.chat.limits import Limits
+from nanochat.chat.model import ModelConfig, open_engine
 from nanochat.chat.server import create_app
-from nanochat.checkpoint_manager import load_model
-from nanochat.common import ConfigError, compute_init, print0
+from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
-from nanochat.engine import Engine
-from nanochat.tools.sandbox import open_tool
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ModelConfig):
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 opens the server to every network."""
     port: int = 8000
     """Port to listen at; 0 takes any that is free."""
-    source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """Stage of the model (base, mid, sft, rl), or a checkpoint's folder."""
-    model_tag: str | None = None
-    """Run to take; default: the newest."""
-    step: int | None = None
-    """Its step; default: the newest."""
-    tool: str = "calculator"
-    """What the model's calls are given to: calculator, or python (sandboxed)."""
     api_key: str | None = None
     """Key that callers of the API must send; default: $NANOCHAT_API_KEY, or none."""
     allow_origin: tuple[str, ...] = ()
@@ -51,10 +41,6 @@ class Config:
     """How long answers under way may take after Ctrl-C or SIGTERM."""
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
     """What keeps the server up, and how answers are drawn if the caller does not say."""
-    int8: bool = False
-    """On a CPU: weights of 8 bits instead of 16, which are read in half the time."""
-    device_type: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -93,18 +79,13 @@ def serve(app, config: Config, listening: socket.socket) -> None:
 
 def main(config: Config) -> None:
     listening = listen(config.host, config.port)  # before the model is read: that takes a while
-    *_, device = compute_init(config.device_type)
-    wanted = config.model_tag, config.step
-    model, tokenizer, meta = load_model(config.source, device, "eval", *wanted)
-    name = f"nanochat-{meta['stage']}-{meta['tag']}"
-    print0(f"{name}, step {meta['step']:,}")
+    hosts = LOOPBACK if config.host in LOOPBACK else None
     api_key = config.api_key
     if api_key is None:
         api_key = os.environ.get("NANOCHAT_API_KEY") or None
-    hosts = LOOPBACK if config.host in LOOPBACK else None
-    with open_tool(config.tool) as tool:
-        weights = "int8" if config.int8 else "bfloat16"
-        engine = Engine(model, tokenizer, tool, weights=weights)
+    with open_engine(config) as (engine, meta):
+        name = f"nanochat-{meta['stage']}-{meta['tag']}"
+        print0(f"{name}, step {meta['step']:,}")
         engine = AsyncEngine(engine, config.limits.in_flight)
         state = AppState(engine, name, config.limits, config.tool, log_messages=config.log_messages)
         app = create_app(state, api_key=api_key, origins=config.allow_origin, hosts=hosts)
