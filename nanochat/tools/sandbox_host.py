@@ -46,9 +46,8 @@ class RawResult:
 class Worker:
     """One confined warm interpreter, which runs one program after the other.
 
-    ExecutionUnavailable if it does not start.
-    limits: sandbox.Limits. `lost`: what the tier does not promise here. `alive`:
-    whether another program can follow.
+    ExecutionUnavailable if it does not start. limits: sandbox.Limits. lost: what the tier does not
+    promise here. alive: whether another program can follow.
     """
 
     def __init__(self, tier: str, limits):

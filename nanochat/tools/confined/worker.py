@@ -37,14 +37,12 @@ def main(control_fd: int, tier: str, limits: dict, folder: str) -> None:
     """Prepares the tier; says on the control socket, as a line of JSON, why it could not, or None,
     and what the tier does not promise here; then serves until the socket closes."""
     with socket.socket(fileno=control_fd) as control:
-        place, problem = None, None
         try:
             place = Place(tier, limits, folder)
         except OSError as error:
-            problem = str(error)
-        control.sendall(json.dumps([problem, place.lost if place else []]).encode() + b"\n")
-        if place is None:
+            control.sendall(json.dumps([str(error), []]).encode() + b"\n")
             return
+        control.sendall(json.dumps([None, place.lost]).encode() + b"\n")
         try:
             with contextlib.suppress(BrokenPipeError):  # the owner went away during a program
                 place.serve(control)
