@@ -17,7 +17,7 @@ import numpy as np
 
 from nanochat.bpe.pieces import SPLIT_PATTERN, as_bytes
 from nanochat.bpe.reference import Pair
-from nanochat.common import ConfigError, print0, progress
+from nanochat.common import progress
 from nanochat.cpp import Source, cpp_compiler, load
 
 BATCH = 1 << 24  # characters of text that are handed to the core at once
@@ -83,16 +83,8 @@ class Owned:
 @cache
 def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
     """core.cpp, compiled at first use; None where Python has to do the work: for another pattern,
-    and, with a printed line, with NANOCHAT_BPE=python or without a compiler."""
-    if split_pattern != SPLIT_PATTERN:
-        return None
-    wanted = os.environ.get("NANOCHAT_BPE", "")
-    if wanted not in ("", "python"):
-        raise ConfigError(f"NANOCHAT_BPE={wanted!r} is unknown; choose python, or leave it unset")
-    if wanted == "python":
-        print0(f"bpe: NANOCHAT_BPE=python, so {INSTEAD}")
-        return None
-    library = load(SOURCE, cpp_compiler(), INSTEAD)
+    and, with a printed line, without a compiler."""
+    library = load(SOURCE, cpp_compiler(), INSTEAD) if split_pattern == SPLIT_PATTERN else None
     return Core(library) if library else None
 
 

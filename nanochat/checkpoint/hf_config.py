@@ -47,17 +47,16 @@ def from_hf(settings: dict) -> GPTConfig:
     """The inverse of to_hf; ConfigError for a model that GPT does not compute."""
     values = {}
     for name, field in (WHOLE_NUMBERS | NUMBERS).items():
-        value = values[field] = settings.get(name)
-        if value is None and field == "logit_softcap":
-            continue
-        kinds = (int,) if name in WHOLE_NUMBERS else (int, float)
-        if type(value) not in kinds or not 0 < value < math.inf:
-            what = "a whole number" if name in WHOLE_NUMBERS else "a number"
+        value, whole = settings.get(name), name in WHOLE_NUMBERS
+        no_softcap = value is None and field == "logit_softcap"
+        kinds = (int,) if whole else (int, float)
+        if not no_softcap and (type(value) not in kinds or not 0 < value < math.inf):
+            what = "a whole number" if whole else "a number"
             raise CheckpointError(
                 f"config.json has {name} = {value!r:.60}; expected {what} above 0"
             )
-        if name in NUMBERS:  # subtle: transformers refuses a soft-cap of 15 without a point
-            values[field] = float(value)
+        # subtle: transformers refuses a soft-cap of 15 without a point
+        values[field] = value if whole or no_softcap else float(value)
     for name, value in (FIXED | {"intermediate_size": 4 * values["n_embd"]}).items():
         if settings.get(name) != value:
             raise ConfigError(

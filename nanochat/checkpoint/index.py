@@ -55,16 +55,15 @@ def checkpoints_in(
     moved away; says a line for each other step folder. Files are not checked."""
     found = []
     for path in (path for folder in run_folders for path in folder.glob("*step_*")):
-        if re.fullmatch(r"step_\d+", (manifest.vacated_place(path) or path).name):
-            try:
-                record = manifest.read_manifest(path)
-            except CheckpointError as error:
-                say(f"skipped: {error}")
-            else:
-                stage = path.parent.parent.name.removesuffix(SUFFIX)
-                found.append(
-                    Checkpoint(stage, path.parent.name, record["step"], path, record["time"])
-                )
+        if not re.fullmatch(r"step_\d+", (manifest.vacated_place(path) or path).name):
+            continue
+        try:
+            record = manifest.read_manifest(path)
+        except CheckpointError as error:
+            say(f"skipped: {error}")
+            continue
+        stage, tag = path.parent.parent.name.removesuffix(SUFFIX), path.parent.name
+        found.append(Checkpoint(stage, tag, record["step"], path, record["time"]))
     return sorted(found, key=lambda f: (f.time, f.step), reverse=True)
 
 
@@ -99,15 +98,14 @@ def first_whole(candidates: list[Checkpoint]) -> Path | None:
 def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None) -> Path:
     """The newest complete checkpoint of a stage, every file verified. Broken ones are passed over
     with a printed line."""
-    candidates = available_checkpoints(stage, tag)
-    path = first_whole([f for f in candidates if step is None or f.step == step])
-    if path is None:
-        maker = f"`python -m scripts.{SCRIPTS[stage]}` makes one of stage {stage}."
-        wanted = [stage, tag and f"tag {tag}", step is not None and f"step {step}"]
-        raise CheckpointError(
-            f"no complete checkpoint of {', '.join(w for w in wanted if w)}. {listing()} {maker}"
-        )
-    return path
+    found = available_checkpoints(stage, tag)
+    if path := first_whole([f for f in found if step is None or f.step == step]):
+        return path
+    wanted = [stage, tag and f"tag {tag}", step is not None and f"step {step}"]
+    raise CheckpointError(
+        f"no complete checkpoint of {', '.join(w for w in wanted if w)}. {listing()} "
+        f"`python -m scripts.{SCRIPTS[stage]}` makes one of stage {stage}."
+    )
 
 
 def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None = None) -> Path:
@@ -123,8 +121,9 @@ def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None =
             )
         verify(folder)
         return folder
-    stages = ", ".join(STAGES)
-    raise CheckpointError(f"{source} is neither a stage ({stages}) nor a folder. {listing()}")
+    raise CheckpointError(
+        f"{source} is neither a stage ({', '.join(STAGES)}) nor a folder. {listing()}"
+    )
 
 
 def good_checkpoint(run_folder: Path) -> str:

@@ -70,18 +70,15 @@ def check(folder: Path) -> None:
     """Compares every file with the manifest; CheckpointError names the first that differs."""
     files = read_manifest(folder)["files"]
     for name, expected in files.items():
-        path = folder / name
+        path, size = folder / name, expected["bytes"]
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; expected {expected['bytes']:,} bytes")
-        if (found := path.stat().st_size) != expected["bytes"]:
-            raise CheckpointError(
-                f"{path} is damaged: found {found:,} bytes, expected {expected['bytes']:,}"
-            )
+            raise CheckpointError(f"{path} is missing; expected {size:,} bytes")
+        if (found := path.stat().st_size) != size:
+            raise CheckpointError(f"{path} is damaged: found {found:,} bytes, expected {size:,}")
     for name, found in sha256_of_all(folder, list(files)).items():
-        if found != files[name]["sha256"]:
+        if found != (expected := files[name]["sha256"]):
             raise CheckpointError(
-                f"{folder / name} is damaged: found SHA-256 {found[:12]}, "
-                f"expected {files[name]['sha256'][:12]}"
+                f"{folder / name} is damaged: found SHA-256 {found[:12]}, expected {expected[:12]}"
             )
 
 
@@ -118,7 +115,7 @@ def publish(temporary: Path, final: Path, replace: bool = True) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder; a crash leaves it whole or hidden."""
+    """Deletes a folder, which a crash leaves whole or hidden."""
     hidden = temporary_beside(folder)
     os.replace(folder, hidden)
     shutil.rmtree(hidden)

@@ -3,10 +3,9 @@
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import safetensors
 import torch
 
 from nanochat.common import gather, print0, rank_and_world
@@ -55,18 +54,12 @@ def print_differences(saved: dict, device: torch.device) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what wrote a checkpoint."""
-    try:
-        own = importlib.metadata.version("nanochat")
-    except importlib.metadata.PackageNotFoundError:
-        own = "a checkout that is not installed"
-    return {
-        "nanochat": own,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "safetensors": safetensors.__version__,
-    }
+    """Versions of what wrote a checkpoint; a checkout that is not installed has none."""
+    found = {"python": platform.python_version()}
+    for name in ("nanochat", "torch", "numpy", "safetensors"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:

@@ -26,7 +26,6 @@ from nanochat.bpe.fallback import LibraryEncoder
 from nanochat.bpe.pieces import SPLIT_PATTERN, Splitter, as_bytes, unicode_ranges
 from nanochat.bpe.reference import token_bytes
 from nanochat.bpe.tokenizer_json import to_json
-from nanochat.common import ConfigError
 from nanochat.cpp import cpp_compiler
 from nanochat.tokenizer import Tokenizer
 
@@ -479,16 +478,6 @@ def lines_before_the_result(result: subprocess.CompletedProcess) -> list[str]:
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert result.stdout.endswith(EXPECTED), result.stdout
     return result.stdout.removesuffix(EXPECTED).splitlines()
-
-
-@pytest.mark.slow
-def test_python_can_be_forced(monkeypatch):
-    (line,) = lines_before_the_result(run_python(TRAIN, NANOCHAT_BPE="python"))
-    assert "NANOCHAT_BPE=python" in line
-    monkeypatch.setenv("NANOCHAT_BPE", "rust")
-    native.core.cache_clear()
-    with pytest.raises(ConfigError, match="NANOCHAT_BPE='rust' is unknown; choose python"):
-        native.core()
 
 
 @pytest.mark.slow
