@@ -79,9 +79,9 @@ def main(config: Config) -> None:
                 print(f"  {path}: {reason}; its merges are tried with other ids")
     recorded = recorded_fingerprints(folder)
     candidates = search(load(model.weights, model.config), sources, text, recorded)
-    table = Table("tokenizer", "variant", "bits/byte, text", "bits/byte, chats")
+    table = Table("tokenizer", "variant", "bits/byte")
     for c in candidates:
-        table.add_row(c.source, c.variant, f"{c.text:.3f}", f"{c.chat:.3f}")
+        table.add_row(c.source, c.variant, f"{c.bits:.3f}")
     Console(width=140).print(table)
     best = choose(candidates, text, recorded, config.accept_tokenizer)
     if config.output_dir:

@@ -13,7 +13,7 @@ from pathlib import Path
 from nanochat.checkpoint.index import checkpoint_of
 from nanochat.common import ConfigError
 from nanochat.configurator import cli
-from nanochat.publishing.export import SHARD_BYTES, check_repo_id, export, push
+from nanochat.publishing.export import check_repo_id, export, push
 from nanochat.publishing.parity import summary
 from nanochat.publishing.space import write_space
 
@@ -30,8 +30,6 @@ class Config:
     """Its step; default: the newest."""
     dtype: str = "bfloat16"
     """What the weights are rounded to: bfloat16, float16 or float32."""
-    shard_bytes: int = SHARD_BYTES
-    """Larger weights are written in several files."""
     overwrite: bool = False
     """Replace an earlier export in output_dir."""
     push_to: str | None = None
@@ -52,8 +50,7 @@ def main(config: Config) -> None:
     if config.space:
         write_space(space, model_id, check_only=True)
     checkpoint = checkpoint_of(config.source, config.model_tag, config.step)
-    options = {"shard_bytes": config.shard_bytes, "overwrite": config.overwrite}
-    report = export(checkpoint, output, config.dtype, **options)
+    report = export(checkpoint, output, config.dtype, overwrite=config.overwrite)
     print(f"{checkpoint} is the model in {output}, {config.dtype}:\n{summary(report)}")
     if config.push_to:
         print(f"pushed and verified: {push(output, config.push_to, private=config.private)}")

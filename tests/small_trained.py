@@ -8,10 +8,15 @@ from nanochat.conversation import render
 from nanochat.data.offline_corpus import python_topics
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.publishing.parity_texts import conversation
-from nanochat.publishing.tokenizer_search import QUESTIONS, default_text
+from nanochat.publishing.tokenizer_search import default_text
 from nanochat.tokenizer import Tokenizer
 
 CHARACTERS = 60_000
+QUESTIONS = (
+    ("What is the capital of France?", "Paris."),
+    ("Hello! How are you?", "I am well, thank you. How can I help you?"),
+    ("What is 2 + 3?", "5"),
+)
 
 
 def small_text() -> str:

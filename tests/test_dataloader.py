@@ -28,10 +28,10 @@ TURN_END = 9001
 def shards_of(*lengths_per_shard) -> TokenShards:
     """Shards with documents of these lengths; every token of all of them is another number."""
     shards, first = [], 0
-    for i, lengths in enumerate(lengths_per_shard):
+    for lengths in lengths_per_shard:
         offsets = np.cumsum([0, *lengths])
         tokens = np.arange(first, first + offsets[-1]).astype(np.uint16)
-        shards.append(TokenShard(f"shard {i}", tokens, offsets))
+        shards.append(TokenShard(tokens, offsets))
         first += int(offsets[-1])
     return TokenShards("numbers", shards, BOS)
 
@@ -45,7 +45,7 @@ def chats_of(*lengths, turn_ends) -> TokenShards:
     tokens = np.arange(offsets[-1]).astype(np.uint16)
     tokens[np.array(turn_ends) - 1] = TURN_END
     mask = ((tokens % 2 == 0) | (tokens == TURN_END)).astype(np.uint8)
-    return TokenShards("chats", [TokenShard("chats", tokens, offsets, mask)], BOS, TURN_END)
+    return TokenShards("chats", [TokenShard(tokens, offsets, mask)], BOS, TURN_END)
 
 
 def epoch(rows, n: int) -> list[tuple[list[int], list[int]]]:
@@ -119,9 +119,9 @@ def test_rows_of_shards_are_mixed():
 
 def test_first_rows_plan_only_the_first_shards(monkeypatch):
     monkeypatch.setattr(dataloader, "MIXED_SHARDS", 2)
-    shards = shards_of(*[[7] * 3] * 10)
-    PackedRows(shards, row_tokens=7, seed=0).row(0)
-    assert sum(bool(shard._plans) for shard in shards.shards) == 2
+    rows = PackedRows(shards_of(*[[7] * 3] * 10), row_tokens=7, seed=0)
+    rows.row(0)
+    assert len(rows._sizes) == 2
 
 
 def test_masked_loss_in_packed_conversations():

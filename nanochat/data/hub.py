@@ -37,21 +37,20 @@ def with_retries(what: str, function: Callable[[], object], ways_out: str | None
         try:
             return function()
         except (*faults(), DataError) as error:
-            last = error
-        if (status := getattr(getattr(last, "response", None), "status_code", 0)) in GONE:
-            reason = f"{what}: the server answers {status}: not there, or not open to this account"
-            raise DataError(f"{reason}. {ways_out}") from last
-        cause = last.__cause__ or last
-        offline = "Offline" in type(cause).__name__  # HF_HUB_OFFLINE=1
-        unreachable = offline or "Connect" in type(cause).__name__
-        late = unreachable and time.monotonic() - start >= SECONDS_TO_CONNECT
-        if attempt == ATTEMPTS or offline or late:
+            last, cause = error, error.__cause__ or error
+        status = getattr(getattr(last, "response", None), "status_code", None)
+        kind = type(cause).__name__
+        offline = "Offline" in kind  # HF_HUB_OFFLINE=1
+        late = "Connect" in kind and time.monotonic() - start >= SECONDS_TO_CONNECT
+        if status in GONE or attempt == ATTEMPTS or offline or late:
             break
         wait = min(0.25 * 2**attempt, 15)
         print0(f"{what}: {type(last).__name__}; trying again in {wait:g} s")
         time.sleep(wait)
-    reason = f"{what}: tried {attempt} times; the last error was {type(cause).__name__}: {cause}"
-    raise DataError(f"{reason}. {ways_out}") from last
+    reason = f"tried {attempt} times; the last error was {kind}: {cause}"
+    if status in GONE:
+        reason = f"the server answers {status}: not there, or not open to this account"
+    raise DataError(f"{what}: {reason}. {ways_out}") from last
 
 
 def hub_file(repo_id: str, filename: str) -> Path:

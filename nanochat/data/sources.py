@@ -28,58 +28,52 @@ LONGEST_PLAIN = 100_000  # characters of one document; a longer .txt or .md is c
 HELD_OUT = 20  # one document in this many is validation, where no file is
 PACKAGED_HELD_OUT = 50
 
-Reader = Callable[[Path], Iterator[str | None]]
+WITHOUT_TEXT = "rows without text, left out"
+
+Reader = Callable[[Path, Counter], Iterator[str]]
 
 
-def file_texts(path: Path, column: str, max_malformed: float | None) -> Iterator[str | None]:
-    """A file's documents: a table's column, None for a row without text; a .txt or .md file whole,
-    but cut where it is long. DataError where rows have other columns alone."""
+def file_texts(
+    path: Path, counts: Counter, column: str, max_malformed: float | None
+) -> Iterator[str]:
+    """A file's documents: a table's column, or a .txt or .md file, cut where it is long. Counts
+    what has no text; DataError for a table where no row has."""
     if path.name.lower().endswith(PLAIN):
         try:
             with open_text(path) as file:
                 while text := file.read(LONGEST_PLAIN):
                     text += "" if text.endswith("\n") else file.readline(LONGEST_PLAIN)
-                    yield text if text.strip() else None
+                    if text.strip():
+                        yield text
+                    else:
+                        counts[WITHOUT_TEXT] += 1
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         return
-    rows, none, columns = 0, 0, ()
+    found, without, columns = 0, 0, ()
     for row in read_rows(path, [column], max_malformed=max_malformed):
         text = row.get(column)
-        rows += 1
         if isinstance(text, str) and text.strip():
+            found += 1
             yield text
         else:
-            none += 1
+            without += 1
+            counts[WITHOUT_TEXT] += 1
             columns = columns or tuple(row)
-            yield None
-    if rows and none == rows:
+    if without and not found:
         names = columns if path.suffix.lower() != ".parquet" else pq.read_schema(path).names
         raise DataError(
-            f"{path}: none of its {rows:,} rows has text in a column {column!r}; its columns are "
-            f"{', '.join(names) or 'none'}. Name the one with the text: --column"
+            f"{path}: none of its {without:,} rows has text in a column {column!r}; its columns "
+            f"are {', '.join(names) or 'none'}. Name the one with the text: --column"
         )
 
 
-def hold_out(rows: Iterable[str | None], held_out: bool) -> Iterator[str | None]:
-    """One document in HELD_OUT, chosen by a hash of its place (held_out=True), or the others, with
-    the rows without text. Of fewer documents one is held out; of a single one, its end."""
-    without_text = []
-
-    def with_text() -> Iterator[str]:
-        for row in rows:
-            if row is None:
-                without_text.append(row)
-            else:
-                yield row
-
-    texts = with_text()
+def hold_out(texts: Iterable[str], held_out: bool) -> Iterator[str]:
+    """One document in HELD_OUT, chosen by a hash of its place (held_out=True), or the others. Of
+    fewer documents one is held out; of a single one, its end."""
+    texts = iter(texts)
     for number in count():
-        block = list(islice(texts, HELD_OUT))
-        if not held_out:
-            yield from without_text
-            without_text.clear()
-        if not block:
+        if not (block := list(islice(texts, HELD_OUT))):
             return
         if number == 0 and len(block) == 1:
             text = block[0]
@@ -87,11 +81,11 @@ def hold_out(rows: Iterable[str | None], held_out: bool) -> Iterator[str | None]
             near = end * 9 // 10, end
             cut = text.rfind("\n", *near) + 1 or text.rfind(" ", *near) + 1 or end
             yield text[cut:] if held_out else text[:cut]
-            continue
+            return
         digest = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
         whole = len(block) == HELD_OUT or number == 0
         chosen = int.from_bytes(digest, "big") % len(block) if whole else None
-        yield from (row for i, row in enumerate(block) if (i == chosen) == held_out)
+        yield from (text for i, text in enumerate(block) if (i == chosen) == held_out)
 
 
 # ---------------------------------------------------------------- sources
@@ -99,27 +93,24 @@ def hold_out(rows: Iterable[str | None], held_out: bool) -> Iterator[str | None]
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a source. fetch() downloads it, if need be; read() yields its texts, None for a
-    row without text; counts: what the last texts() came across."""
+    """A piece of a source. fetch() downloads it, if need be; read(counts) yields its texts and
+    counts what it leaves out; counts: what the last texts() came across."""
 
     name: str
-    read: Callable[[], Iterator[str | None]]
+    read: Callable[[Counter], Iterator[str]]
     fetch: Callable[[], Path | None] = lambda: None
     counts: Counter = field(default_factory=Counter)
 
     def texts(self, held_out: frozenset[int] = frozenset()) -> Iterator[str]:
         """The documents; held_out: hashes of those that are validation."""
         self.counts.clear()
-        for text in self.read():
-            if text is None:
-                self.counts["rows without text, left out"] += 1
-                continue
+        for text in self.read(self.counts):
             self.counts["documents"] += 1
             if "\ufffd" in text:
                 self.counts["documents with U+FFFD, which replaces invalid UTF-8"] += 1
             if "\0" in text:
                 self.counts["documents with the character NUL: not text, or UTF-16"] += 1
-            if held_out and hash(text) in held_out:
+            if hash(text) in held_out:
                 self.counts["documents that are validation too"] += 1
             yield text
 
@@ -147,7 +138,7 @@ class Source:
 
     def shards(self, split: str) -> list[Shard]:
         """Shards of "train" or "val"."""
-        return {"train": self.train, "val": self.val}[split]
+        return getattr(self, split)
 
     @property
     def counts(self) -> Counter:
@@ -209,8 +200,8 @@ def hub_source(repo_id: str, read: Reader) -> Source:
         )
 
     def shard(name: str) -> Shard:
-        fetch = lambda: hub_file(repo_id, name)  # noqa: E731
-        return Shard(name, lambda: read(fetch()), fetch)
+        fetch = partial(hub_file, repo_id, name)
+        return Shard(name, lambda counts: read(fetch(), counts), fetch)
 
     shards = [shard(name) for name in names]
     return Source(repo_id, digest(repo_id, names), shards[:-1], shards[-1:])
@@ -229,8 +220,8 @@ def local_source(path: Path, read: Reader) -> Source:
     plain = [p for p in paths if p.name.lower().endswith(PLAIN)]
     tables = [p for p in paths if p not in plain]
 
-    def texts(group: list[Path]) -> Iterator[str | None]:
-        return chain.from_iterable(map(read, group))
+    def texts(group: list[Path], counts: Counter) -> Iterator[str]:
+        return chain.from_iterable(read(p, counts) for p in group)
 
     if len(tables) > 1:
         print0(f"{path}: validation is the last file, {tables[-1].name}")
@@ -240,10 +231,9 @@ def local_source(path: Path, read: Reader) -> Source:
         train, val = shards[:-1], shards[-1:]
     else:
         print0(f"{path}: validation is one document in {HELD_OUT}, or the end of a single one")
-        train, val = (
-            [Shard("documents", lambda side=side: hold_out(texts(tables + plain), side))]
-            for side in (False, True)
-        )
+        group = tables + plain
+        train = [Shard("documents", lambda counts: hold_out(texts(group, counts), False))]
+        val = [Shard("documents", lambda counts: hold_out(texts(group, Counter()), True))]
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return Source(path.resolve().name, digest(stats), train, val)
 
@@ -257,5 +247,5 @@ def packaged_source() -> Source:
     sides = [[], []]
     for mark, text in found:
         sides[mark[-1] % PACKAGED_HELD_OUT == 0].append(text)
-    train, val = ([Shard("packaged", lambda side=side: iter(side))] for side in sides)
+    train, val = ([Shard("packaged", lambda counts, side=side: iter(side))] for side in sides)
     return Source("packaged", digest([mark.hex() for mark, _ in found]), train, val)

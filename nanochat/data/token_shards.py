@@ -1,8 +1,8 @@
 """Text, tokenized once: flat ids with document offsets, in mapped files or in memory.
 
 A folder under $NANOCHAT_BASE_DIR/tokens is named after the source, the tokenizer's fingerprint and
-the data's. A shard is NAME.uint16 or .uint32 (the ids, without <|bos|>), NAME.offsets.npy (written
-last) and a plan for each row length, NAME.plan512.npy.
+the data's. Shard 7 is train-00007.uint16 or .uint32 (the ids, without <|bos|>), with .offsets.npy
+(written last) and a plan for each row length, .plan512.npy.
 """
 
 import contextlib
@@ -12,11 +12,9 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
@@ -37,21 +35,17 @@ SECONDS_BETWEEN_LINES = 10
 @dataclass(frozen=True)
 class TokenShard:
     """Documents as ids: document i is tokens[offsets[i]:offsets[i + 1]]. mask: 1 at tokens that
-    loss is taken on. path: the shard's file name without suffix."""
+    loss is taken on. path: the shard's file name without suffix, if it is on disk."""
 
-    name: str
     tokens: np.ndarray
     offsets: np.ndarray
     mask: np.ndarray | None = None
     path: Path | None = None
-    _plans: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def plan(self, row_tokens: int) -> np.ndarray:
-        """plan_rows() of this shard; made once: kept on disk, or in memory as the shard is."""
+        """plan_rows() of this shard, kept beside its file."""
         if self.path is None:
-            if row_tokens not in self._plans:
-                self._plans[row_tokens] = plan_rows(self.offsets, row_tokens)
-            return self._plans[row_tokens]
+            return plan_rows(self.offsets, row_tokens)
         path = _file(self.path, f"plan{row_tokens}.npy")
         if not path.exists():
             _write_array(path, plan_rows(self.offsets, row_tokens))
@@ -88,21 +82,19 @@ def tokenize_conversations(
     all. DataError names `name` and the number of a malformed conversation."""
 
     def render_all() -> TokenShard:
-        ids, masks, lengths, seen = [], [], [], 0
-        remaining = iter(conversations)
+        parts, seen, remaining = [], 0, iter(conversations)
         while chunk := list(islice(remaining, CHUNK_CONVERSATIONS)):
             for i, conversation in enumerate(chunk, start=seen + 1):
                 validate(conversation, f"{name}, conversation {i}")
             seen += len(chunk)
-            chunk_ids, offsets, mask = render_batch(chunk, tokenizer)
-            keep = np.ones(len(chunk_ids), dtype=bool)
+            ids, offsets, mask = render_batch(chunk, tokenizer)
+            keep = np.ones(len(ids), dtype=bool)
             keep[offsets[:-1]] = False  # <|bos|>: rows put it back
-            ids.append(chunk_ids[keep])
-            masks.append(mask[keep])
-            lengths.append(np.diff(offsets) - 1)
-        if not seen:
+            parts.append((ids[keep], mask[keep], np.diff(offsets) - 1))
+        if not parts:
             raise DataError(f"{name}: found no conversation, expected at least one")
-        return TokenShard(name, np.concatenate(ids), _offsets(lengths), np.concatenate(masks))
+        ids, masks, lengths = zip(*parts, strict=True)
+        return TokenShard(np.concatenate(ids), _offsets(lengths), np.concatenate(masks))
 
     turn_end = tokenizer.special("<|assistant_end|>")
     return TokenShards(name, [on_rank0(render_all)], tokenizer.bos, turn_end)
@@ -120,9 +112,7 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")[:80]
     data = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
     folder = base_dir() / "tokens" / data
-    names = [quote(os.fsencode(shard.name), safe="") for shard in shards]
-    names = [x if len(x) <= 150 else sha256(x.encode()).hexdigest() for x in names]
-    paths = [folder / f"{split}-{name}" for name in names]
+    paths = [folder / f"{split}-{i:05d}" for i in range(len(shards))]
     rank, _ = rank_and_world()
     # subtle: a barrier would time out, so the ranks wait for the lock, which rank 0 holds by the
     # time they pass this one.
@@ -197,7 +187,7 @@ def _file(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.name}.{ending}")
 
 
-def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
+def _offsets(lengths: Iterable[np.ndarray]) -> np.ndarray:
     """int64 (documents + 1,) from the documents' lengths, chunk by chunk."""
     return np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))])
 
@@ -227,7 +217,7 @@ def _open(path: Path, dtype: np.dtype) -> TokenShard:
         )
     # An empty file cannot be mapped. subtle: a np.memmap is sliced more slowly than an array.
     tokens = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)
-    return TokenShard(path.name, tokens, offsets, path=path)
+    return TokenShard(tokens, offsets, path=path)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ from nanochat.publishing.export_files import (
 )
 from nanochat.publishing.import_model import (
     ImportedModel,
-    check_finite,
     read_config,
     read_run,
     read_weights,
@@ -55,12 +54,11 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
     None if it cannot be read)."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; name one with a published model")
-    problems, model = [], None
+    problems, config, model = [], None, None
     with collecting(problems):
         config = read_config(folder)
         weights, dtype = read_weights(folder, config)
         model = ImportedModel(weights, config, None, read_run(folder, dtype), dtype)
-        check_finite(weights, folder)
     problems += [f"{name} is missing" for name in FILES if not (folder / name).is_file()]
     problems += [
         f"{path.name} does not belong to a nanochat model, and loaders may read it"
@@ -72,20 +70,16 @@ def examine(folder: Path) -> tuple[list[str], ImportedModel | None]:
     template = folder / TEMPLATE
     if template.is_file() and template.read_bytes() != chat_template().encode():
         problems.append(f"{TEMPLATE} is not nanochat's: it renders chats in another way")
-    if (folder / TOKENIZER).is_file():
+    if config and (folder / TOKENIZER).is_file():
         with collecting(problems):
-            if model:
-                read_tokenizer_json(folder / TOKENIZER, model.config.vocab_size)
-        with collecting(problems):
-            tokenizer = Tokenizer.load(folder)
+            tokenizer = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
             found = tokenizer.fingerprint
             problems += [
                 f"{TOKENIZER} has the fingerprint {found[:12]}, but the weights were trained with "
                 f"{expected[:12]}: it is damaged, or another model's"
-                for expected in recorded_fingerprints(folder)
-                if expected != found
+                for expected in recorded_fingerprints(folder) - {found}
             ]
-            problems += id_problems(folder, config, tokenizer) if model else []
+            problems += id_problems(folder, config, tokenizer)
     return list(dict.fromkeys(problems)), model
 
 

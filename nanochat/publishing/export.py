@@ -11,19 +11,17 @@ from glob import escape
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.writing import save_tensors
-from nanochat.checkpoint_manager import RUN, as_json, hugging_face_texts, load_checkpoint
+from nanochat.checkpoint_manager import RUN, WEIGHTS, as_json, hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.gpt import HEAD
 from nanochat.publishing import parity
 from nanochat.publishing.export_files import (
     CARD,
-    INDEX,
     PARITY,
     STRAY,
     changed_files,
@@ -33,7 +31,6 @@ from nanochat.publishing.mirror import upload
 from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 
-SHARD_BYTES = 5_000_000_000
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 # A path in a text: from the root, the home folder or upwards; not part of a URL.
 LOCAL_PATH = re.compile(r"(?:file://|(?<![\w/:.~-]))(?:~[\w.-]*|\.\.?)?/[^\s,;:@\"'|]+")
@@ -49,7 +46,6 @@ def export(
     output: Path,
     dtype: str = "bfloat16",
     *,
-    shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> dict:
     """Writes `output`, a Hugging Face folder of the checkpoint, and returns the parity report.
@@ -73,14 +69,13 @@ def export(
     temporary = manifest.temporary_beside(output)
     try:
         temporary.mkdir()
-        write_weights(temporary, weights, run["tokenizer_fingerprint"], shard_bytes)
+        save_tensors(temporary / WEIGHTS, weights, run["tokenizer_fingerprint"])
         del weights  # the fresh process holds the model twice
         texts = hugging_face_texts(config, tokenizer, dtype=dtype)
-        for name, text in (texts | as_json({RUN: public_record(run)})).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        write_texts(temporary, texts | as_json({RUN: public_record(run)}))
         print0(f"loading what was written with transformers, and comparing it with {checkpoint}")
         report = parity.prove(temporary, checkpoint, dtype)
-        (temporary / CARD).write_text(card(checkpoint, run, report), encoding="utf-8")
+        write_texts(temporary, as_json({PARITY: report}) | {CARD: card(checkpoint, run, report)})
         manifest.write_manifest(temporary, {})
         check_output(output, overwrite)  # again: the proof took minutes
         manifest.publish(temporary, output)
@@ -130,18 +125,9 @@ def rounded(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     return result
 
 
-def write_weights(
-    folder: Path, weights: dict[str, torch.Tensor], fingerprint: str, shard_bytes: int
-) -> None:
-    """model.safetensors; beyond `shard_bytes`, numbered files and the index that names them."""
-    split = split_torch_state_dict_into_shards(weights, max_shard_size=shard_bytes)
-    for file, names in split.filename_to_tensors.items():
-        save_tensors(folder / file, {name: weights[name] for name in names}, fingerprint)
-    if split.is_sharded:
-        parameters = sum(tensor.numel() for tensor in weights.values())
-        index = {"metadata": {"total_parameters": parameters, **split.metadata}}
-        index["weight_map"] = dict(sorted(split.tensor_to_filename.items()))
-        (folder / INDEX).write_text(as_json({INDEX: index})[INDEX], encoding="utf-8")
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def public_record(run: dict) -> dict:

@@ -6,7 +6,7 @@ from nanochat.checkpoint.manifest import MANIFEST, read_manifest, sha256_of_all
 from nanochat.common import CheckpointError
 from nanochat.files import read_json
 
-CARD, PARITY, INDEX = "README.md", "parity.json", "model.safetensors.index.json"
+CARD, PARITY = "README.md", "parity.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 # What is no part of a nanochat folder, and loaders may read.

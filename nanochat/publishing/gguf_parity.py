@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nanochat.bpe.pieces import as_bytes
 from nanochat.checkpoint_manager import load_checkpoint
 from nanochat.conversation import plain_chat_template, render
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
 from nanochat.publishing.gguf import rounded_weights
-from nanochat.publishing.parity import Check, ParityError, summary, tally
+from nanochat.publishing.parity import Checks, ParityError, summary
 
 # (the least share of positions where the likeliest token agrees, the largest mean KL divergence in
 # nats). For bf16 and Q8_0 llama.cpp rounds the activations, too, to 8 significant bits.
@@ -41,21 +42,20 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
     )
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(plain_chat_template())
-    ids, chats, rows = Check(), Check(), []
+    checks, rows = Checks(), []
     for text in parity_texts.texts():
         expected = tokenizer.encode_ordinary(text)
-        # What is not Unicode, half a surrogate pair, reaches llama.cpp as a replacement character.
-        data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        ids.same(repr(text), llama.tokenize(data, add_bos=False, special=False), expected)
+        found = llama.tokenize(as_bytes(text), add_bos=False, special=False)
+        checks.same("ids", repr(text), found, expected)
         rows.append([tokenizer.bos, *expected][:context])
     for chat in parity_texts.chats():
         expected, _ = render(chat, tokenizer)
         rendered = template.render(messages=chat["messages"], add_generation_prompt=False)
         found = llama.tokenize(rendered.encode(), add_bos=False, special=True)
-        chats.same(str(chat), found, expected)
+        checks.same("chats", str(chat), found, expected)
         rows.append(expected[:context])
     agreement, divergence, positions = compare_logits(llama, native, rows)
-    report = {"type": kind, "softcap_dropped": dropped, **tally({"ids": ids, "chats": chats})}
+    report = {"type": kind, "softcap_dropped": dropped, **checks.report()}
     report |= {"positions": positions, "likeliest_agrees": agreement, "mean_kl_nats": divergence}
     report["llama_cpp_python"] = llama_cpp.__version__
     least, most = BOUNDS[kind]

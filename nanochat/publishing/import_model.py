@@ -23,19 +23,13 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import chat_template
 from nanochat.gpt import EMBEDDING, HEAD, GPTConfig
-from nanochat.publishing.export_files import (
-    CARD,
-    INDEX,
-    PARITY,
-    TOKENIZER,
-    changed_files,
-    read_record,
-)
+from nanochat.publishing.export_files import CARD, PARITY, TOKENIZER, changed_files, read_record
 from nanochat.publishing.import_tokenizer import read_tokenizer_json
 from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read_karpathy_checkpoint
 from nanochat.publishing.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 
+INDEX = "model.safetensors.index.json"  # of weights in several files
 # What transformers' class uses if config.json does not say.
 DEFAULTS = {
     "hidden_act": "relu2",
@@ -85,7 +79,6 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
         print0(f"{folder}: {problem}")
     config = read_config(folder)
     weights, dtype = read_weights(folder, config)
-    check_finite(weights, folder)
     found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
     template = folder / TEMPLATE
     if not template.is_file() or template.read_bytes() != chat_template().encode():
@@ -119,21 +112,20 @@ def step_of(record: dict, where: Path) -> int:
 
 def read_run(folder: Path, dtype: str) -> dict:
     """run.json of a checkpoint made from the folder: the folder's own, and where it is from."""
-    run, report = (read_record(folder / name) for name in (RUN, PARITY))
+    run, path = read_record(folder / RUN) or {}, folder / CARD
     imported = {"from": "a Hugging Face folder", "dtype": dtype}
-    if report:  # an export of ours: what it takes to export it again as it was
-        path = folder / CARD
+    if read_record(folder / PARITY):  # our export: what it takes to export it again as it was
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-        imported |= {"run": run, "parity": report, "card": text}
-    return {**(run or {}), "step": step_of(run or {}, folder / RUN), "imported": imported}
+        imported |= {"run": run, "card": text}
+    return {**run, "step": step_of(run, folder / RUN), "imported": imported}
 
 
 # ---------------------------------------------------------------- config and weights
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The config; a printed line for each default and each
-    unknown setting, ConfigError for one that this model cannot compute."""
+    """The config; a printed line for each default and each unknown setting, ConfigError for one
+    that this model cannot compute."""
     where = folder / CONFIG
     settings = read_record(where)
     if settings is None:
@@ -199,6 +191,7 @@ def read_weights(folder: Path, config: GPTConfig) -> tuple[dict, str]:
         if not torch.equal(head, weights[EMBEDDING]):
             raise CheckpointError(f"{folder}: {HEAD} and {EMBEDDING} should be tied but differ")
     check_names_and_shapes(weights, config, folder)
+    check_finite(weights, folder)
     if len(dtypes) > 1:
         print0(f"{folder}: weights are stored in {', '.join(sorted(dtypes))}")
     return weights, dtypes.pop() if len(dtypes) == 1 else "float32"

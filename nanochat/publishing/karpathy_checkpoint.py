@@ -97,10 +97,8 @@ def read_config(meta: dict, where: Path) -> GPTConfig:
         if type(value := shape.get(name)) is not int or value < 1:
             raise CheckpointError(f"{where}: {name} is {value!r:.60}, expected a number above 0")
     shape = {name: shape[name] for name in SHAPE}
-    unused = -shape["vocab_size"] % 64
-    if unused:
-        shape["vocab_size"] += unused
-        size = shape["vocab_size"]
+    if unused := -shape["vocab_size"] % 64:
+        size = shape["vocab_size"] = shape["vocab_size"] + unused
         print0(f"{where}: the vocabulary is padded to {size}; nothing forbids to sample those ids")
     return GPTConfig(**shape, head_dim=shape["n_embd"] // shape["n_head"], logit_softcap=15.0)
 

@@ -48,6 +48,7 @@ def upload(path: Path, names: list[str], repo_id: str, place: str = "", **option
     """Uploads files of the folder `path` to the folder `place` of a repository, in one commit, and
     verifies what arrived. options: of upload_folder."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils.sha import git_hash
 
     api = HfApi()
     where = {"path_in_repo": place or None, "allow_patterns": names}
@@ -55,18 +56,15 @@ def upload(path: Path, names: list[str], repo_id: str, place: str = "", **option
     there = {name: f"{place}/{name}".lstrip("/") for name in names}
     arrived = {file.path: file for file in api.get_paths_info(repo_id, [*there.values()])}
     for name in names:
-        check_arrived(path / name, arrived.get(there[name]), f"{repo_id}: {there[name]}")
-
-
-def check_arrived(path: Path, file, what: str) -> None:
-    """CheckpointError unless `file`, the hub's record of `what`, is the file at `path`."""
-    from huggingface_hub.utils.sha import git_hash
-
-    # The hub knows large files by SHA-256 and small ones by git's object id.
-    found = file and (file.lfs.sha256 if file.lfs else file.blob_id)
-    here = manifest.sha256_of(path) if file and file.lfs else git_hash(path.read_bytes())
-    if found != here:
-        raise CheckpointError(f"{what} arrived as {found}, expected {here}; give the command again")
+        # The hub knows large files by SHA-256 and small ones by git's object id.
+        file = arrived.get(there[name])
+        if file and file.lfs:
+            found, here = file.lfs.sha256, manifest.sha256_of(path / name)
+        else:
+            found, here = file and file.blob_id, git_hash((path / name).read_bytes())
+        if found != here:
+            what = f"{repo_id}: {there[name]} arrived as {found}, expected {here}"
+            raise CheckpointError(f"{what}; give the command again")
 
 
 class Mirror:

@@ -2,15 +2,10 @@
 
 transformers loads the folder in a fresh process, and it is compared with the native checkpoint:
 files, config, weights, tokenizer, rendered chats, logits and greedy continuations.
-
-    python -m nanochat.publishing.parity FOLDER CHECKPOINT DTYPE
 """
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -18,6 +13,7 @@ import torch
 from nanochat.checkpoint.manifest import MANIFEST
 from nanochat.checkpoint_manager import (
     RUN,
+    WEIGHTS,
     generation_config,
     hugging_face_config,
     hugging_face_texts,
@@ -27,7 +23,7 @@ from nanochat.common import CheckpointError
 from nanochat.conversation import render, render_for_completion, stop_ids
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
-from nanochat.publishing.export_files import CARD, INDEX, PARITY, read_record
+from nanochat.publishing.export_files import CARD, PARITY
 
 TOLERANCE = 1e-4  # between logits, both computed in float32
 LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
@@ -39,27 +35,26 @@ class ParityError(CheckpointError):
     """The exported model does not compute what the checkpoint computes."""
 
 
-@dataclass
-class Check:
-    """How many values were compared, how many differed, and the first three differences."""
+class Checks:
+    """By kind: how many values were compared, how many differed, the first three differences."""
 
-    compared: int = 0
-    different: int = 0
-    examples: list[str] = field(default_factory=list)
+    def __init__(self):
+        self.counts: dict[str, dict[str, int]] = {}
+        self.differences: dict[str, list[str]] = {}
 
-    def same(self, what: str, found, expected) -> None:
-        self.compared += 1
+    def same(self, kind: str, what: str, found, expected) -> None:
+        counts = self.counts.setdefault(kind, {"compared": 0, "different": 0})
+        counts["compared"] += 1
         if found != expected:
-            self.different += 1
-            if len(self.examples) < 3:
-                self.examples.append(f"{what}: found {found!s:.300}, expected {expected!s:.300}")
+            counts["different"] += 1
+            examples = self.differences.setdefault(kind, [])
+            if len(examples) < 3:
+                examples.append(f"{what}: found {found!s:.300}, expected {expected!s:.300}")
 
-
-def tally(checks: dict[str, Check]) -> dict:
-    """The part of a report that says what was compared, and whether it passed."""
-    counts = {n: {"compared": c.compared, "different": c.different} for n, c in checks.items()}
-    differences = {name: check.examples for name, check in checks.items() if check.examples}
-    return {"passed": not differences, "checks": counts, "differences": differences}
+    def report(self) -> dict:
+        """The part of a report that says what was compared, and whether it passed."""
+        passed = not self.differences
+        return {"passed": passed, "checks": self.counts, "differences": self.differences}
 
 
 def summary(report: dict) -> str:
@@ -77,28 +72,17 @@ def summary(report: dict) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- in the exporting process
-
-
 def prove(folder: Path, checkpoint: Path, dtype: str) -> dict:
-    """Runs compare() in a fresh process, which writes parity.json into `folder`; returns it.
+    """compare() in a fresh process; ParityError if the models differ.
 
-    dtype: what the weights were rounded to. ParityError if the models differ.
+    dtype: what the weights were rounded to.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    (folder / PARITY).unlink(missing_ok=True)
-    command = [sys.executable, "-P", "-m", "nanochat.publishing.parity"]
-    command += [str(folder), str(checkpoint), dtype]
-    ran = subprocess.run(
-        command, env=environment, capture_output=True, encoding="utf-8", errors="replace"
-    )
-    report = read_record(folder / PARITY)
-    if report is None:
-        last = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[-8:])
-        reason = f"could not be loaded and compared (status {ran.returncode}):\n{last}"
-        raise CheckpointError(f"{folder} {reason}")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            report = pool.submit(compare, folder, checkpoint, dtype).result()
+        except Exception as error:  # transformers raises many kinds
+            reason = f"could not be loaded and compared: {error!r}"
+            raise CheckpointError(f"{folder} {reason}") from error
     if not report["passed"]:
         raise ParityError(f"{folder} is not the model of {checkpoint}:\n{summary(report)}")
     return report
@@ -113,28 +97,29 @@ def compare(folder: Path, checkpoint: Path, dtype: str) -> dict:
     import tokenizers
     import transformers
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     # Not on Apple's MPS: its float32 has not been measured against the tolerance.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native, tokenizer = native_model(checkpoint, dtype, device)
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    how = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    theirs, loading = load(folder, output_loading_info=True, **how)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     theirs = theirs.to(device).eval()
-    checks = {
-        "files": check_files(folder, hugging_face_texts(native.config, tokenizer, dtype=dtype)),
-        "config": check_config(theirs, native.config, tokenizer),
-        "weights": check_weights(theirs, loading, native),
-        **check_tokenizer(their_tokenizer, tokenizer),
-        "chats": check_chats(their_tokenizer, tokenizer),
-    }
-    checks["logits"], logits = check_logits(theirs, native, tokenizer)
-    checks["greedy"], greedy = check_greedy(theirs, native, tokenizer)
+    checks = Checks()
+    check_files(checks, folder, hugging_face_texts(native.config, tokenizer, dtype=dtype))
+    check_config(checks, theirs, hugging_face_config(native.config, tokenizer), tokenizer)
+    check_weights(checks, theirs, loading, native)
+    check_tokenizer(checks, their_tokenizer, tokenizer)
+    check_chats(checks, their_tokenizer, tokenizer)
+    logits = check_logits(checks, theirs, native, tokenizer)
+    greedy = check_greedy(checks, theirs, native, tokenizer)
     modules = {"torch": torch, "transformers": transformers, "tokenizers": tokenizers}
     return {
         "dtype": dtype,
         "texts": len(parity_texts.texts()),
-        **tally(checks),
+        **checks.report(),
         "logits": logits,
         "greedy": greedy,
         "versions": {name: module.__version__ for name, module in modules.items()},
@@ -151,106 +136,95 @@ def native_model(checkpoint: Path, dtype: str, device: torch.device):
     return model.eval(), tokenizer
 
 
-def check_files(folder: Path, texts: dict[str, str]) -> Check:
+def check_files(checks: Checks, folder: Path, texts: dict[str, str]) -> None:
     """The files themselves, for what the other checks could miss: a setting, a tokenizer's rule, a
     file that does not belong there."""
-    check = Check()
     for name, text in texts.items():
         path = folder / name
         equal = path.is_file() and path.read_bytes() == text.encode()
-        check.same(f"{name} equals the checkpoint's", equal, True)
-    known = {*texts, RUN, INDEX, CARD, PARITY, MANIFEST}
-    names = {path.name for path in folder.iterdir() if path.suffix != ".safetensors"}
-    check.same("other files", sorted(names - known), [])
-    return check
+        checks.same("files", f"{name} equals the checkpoint's", equal, True)
+    known = {*texts, WEIGHTS, RUN, CARD, PARITY, MANIFEST}
+    others = {path.name for path in folder.iterdir()} - known
+    checks.same("files", "other files", sorted(others), [])
 
 
-def check_config(theirs, config, tokenizer) -> Check:
+def check_config(checks: Checks, theirs, config: dict, tokenizer) -> None:
     """Every field that the checkpoint wrote, as transformers understood it."""
-    check = Check()
-    expected = hugging_face_config(config, tokenizer)
-    expected["dtype"] = torch.float32  # as it was loaded
-    for name in expected.keys() - {"rope_theta"}:  # in rope_parameters
-        check.same(f"config {name}", getattr(theirs.config, name, "absent"), expected[name])
-    for name, value in generation_config(tokenizer).items():
-        found = getattr(theirs.generation_config, name)
-        check.same(f"generation config {name}", found, value)
-    return check
+    config = {**config, "dtype": torch.float32}  # as it was loaded
+    del config["rope_theta"]  # in rope_parameters
+    generation = generation_config(tokenizer)
+    for found, expected in ((theirs.config, config), (theirs.generation_config, generation)):
+        for name, value in expected.items():
+            checks.same("config", name, getattr(found, name, "absent"), value)
 
 
-def check_weights(theirs, loading: dict, native: GPT) -> Check:
+def check_weights(checks: Checks, theirs, loading: dict, native: GPT) -> None:
     """Every number as transformers loaded it; nothing missing, left over or of another shape."""
-    check, loaded = Check(), theirs.state_dict()
+    loaded = theirs.state_dict()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        check.same(kind.replace("_", " "), sorted(map(str, loading[kind])), [])
+        checks.same("weights", kind.replace("_", " "), sorted(map(str, loading[kind])), [])
     for name, expected in native.state_dict().items():
         equal = name in loaded and torch.equal(loaded[name], expected)
-        check.same(f"{name} equals the checkpoint's, rounded", equal, True)
-    return check
+        checks.same("weights", f"{name} equals the checkpoint's, rounded", equal, True)
 
 
-def check_tokenizer(theirs, ours) -> dict[str, Check]:
+def check_tokenizer(checks: Checks, theirs, ours) -> None:
     """Ids of every text with markup honoured and with markup as text, and the way back."""
-    encode, ordinary, decode = Check(), Check(), Check()
     for text in parity_texts.texts():
         ids = ours.encode(text)
-        encode.same(repr(text), theirs(text, add_special_tokens=False)["input_ids"], ids)
-        encode.same(f"<|bos|> and {text!r}", theirs(text)["input_ids"], [ours.bos, *ids])
-        decode.same(repr(text), theirs.decode(ids, skip_special_tokens=False), ours.decode(ids))
+        bare = theirs(text, add_special_tokens=False)["input_ids"]
+        checks.same("encode", repr(text), bare, ids)
+        checks.same("encode", f"<|bos|> and {text!r}", theirs(text)["input_ids"], [ours.bos, *ids])
+        decoded = theirs.decode(ids, skip_special_tokens=False)
+        checks.same("decode", repr(text), decoded, ours.decode(ids))
         plain = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ordinary.same(repr(text), plain, ours.encode_ordinary(text))
-    return {"encode": encode, "encode_ordinary": ordinary, "decode": decode}
+        checks.same("encode_ordinary", repr(text), plain, ours.encode_ordinary(text))
 
 
-def check_chats(theirs, ours) -> Check:
+def check_chats(checks: Checks, theirs, ours) -> None:
     """Rendered chats, complete and to be completed; and that no content makes a special id."""
-    check = Check()
     special = set(ours.special_ids.values())
 
     def rendered(chat: dict, **options) -> list[int]:
         return theirs.apply_chat_template(chat["messages"], **options)["input_ids"]
 
     for chat in parity_texts.chats():
-        check.same(str(chat), rendered(chat), render(chat, ours)[0])
+        checks.same("chats", str(chat), rendered(chat), render(chat, ours)[0])
         if chat["messages"][-1]["role"] == "user":
             found = rendered(chat, add_generation_prompt=True)
-            check.same(f"to complete: {chat}", found, render_for_completion(chat, ours))
+            checks.same("chats", f"to complete: {chat}", found, render_for_completion(chat, ours))
     for chat in parity_texts.hostile_chats():
         found = [i for i in rendered(chat) if i in special]
         expected = [i for i in render(chat, ours)[0] if i in special]
-        check.same(f"special ids of {chat}", found, expected)
-    return check
+        checks.same("chats", f"special ids of {chat}", found, expected)
 
 
-def check_logits(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
+def check_logits(checks: Checks, theirs, native: GPT, tokenizer) -> dict:
     """All logits of all texts, which are joined into rows that fill the context."""
-    check, largest, length = Check(), 0.0, native.config.sequence_len
-    texts = parity_texts.texts()
-    ids = [i for text in texts for i in [tokenizer.bos, *tokenizer.encode(text)]]
+    largest, length = 0.0, native.config.sequence_len
+    ids = [i for text in parity_texts.texts() for i in (tokenizer.bos, *tokenizer.encode(text))]
     ids += [tokenizer.bos] * (-len(ids) % length)
     rows = torch.tensor(ids, device=native.device).view(-1, length)  # (B, T)
     for batch in rows.split(max(1, LOGITS_AT_ONCE // (length * native.config.vocab_size))):
         difference = (theirs(batch, use_cache=False).logits.float() - native(batch)).abs()
         for row, worst in zip(batch.tolist(), difference.amax((1, 2)).tolist(), strict=True):
             largest = max(largest, worst) if worst == worst else worst  # a NaN stays
-            text = tokenizer.decode(row)
-            check.same(f"logits differ by {worst:.2g} in {text!r:.100}", worst <= TOLERANCE, True)
-    figures = {"positions": len(ids), "max_abs_difference": largest, "tolerance": TOLERANCE}
-    return check, figures
+            what = f"logits differ by {worst:.2g} in {tokenizer.decode(row)!r:.100}"
+            checks.same("logits", what, worst <= TOLERANCE, True)
+    return {"positions": len(ids), "max_abs_difference": largest, "tolerance": TOLERANCE}
 
 
-def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
+def check_greedy(checks: Checks, theirs, native: GPT, tokenizer) -> dict:
     """Greedy continuations of eight prompts by transformers' generate(), with its cache.
 
     Each token must be the native model's likeliest after the same tokens, within twice the
     tolerance of logits. Stop ids are left out, so that all continuations have 64 tokens.
     """
-    check, tokens = Check(), 0
     lines = parity_texts.written()["sentences"][:4]
     chats = [parity_texts.conversation([("user", text)]) for text in lines]
     prompts = [render_for_completion(chat, tokenizer) for chat in chats]
     prompts += [[tokenizer.bos, *tokenizer.encode_ordinary(text[:24])] for text in lines]
-    length = native.config.sequence_len
+    tokens, length = 0, native.config.sequence_len
     for prompt in prompts:
         prompt = prompt[: length // 2]
         count = min(NEW_TOKENS, length - len(prompt))
@@ -262,16 +236,9 @@ def check_greedy(theirs, native: GPT, tokenizer) -> tuple[Check, dict]:
         chosen = row[0, len(prompt) :]  # (count,)
         logits = native(row[:, :-1])[0, len(prompt) - 1 :]  # (count, V)
         logits[:, list(stop_ids(tokenizer))] = -torch.inf
-        behind = logits.amax(-1) - logits.gather(-1, chosen[:, None])[:, 0]
+        behind = float((logits.amax(-1) - logits.gather(-1, chosen[:, None])[:, 0]).max())
         tokens += len(chosen)
-        worst = float(behind.max())
         texts = f"{tokenizer.decode(prompt)!r} by {tokenizer.decode(chosen.tolist())!r}"
-        agrees = len(chosen) == count and worst <= 2 * TOLERANCE
-        check.same(f"continuation of {texts}, a token {worst:.3g} behind", agrees, True)
-    return check, {"prompts": len(prompts), "tokens": tokens}
-
-
-if __name__ == "__main__":
-    first, second, rounded_to = sys.argv[1:]
-    result = compare(Path(first), Path(second), rounded_to)
-    (Path(first) / PARITY).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        agrees = len(chosen) == count and behind <= 2 * TOLERANCE
+        checks.same("greedy", f"continuation of {texts}, a token {behind:.3g} behind", agrees, True)
+    return {"prompts": len(prompts), "tokens": tokens}

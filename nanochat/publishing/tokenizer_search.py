@@ -1,36 +1,27 @@
 """Which tokenizer was a model trained with?
 
 With the right tokenizer the weights need few bits for a byte of text, with any other one many. So
-each tokenizer is scored as it is and in likely variants (order of its vocabulary, split pattern,
-ids of its special tokens).
+each tokenizer is scored as it is and in likely variants: other orders of its vocabulary, other
+split patterns.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 import torch
 
 from nanochat.bpe.pieces import SPLIT_PATTERN
-from nanochat.bpe.tokenizer_json import GPT2_PATTERN, byte_alphabet, read_parts
-from nanochat.common import (
-    CheckpointError,
-    DataError,
-    choose_dtype,
-    pick_device_type,
-    print0,
-)
-from nanochat.conversation import render
+from nanochat.bpe.tokenizer_json import byte_alphabet, read_parts
+from nanochat.common import CheckpointError, DataError, choose_dtype, pick_device_type, print0
 from nanochat.data.offline_corpus import python_topics
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.publishing.import_tokenizer import from_ranks
 from nanochat.publishing.karpathy_checkpoint import read_pickled_tokenizer
-from nanochat.publishing.parity_texts import conversation, written
+from nanochat.publishing.parity_texts import written
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat.training.validation import bits_per_byte
 
@@ -38,33 +29,25 @@ TEXT_CHARACTERS = 6000
 # The best candidate fits if it needs at most this share of the entropy of single bytes. (Bytes
 # often have the same ids in every tokenizer, so that a wrong one still beats random ids.)
 FITS = 0.9
-# A variant has to be better by these factors: most texts do not tell split patterns apart, and a
-# model that saw few chats hardly tells its special tokens apart.
-PATTERN_MARGIN, SPECIAL_MARGIN = 1.002, 1.1
+# A variant has to be better by this factor: most texts do not tell split patterns apart.
+MARGIN = 1.002
 PATTERNS = {
     "nanochat": SPLIT_PATTERN,
     "karpathy/nanochat": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
-    "GPT-2": GPT2_PATTERN,
 }
-QUESTIONS = (
-    ("What is the capital of France?", "Paris."),
-    ("Hello! How are you?", "I am well, thank you. How can I help you?"),
-    ("What is 2 + 3?", "5"),
-)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tokenizer in its best variant, and the bits per byte of text and of answers in chats."""
+    """A tokenizer in its best variant, and the bits that the weights need with it for a byte."""
 
     source: str
     variant: str
     tokenizer: Tokenizer
-    text: float
-    chat: float
+    bits: float
 
 
 def search(
@@ -72,41 +55,36 @@ def search(
 ) -> list[Candidate]:
     """The best variant of each of `sources`, tokenizers by name; the best of all first.
 
-    First the order of the vocabulary and the split pattern are found, by text; then the ids of the
-    special tokens, by chats. recorded: fingerprints that win whatever the score.
+    recorded: fingerprints that win whatever the score.
     """
-    by_text = partial(score_text, model, text=text)
-    by_chats = partial(score_chats, model)
+
+    def rank(candidate: Candidate) -> tuple[bool, float]:  # the least is the best
+        return candidate.tokenizer.fingerprint not in recorded, candidate.bits
+
     found = []
     for source, tokenizer in sources.items():
-        changes = []
-        for variants, score, margin in (
-            (orders, by_text, 1.0),
-            (split_patterns, by_text, PATTERN_MARGIN),
-            (special_places, by_chats, SPECIAL_MARGIN),
-        ):
-            ranked = [(tokenizer.fingerprint not in recorded, score(tokenizer), "", tokenizer)]
-            for name, other in filter(itemgetter(1), variants(tokenizer)):
-                worth = score(other) * margin
-                ranked.append((other.fingerprint not in recorded, worth, name, other))
-            *_, change, tokenizer = min(ranked, key=itemgetter(0, 1))
-            changes += [change] if change else []
-        variant = ", ".join(changes) or "as it is"
-        found.append(Candidate(source, variant, tokenizer, by_text(tokenizer), by_chats(tokenizer)))
-    return sorted(found, key=lambda c: c.text + c.chat)
+        best = Candidate(source, "as it is", tokenizer, score(model, tokenizer, text))
+        for variants in (orders, split_patterns):
+            start = best
+            for name, other in variants(start.tokenizer):
+                bits = score(model, other, text)
+                variant = f"{start.variant}, {name}".removeprefix("as it is, ")
+                if rank(Candidate(source, variant, other, MARGIN * bits)) < rank(best):
+                    best = Candidate(source, variant, other, bits)
+        found.append(best)
+    return sorted(found, key=rank)
 
 
 def choose(candidates: list[Candidate], text: str, recorded: set[str], accept: bool) -> Candidate:
-    """The tokenizer with one of the `recorded` fingerprints, else the best; CheckpointError if that
-    does not fit, or, unless `accept`, if none of those that the folder records is there."""
+    """The first candidate; CheckpointError if it does not fit, or, unless `accept`, if it is none
+    of the tokenizers whose fingerprints the folder records. A recorded one always fits."""
     if not candidates:
         raise CheckpointError("there is no tokenizer to try; name one with --tokenizer")
-    right = [c for c in candidates if c.tokenizer.fingerprint in recorded]
-    best = (right or candidates)[0]
-    entropy = byte_entropy(text)
-    fits = best.text <= FITS * entropy
-    bits = f"needs {best.text:.2f} bits per byte, single bytes {entropy:.2f}"
-    if right:
+    best = candidates[0]
+    entropy, fingerprint = byte_entropy(text), best.tokenizer.fingerprint
+    fits = best.bits <= FITS * entropy
+    bits = f"needs {best.bits:.2f} bits per byte, single bytes {entropy:.2f}"
+    if fingerprint in recorded:
         print0(f"{best.source} has the fingerprint that the folder records")
         if not fits:
             print0(f"but it {bits}: text of another kind, or damaged weights or config.json")
@@ -118,7 +96,7 @@ def choose(candidates: list[Candidate], text: str, recorded: set[str], accept: b
     elif recorded:
         missing = (
             f"none of these tokenizers is the recorded one, {', '.join(f[:12] for f in recorded)}; "
-            f"the best, {best.source} ({best.variant}), is {best.tokenizer.fingerprint[:12]}"
+            f"the best, {best.source} ({best.variant}), is {fingerprint[:12]}"
         )
         if not accept:
             raise CheckpointError(f"{missing}. Name it, or take this one with --accept-tokenizer")
@@ -156,15 +134,7 @@ def special_ids_from(first: int) -> dict[str, int]:
     return {name: first + i for i, name in enumerate(SPECIAL_TOKENS)}
 
 
-def changed(tokenizer: Tokenizer, **parts) -> Tokenizer | None:
-    """The tokenizer with other `parts`; None if the ids collide or do not fit."""
-    new = tokenizer.parts._replace(**parts)
-    numbers = {*new.ids.values(), *new.special_ids.values()}
-    fits = len(numbers) == len(new.ids) + len(new.special_ids) and max(numbers) < new.vocab_size
-    return Tokenizer(new) if fits else None
-
-
-def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
+def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer]]:
     """The tokenizer with its vocabulary in the orders that programs use."""
     nine = len(SPECIAL_TOKENS)
     merged = [left + right for left, right in tokenizer.merges]
@@ -175,25 +145,14 @@ def orders(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
             (f"{name}, merges, special tokens last", 0, tokenizer.vocab_size - nine),
             (f"special tokens, {name}, merges", nine, 0),
         ):
-            ids = {token: first + i for i, token in enumerate(tokens)}
-            yield variant, changed(tokenizer, ids=ids, special_ids=special_ids_from(specials))
+            parts = {"ids": {token: first + i for i, token in enumerate(tokens)}}
+            parts["special_ids"] = special_ids_from(specials)
+            yield variant, Tokenizer(tokenizer.parts._replace(**parts))
 
 
-def split_patterns(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
+def split_patterns(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer]]:
     for name, pattern in PATTERNS.items():
-        yield f"split as {name}", changed(tokenizer, split_pattern=pattern)
-
-
-def special_places(tokenizer: Tokenizer) -> Iterator[tuple[str, Tokenizer | None]]:
-    """The nine special tokens at the end, behind the merges, in front or where they are, in every
-    rotation of nanochat's order."""
-    nine, behind = len(SPECIAL_TOKENS), max(tokenizer.parts.ids.values()) + 1
-    now = min(tokenizer.special_ids.values())
-    for start in dict.fromkeys((tokenizer.vocab_size - nine, behind, 0, now)):
-        for shift in range(nine):
-            name = f"special tokens from {start} on" + (f", rotated by {shift}" if shift else "")
-            ids = {n: start + (i + shift) % nine for i, n in enumerate(SPECIAL_TOKENS)}
-            yield name, changed(tokenizer, special_ids=ids)
+        yield f"split as {name}", Tokenizer(tokenizer.parts._replace(split_pattern=pattern))
 
 
 # ---------------------------------------------------------------- scores
@@ -220,29 +179,10 @@ def default_text() -> str:
     return f"{written()['sentences'][0]}\n\n{manual}"[:TEXT_CHARACTERS]
 
 
-def score_text(model: GPT, tokenizer: Tokenizer, text: str) -> float:
+def score(model: GPT, tokenizer: Tokenizer, text: str) -> float:
     """Bits per byte of the text, in rows that begin with <|bos|> and fill the context."""
     length, ids = model.config.sequence_len, tokenizer.encode_ordinary(text)
-    rows = [[tokenizer.bos, *ids[i : i + length]] for i in range(0, len(ids), length)]
-    return bits_of_rows(model, [(row, [1] * len(row)) for row in rows]) / len(text.encode())
-
-
-def score_chats(model: GPT, tokenizer: Tokenizer) -> float:
-    """Bits per byte of the answers in short chats and the tokens that end them: what fine-tuning
-    teaches, unlike the markup of a user's turn."""
-    rows, num_bytes, length = [], 0, model.config.sequence_len + 1
-    for question, answer in QUESTIONS:
-        chat = conversation([("user", question), ("assistant", answer)] * 2)
-        ids, mask = render(chat, tokenizer)
-        rows.append((ids[:length], mask[:length]))
-        num_bytes += 2 * len(answer.encode())
-    return bits_of_rows(model, rows) / num_bytes
-
-
-def bits_of_rows(model: GPT, rows: list[tuple[list[int], list[int]]]) -> float:
-    """Loss in bits, summed, of the ids whose mask is 1 in rows of (ids, mask)."""
-    tables = [torch.tensor([ids, mask]) for ids, mask in rows]
-    batches = (Batch(t[:1, :-1], torch.where(t[1:, 1:] == 1, t[:1, 1:], -1)) for t in tables)
-    ones = torch.ones(model.config.vocab_size)  # so that bits per byte are bits per token
-    bits, tokens = bits_per_byte(model, batches, len(rows), ones)
-    return bits * tokens
+    starts = range(0, len(ids), length)
+    rows = (torch.tensor([[tokenizer.bos, *ids[i : i + length]]]) for i in starts)  # (1, T + 1)
+    batches = (Batch(row[:, :-1], row[:, 1:]) for row in rows)
+    return bits_per_byte(model, batches, len(starts), tokenizer.token_bytes())[0]

@@ -167,19 +167,21 @@ def test_damaged_file_is_named(install):
         next(offline_corpus.chats(Counter()))
 
 
-def test_documents_count_what_is_missing_and_twice(capsys):
+def test_documents_count_what_is_missing_and_twice(capsys, monkeypatch):
     def missing(counts):
         return iter(offline_corpus.files("no-such-package", "*"))
 
-    readers = {"a": lambda c: iter(["one", "two", "one"]), "b": missing, "c": lambda c: iter("x")}
+    readers = (lambda c: iter(["one", "two", "one"]), missing, lambda c: iter("x"))
+    monkeypatch.setattr(offline_corpus, "READERS", readers)
     counts = Counter()
-    found = offline_corpus.documents(counts, readers)
+    found = offline_corpus.documents(counts)
     assert sorted(text for _, text in found) == ["one", "two", "x"]
     assert found == sorted(found)
     assert counts == {"documents that occur twice, kept once": 1, "packages missing": 1}
     assert "no-such-package is not installed. Install it with" in capsys.readouterr().out
+    monkeypatch.setattr(offline_corpus, "READERS", (missing, missing))
     with pytest.raises(DataError, match="no package with text is installed"):
-        offline_corpus.documents(Counter(), {"a": missing, "b": missing})
+        offline_corpus.documents(Counter())
 
 
 # ---------------------------------------------------------------- the real ones

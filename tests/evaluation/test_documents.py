@@ -9,8 +9,8 @@ from nanochat.evaluation.documents import DocumentRows
 
 def make_shards() -> TokenShards:
     """Documents of 5, 0, 2 and 3 tokens in two shards; <|bos|> is 99."""
-    first = TokenShard("a", np.arange(7, dtype=np.uint16), np.array([0, 5, 5, 7]))
-    second = TokenShard("b", np.arange(10, 13, dtype=np.uint16), np.array([0, 3]))
+    first = TokenShard(np.arange(7, dtype=np.uint16), np.array([0, 5, 5, 7]))
+    second = TokenShard(np.arange(10, 13, dtype=np.uint16), np.array([0, 3]))
     return TokenShards("made", [first, second], 99)
 
 

@@ -1,6 +1,5 @@
 """An export that several files test, made once, and exports that are not proved."""
 
-import json
 from contextlib import contextmanager
 from functools import cache
 
@@ -29,9 +28,7 @@ def without_proof():
     """Exports without the fresh process, which takes seconds and has tests of its own."""
 
     def passed(folder, checkpoint, dtype):
-        report = {"passed": True, "dtype": dtype, "checks": {}, "differences": {}}
-        (folder / "parity.json").write_text(json.dumps(report))
-        return report
+        return {"passed": True, "dtype": dtype, "checks": {}, "differences": {}}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "prove", passed)

@@ -12,7 +12,7 @@ from tiny_checkpoint import tiny_tokenizer
 from nanochat.checkpoint_manager import hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError
 from nanochat.publishing import parity_texts
-from nanochat.publishing.parity import check_files, compare, native_model, prove, summary
+from nanochat.publishing.parity import Checks, check_files, compare, native_model, prove, summary
 from nanochat.tokenizer import SPECIAL_TOKENS
 
 pytest.importorskip("transformers", reason="needs the [export] extra")
@@ -165,8 +165,10 @@ def test_tampering_with_files_is_caught(exported, tmp_path, tamper):
     tamper(tmp_path / "tampered")
     _, config, tokenizer, _ = load_checkpoint(checkpoint)
     texts = hugging_face_texts(config, tokenizer, dtype="bfloat16")
-    assert check_files(good, texts).different == 0
-    assert check_files(tmp_path / "tampered", texts).different == 1
+    for folder, different in ((good, 0), (tmp_path / "tampered", 1)):
+        checks = Checks()
+        check_files(checks, folder, texts)
+        assert checks.counts["files"]["different"] == different
 
 
 def test_a_fresh_process_says_why_it_cannot_load(exported, tmp_path):
