@@ -1,9 +1,7 @@
 """Looks at a text before anything is trained on it: what it holds, its faults, what it is good for.
 
-    python -m scripts.data_check ./my_texts
-    python -m scripts.data_check ./table.parquet --column=body --json
-
-The files are read as training reads them; nothing is changed.
+python -m scripts.data_check ./my_texts
+python -m scripts.data_check ./table.parquet --column=body --json
 """
 
 import io
@@ -33,8 +31,9 @@ from nanochat.tokenizer import Tokenizer
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 26, 32)
 EPOCHS = 4  # text read so often is nearly as good as new text (Muennighoff et al. 2023)
-TOKENS_PER_PARAM = 20  # base_train's horizon
-COLUMNS = ["depth", "parameters", "epochs", "minutes here", "minutes on an H100"]
+TOKENS_PER_PARAM = 20
+FERTILITY = ["tokenizer", "script", "characters", "per token", "tokens per word"]
+DEPTHS_TABLE = ["depth", "parameters", "epochs", "minutes here", "minutes on an H100"]
 LARGE = 100_000_000  # characters, from which a tokenizer has 65,536 ids
 
 
@@ -67,15 +66,14 @@ def files_of(config: Config) -> Iterable[Part]:
 def add_plan(config: Config, report: dict, sample: list[str]) -> None:
     """Adds how a tokenizer of this text compresses it, and another one; and what can be trained."""
     vocab_size = config.vocab_size or (65_536 if report["characters"] > LARGE else 8192)
-    held_out, rest = sample, sample
-    if len(sample) >= 20:  # else there is too little to measure on other text
-        held_out, rest = sample[::10], [t for i, t in enumerate(sample) if i % 10]
+    held_out = sample[::10] if len(sample) >= 20 else sample
+    rest = [t for i, t in enumerate(sample) if i % 10] if len(sample) >= 20 else sample
     tokenizers = {f"new, {vocab_size:,} ids": Tokenizer.train(rest, vocab_size)}
     folder = config.tokenizer or base_dir() / "tokenizer"
     if config.tokenizer or (folder / "tokenizer.json").exists():
         tokenizers[str(folder)] = Tokenizer.load(folder)
     else:
-        report["notes"].append(f"{folder}: no tokenizer to compare with; tok_train makes one")
+        report["notes"] += [f"{folder}: no tokenizer to compare with; tok_train makes one"]
     report["fertility"] = {name: fertility(t, held_out) for name, t in tokenizers.items()}
     new = next(iter(report["fertility"].values())).values()
     characters, tokens = (sum(f[key] for f in new) for key in ("characters", "tokens"))
@@ -93,9 +91,9 @@ def plan(tokens: float, vocab_size: int) -> dict:
         wanted = TOKENS_PER_PARAM * num_params(model)
         minutes = [wanted * flops_per_token(model) / MEASURED_MFU / p / 60 for p in peaks]
         rows.append([depth, num_params(model), wanted / tokens, *minutes])
-    here = f"{peak / 1e12:.2f} TFLOP/s, {source}"
     largest = max((row[0] for row in rows if row[2] <= EPOCHS), default=None)
-    return {"depth": largest, "machine": here, "columns": COLUMNS, "depths": rows}
+    here = f"{peak / 1e12:.2f} TFLOP/s, {source}"
+    return {"depth": largest, "machine": here, "columns": DEPTHS_TABLE, "depths": rows}
 
 
 def show(report: dict) -> None:
@@ -110,28 +108,28 @@ def show(report: dict) -> None:
     print(f"{report['repeated_characters']:,} characters: lines that stand here before")
     print("\n    ".join(["the readers say:", *report["notes"]]))
     rows = [
-        [name, script, f["characters"], f["characters"] / f["tokens"], f["tokens"] / f["words"]]
+        [
+            name,
+            script,
+            f["characters"],
+            f["characters"] / f["tokens"],
+            f["tokens"] / max(1, f["words"]),
+        ]
         for name, scripts in report["fertility"].items()
         for script, f in scripts.items()
     ]
-    show_table(["tokenizer", "script", "characters", "per token", "tokens per word"], rows)
-    print(f"about {report['tokens']:,.0f} tokens of the new tokenizer")
     plan = report["plan"]
-    show_table(COLUMNS, [row for row in plan["depths"] if row[0] <= 2 * (plan["depth"] or 2)])
-    print(
-        f"epochs of this text and minutes for {TOKENS_PER_PARAM} tokens a parameter, at "
-        f"{MEASURED_MFU:.0%} of the peak (depth 20 on an H100 reached it); here: {plan['machine']}"
-    )
+    few = [row for row in plan["depths"] if row[0] <= 2 * (plan["depth"] or 2)]
+    for header, body in ((FERTILITY, rows), (DEPTHS_TABLE, few)):
+        table = Table(*header)
+        for row in body:
+            table.add_row(*(f"{x:,.2f}" if isinstance(x, float) else str(x) for x in row))
+        Console().print(table)
+    print(f"about {report['tokens']:,.0f} tokens of the new tokenizer")
+    print(f"epochs of this text, minutes for {TOKENS_PER_PARAM} tokens a parameter at the share")
+    print(f"{MEASURED_MFU} of the peak that depth 20 reached on an H100; here {plan['machine']}")
     fits = f"--depth={plan['depth']} is the largest that reads it at most {EPOCHS} times"
-    few = f"too little text: add some, or --target-tokens={EPOCHS * report['tokens']}"
-    print(fits if plan["depth"] else few)
-
-
-def show_table(header: list[str], rows: list[list]) -> None:
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*(f"{x:,.2f}" if isinstance(x, float) else str(x) for x in row))
-    Console().print(table)
+    print(fits if plan["depth"] else f"little text: --target-tokens={EPOCHS * report['tokens']}")
 
 
 def main(config: Config) -> None:
@@ -140,7 +138,7 @@ def main(config: Config) -> None:
         with redirect_stdout(printed):
             parts = files_of(config)
         report, sample = check(parts)
-        report["notes"] = [*printed.getvalue().splitlines(), *report["notes"]]
+        report["notes"][:0] = printed.getvalue().splitlines()
         if not sample:
             raise DataError("\n".join(["no text that training could read", *report["notes"]]))
         add_plan(config, report, sample)
