@@ -29,18 +29,17 @@ from nanochat.hardware import CARDS, peak_flops
 from nanochat.report.planning import MEASURED_MFU, flops_per_token, num_params
 from nanochat.tokenizer import Tokenizer
 
-DEPTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 26, 32)
+DEPTHS, TOKENS_PER_PARAM = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 26, 32), 20
 EPOCHS = 4  # text read so often is nearly as good as new text (Muennighoff et al. 2023)
-TOKENS_PER_PARAM = 20
-FERTILITY = ["tokenizer", "script", "characters", "per token", "tokens per word"]
-DEPTHS_TABLE = ["depth", "parameters", "epochs", "minutes here", "minutes on an H100"]
+FERTILITY = "tokenizer", "script", "characters", "per token", "tokens per word"
+COLUMNS = "depth", "parameters", "epochs", "minutes here", "minutes on an H100"
 LARGE = 100_000_000  # characters, from which a tokenizer has 65,536 ids
 
 
 @dataclass(frozen=True)
 class Config:
     data: tyro.conf.Positional[str]
-    """A folder or file, or any other value of base_train's --data."""
+    """A folder or file, or another value of base_train's --data."""
     column: str = "text"
     """Of tables: the one with the text."""
     vocab_size: int | None = None
@@ -54,8 +53,7 @@ class Config:
 def files_of(config: Config) -> Iterable[Part]:
     """Every local file, or every shard, as training reads it; malformed rows are left out."""
     source = open_source(config.data, column=config.column, max_malformed=1.0)
-    path = user_path(config.data)
-    if config.data == "packaged" or not path.exists():
+    if config.data == "packaged" or not (path := user_path(config.data)).exists():
         return ((shard.name, shard.read) for shard in fetched([*source.train, *source.val]))
     with redirect_stdout(None):  # open_source has printed it
         files = data_files(path, (*TABLES, *PLAIN)) if path.is_dir() else [path]
@@ -66,11 +64,11 @@ def files_of(config: Config) -> Iterable[Part]:
 def add_plan(config: Config, report: dict, sample: list[str]) -> None:
     """Adds how a tokenizer of this text compresses it, and another one; and what can be trained."""
     vocab_size = config.vocab_size or (65_536 if report["characters"] > LARGE else 8192)
-    held_out = sample[::10] if len(sample) >= 20 else sample
-    rest = [t for i, t in enumerate(sample) if i % 10] if len(sample) >= 20 else sample
+    held_out, rest = sample, sample
+    if len(sample) >= 20:
+        held_out, rest = sample[::10], [t for i, t in enumerate(sample) if i % 10]
     tokenizers = {f"new, {vocab_size:,} ids": Tokenizer.train(rest, vocab_size)}
-    folder = config.tokenizer or base_dir() / "tokenizer"
-    if config.tokenizer or (folder / "tokenizer.json").exists():
+    if (folder := config.tokenizer or base_dir() / "tokenizer").exists():
         tokenizers[str(folder)] = Tokenizer.load(folder)
     else:
         report["notes"] += [f"{folder}: no tokenizer to compare with; tok_train makes one"]
@@ -83,22 +81,22 @@ def add_plan(config: Config, report: dict, sample: list[str]) -> None:
 
 def plan(tokens: float, vocab_size: int) -> dict:
     """What each depth takes of this text, and of time here and on an H100."""
-    device = torch.device(pick_device_type())
+    device, rows = torch.device(pick_device_type()), []
     peak, source = peak_flops(device, choose_dtype(device)[0])
-    rows, peaks = [], (peak, CARDS["H100"].flops)
+    peaks = peak, CARDS["H100"].flops
     for depth in DEPTHS:
         model = GPTConfig.from_depth(depth, vocab_size)
         wanted = TOKENS_PER_PARAM * num_params(model)
         minutes = [wanted * flops_per_token(model) / MEASURED_MFU / p / 60 for p in peaks]
         rows.append([depth, num_params(model), wanted / tokens, *minutes])
-    largest = max((row[0] for row in rows if row[2] <= EPOCHS), default=None)
     here = f"{peak / 1e12:.2f} TFLOP/s, {source}"
-    return {"depth": largest, "machine": here, "columns": DEPTHS_TABLE, "depths": rows}
+    largest = max((row[0] for row in rows if row[2] <= EPOCHS), default=None)
+    return {"depth": largest, "machine": here, "columns": COLUMNS, "depths": rows}
 
 
 def show(report: dict) -> None:
-    for name in ("files", "documents", "characters", "rows without text, left out"):
-        print(f"{report.get(name, 0):,} {name}")
+    names = "files", "documents", "characters", "rows without text, left out"
+    print("\n".join(f"{report.get(name, 0):,} {name}" for name in names))
     for name in ("scripts", "languages"):
         total = sum(report[name].values())
         shares = {key: count / total for key, count in report[name].items()}
@@ -120,7 +118,7 @@ def show(report: dict) -> None:
     ]
     plan = report["plan"]
     few = [row for row in plan["depths"] if row[0] <= 2 * (plan["depth"] or 2)]
-    for header, body in ((FERTILITY, rows), (DEPTHS_TABLE, few)):
+    for header, body in ((FERTILITY, rows), (COLUMNS, few)):
         table = Table(*header)
         for row in body:
             table.add_row(*(f"{x:,.2f}" if isinstance(x, float) else str(x) for x in row))
@@ -142,10 +140,10 @@ def main(config: Config) -> None:
         if not sample:
             raise DataError("\n".join(["no text that training could read", *report["notes"]]))
         add_plan(config, report, sample)
-        if not config.json:
-            show(report)
     if config.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        show(report)
 
 
 if __name__ == "__main__":

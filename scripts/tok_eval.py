@@ -37,7 +37,7 @@ OTHERS = {
     "GPT-4": ("cl100k_base", "Xenova/gpt-4", "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"),
 }  # fmt: skip
 SHIPPED = ("llama_index/core/_static/tiktoken_cache", "litellm/litellm_core_utils/tokenizers")
-LONGEST = 1_000_000  # characters of --text
+LONGEST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,9 @@ def main(config: Config) -> None:
     texts = own_texts(config) if config.text else samples()
     columns = {"ours": [len(tokenizer.encode_ordinary(text)) for text in texts.values()]}
     for name in OTHERS if config.compare else ():
-        found = counts_of(name, list(texts.values()), config.timeout)
-        if isinstance(found, str):
-            print0(f"{name} is not compared: {found}")
-        else:
-            columns[name] = found
+        columns[name] = counts_of(name, list(texts.values()), config.timeout)
+        if isinstance(columns[name], str):
+            print0(f"{name} is not compared: {columns.pop(name)}")
     record = {
         "fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,

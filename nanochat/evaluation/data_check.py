@@ -1,7 +1,7 @@
 """What a text holds, before anything is trained on it: scripts, damage, secrets, repetition.
 
-data_check.json has what is looked for. Memory is bounded: of large data only some documents are
-compared, chosen by their text, so that copies stay together.
+Memory is bounded: of large data some documents are compared, chosen by their text, so that copies
+stay together.
 """
 
 import hashlib
@@ -46,9 +46,9 @@ def script_table() -> np.ndarray:
 
 def count_scripts(text: str) -> Counter:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    counts = np.bincount(script_table()[codes]).tolist()
     names = ["other", *rules()["scripts"]]
-    counts = np.bincount(script_table()[codes], minlength=len(names)).tolist()
-    return Counter({name: n for name, n in zip(names, counts, strict=True) if n})
+    return Counter({name: n for name, n in zip(names, counts, strict=False) if n})
 
 
 def language(text: str) -> str:
@@ -60,13 +60,12 @@ def language(text: str) -> str:
 
 
 class Duplicates:
-    """Finds documents that repeat an earlier one, or share about 80% of its pieces of 32 bytes
-    (MinHash, Broder 1997)."""
+    """Documents that repeat an earlier one, or share 80% of its pieces (MinHash, Broder 1997)."""
 
     def __init__(self):
         self.odd = np.random.default_rng(0).integers(2**63, size=64, dtype=np.uint64) * 2 + 1
         self.rows = np.empty((MOST_DOCUMENTS, 3 + BANDS), np.uint64)
-        self.count = self.level = 0  # one document in 2**level is kept
+        self.count = self.level = 0  # one in 2**level is kept
 
     def add(self, number: int, key: int, text: str) -> None:
         data = " ".join(text.lower().split()).encode("utf-8", "replace")
@@ -107,7 +106,7 @@ class Duplicates:
 
 
 def read_quietly(read: Callable, notes: list[str]) -> Iterator[str | None]:
-    """What read() yields. What it prints becomes notes, and so does the error that ends it."""
+    """What read() yields; what it prints, and the error that ends it, become notes."""
     texts, printed, text, done = iter(read()), io.StringIO(), None, object()
     while text is not done:
         with redirect_stdout(printed):
@@ -122,13 +121,13 @@ def read_quietly(read: Callable, notes: list[str]) -> Iterator[str | None]:
 
 
 def check(parts: Iterable[Part]) -> tuple[dict, list[str]]:
-    """(report, sample): what is in the documents of all parts, and some of them."""
+    """(report, sample): what is in all documents, and some of them."""
     patterns = {name: re.compile(pattern) for name, pattern in rules()["findings"].items()}
     counts, scripts, languages, lines = Counter(), Counter(), Counter(), Counter()
     findings: dict[str, dict] = {}
     names, starts, notes = [], [], []
     duplicates = Duplicates()
-    sample, sampled, level = {}, 0, 0  # one document in 2**level, chosen by its key
+    sample, sampled, level = {}, 0, 0  # one in 2**level, by its key
 
     def place(number: int) -> str:
         part = bisect_right(starts, number) - 1
@@ -155,13 +154,12 @@ def check(parts: Iterable[Part]) -> tuple[dict, list[str]]:
                     level += 1
                     sample = {k: kept for k, kept in sample.items() if not k % 2**level}
                     sampled = sum(map(len, sample.values()))
-                for what, match in ((w, p.search(text)) for w, p in patterns.items()):
-                    if match:
+                for what, pattern in patterns.items():
+                    if match := pattern.search(text):
                         found = findings.setdefault(what, {"documents": 0, "examples": []})
                         found["documents"] += 1
                         if len(found["examples"]) < SHOWN:
-                            shown = text[max(0, match.start() - 9) : match.start() + 6]  # no more
-                            found["examples"].append(f"{place(number)}: {shown!r}")
+                            found["examples"].append(f"{place(number)}: {match[0][:6]!r}")
                 lines.update(line for line in map(str.strip, text.split("\n")) if len(line) > 20)
                 if len(lines) > MOST_LINES:
                     lines = Counter(dict(lines.most_common(MOST_LINES // 2)))
@@ -169,18 +167,18 @@ def check(parts: Iterable[Part]) -> tuple[dict, list[str]]:
     for kind, pairs in duplicates.found().items():
         if pairs:
             what = f"{kind} duplicates of earlier ones, among {duplicates.count:,} compared"
-            examples = [f"{place(one)} = {place(other)}" for one, other in pairs[:SHOWN]]
+            examples = [f"{place(a)} = {place(b)}" for a, b in pairs[:SHOWN]]
             findings[what] = {"documents": len(pairs), "examples": examples}
     repeated = [(n, line) for line, n in lines.most_common() if n > 2]
     notes += [f"{n:,} times the same line: {line[:60]}" for n, line in repeated[:SHOWN]]
-    report = {"files": len(names), **counts, "scripts": dict(scripts.most_common())}
-    report |= {"languages": dict(languages.most_common()), "findings": findings, "notes": notes}
+    report = {"scripts": dict(scripts.most_common()), "languages": dict(languages.most_common())}
+    report |= {"files": len(names), **counts, "findings": findings, "notes": notes}
     report["repeated_characters"] = sum((n - 1) * len(line) for n, line in repeated)
     return report, list(sample.values())
 
 
 def fertility(tokenizer: Tokenizer, texts: list[str]) -> dict[str, dict[str, int]]:
-    """Characters, words and tokens of the lines of each script, which most of a line is in."""
+    """Characters, words and tokens of the lines that are mostly in each script."""
     lines: dict[str, list[str]] = {}
     for line in (line for text in texts for line in text.splitlines(keepends=True)):
         scripts = count_scripts(line)
