@@ -91,8 +91,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """
     if not path.is_file() or not path.name.lower().endswith(ENDINGS):
         raise DataError(f"{path}: expected a file, *{' or *'.join(ENDINGS)}")
-    with open_text(path) as file:
-        lines = file.read().splitlines(keepends=True)
+    try:
+        with open_text(path) as file:
+            lines = list(file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
         if "\ufffd" in line:
             raise DataError(f"{path}:{number}: not UTF-8; save it as such (Excel: CSV UTF-8)")
@@ -111,6 +114,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
         for cells in reader:
             cells = [" ".join(cell.split()) for cell in cells]
             where = f"{path}:{first + reader.line_num}"
+            while (
+                cells and not cells[-1] and len(cells) > len(header)
+            ):  # as spreadsheets leave them
+                cells.pop()
             if not any(cells):
                 continue
             if not header:

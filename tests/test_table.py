@@ -44,10 +44,20 @@ def write(tmp_path, table, *questions):
         "\n\nLand\tHauptstadt\nÖsterreich\tWien\nPeru\tLima\n;;\n".replace(";;", "\t"),
         "sep=;\nLand;Hauptstadt\nÖsterreich;Wien\nPeru;Lima\n",
         '"Land","Hauptstadt"\n"Österreich","Wien"\n"Peru"," Lima "\n',
+        "Land;Hauptstadt;;\nÖsterreich;Wien;;\nPeru;Lima;;\n;;;\n",
         "\ufeffLand|Hauptstadt\nÖsterreich|Wien\nPeru|Lima\n",
         "\ufeffLand,Hauptstadt\nÖsterreich,Wien\nPeru,Lima\n".encode("utf-16-le"),
     ],
-    ids=["commas", "semicolons", "tabs", "Excel's first line", "quotes", "mark", "UTF-16"],
+    ids=[
+        "commas",
+        "semicolons",
+        "tabs",
+        "Excel's first line",
+        "quotes",
+        "empty columns",
+        "mark",
+        "UTF-16",
+    ],
 )
 def test_every_way_to_write_a_table_gives_the_same(tmp_path, table):
     assert read_table(write(tmp_path, table)) == ROWS
@@ -68,7 +78,7 @@ def test_a_quoted_cell_holds_separators_quotes_and_line_ends(tmp_path):
         ("Land,Hauptstadt\nKorea, Süd,Seoul\n", ":2: 3 cells, expected 2.* in double quotes"),
         ("Land,Land\nPeru,Lima\n", "expected different plain names"),
         ("Land,{x}\nPeru,Lima\n", "expected different plain names"),
-        ("Land,\nPeru,Lima\n", "expected different plain names"),
+        ("Land,,x\nPeru,Lima,y\n", "expected different plain names"),
         ('Land,Hauptstadt\nPeru,"Lima\n', ":2: unexpected end of data"),
         ("Land,Hauptstadt\nPeru," + "x" * 200_000, "field larger than field limit"),
         ("Land,Hauptstadt\nKöln,x\n".encode("latin-1"), ":2: not UTF-8"),
