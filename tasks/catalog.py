@@ -29,6 +29,7 @@ from tasks.mixture import Mixture
 from tasks.mmlu import MMLU
 from tasks.smoltalk import HUB_CHATS, SmolTalk
 from tasks.spelling import LONG, Spelling
+from tasks.table import TableFacts
 from tasks.task import GeneratedTask, Task
 from tasks.unknown import Unknown
 
@@ -92,6 +93,10 @@ def make_task(
         return Free(split, source)
     if name == "identity":
         return Identity(split, size, path=source)
+    if name == "unknown":
+        return Unknown(split, size, path=source)
+    if name == "facts":
+        return TableFacts(split, size, source) if source else Facts(split, size)
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
     if name in ("spell", "count", "repeat"):
@@ -102,10 +107,6 @@ def make_task(
         return Spelling(split, size, pieces=pieces)
     if name == "arithmetic":
         return Arithmetic(split, size)
-    if name == "facts":
-        return Facts(split, size)
-    if name == "unknown":
-        return Unknown(split, size)
     raise ConfigError(f"task {name!r} is unknown; choose from {NAMES}")
 
 

