@@ -135,6 +135,10 @@ def add_api(app: FastAPI, state: AppState) -> None:
         # subtle: FastAPI's viewers load scripts from another site, which could read conversations
         return PlainTextResponse(yaml.safe_dump(app.openapi(), sort_keys=False))
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(status_code=204)
+
 
 def answer_error(_: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
