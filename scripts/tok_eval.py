@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from nanochat.common import print0
 from nanochat.configurator import cli
 from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import TOKENIZER_RECORD, tokenizer_table
+from nanochat.report.page import print_table
 from nanochat.tokenizer import Tokenizer
 
 OTHERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
@@ -99,11 +97,7 @@ def main(config: Config) -> None:
         ],
     }
     write_atomic(folder / TOKENIZER_RECORD, json.dumps(record, indent=1) + "\n")
-    shown = tokenizer_table(record)
-    table = Table(*shown.headers, title=f"{shown.caption} (more is better)")
-    for row in shown.rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(tokenizer_table(record))
 
 
 if __name__ == "__main__":
