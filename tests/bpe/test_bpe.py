@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import rustbpe
 import tiktoken
+from forked import run_code
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +200,7 @@ def test_long_texts_are_cut_only_where_a_piece_begins_anyway(core, data):
             assert SPLITTER.pieces(data[:i]) + SPLITTER.pieces(data[i:]) == whole
 
 
+@pytest.mark.slow
 def test_one_long_text_equals_its_parts(core, encoder, merges):
     text = KINDS["english"] * 15 + KINDS["white space"] * 80 + KINDS["CRLF"] * 150
     assert len(text) > 1 << 19  # cut in two or more
@@ -483,7 +485,7 @@ def lines_before_the_result(result: subprocess.CompletedProcess) -> list[str]:
 
 @pytest.mark.slow
 def test_python_can_be_forced(monkeypatch):
-    (line,) = lines_before_the_result(run_python(TRAIN, NANOCHAT_BPE="python"))
+    (line,) = lines_before_the_result(run_code(TRAIN, NANOCHAT_BPE="python"))
     assert "NANOCHAT_BPE=python" in line
     monkeypatch.setenv("NANOCHAT_BPE", "rust")
     native.core.cache_clear()
@@ -493,7 +495,7 @@ def test_python_can_be_forced(monkeypatch):
 
 @pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path):
-    (line,) = lines_before_the_result(run_python(TRAIN, PATH=str(tmp_path), CXX=""))
+    (line,) = lines_before_the_result(run_code(TRAIN, PATH=str(tmp_path), CXX=""))
     for part in ("looked for $CXX, g++, clang++, c++", "a hundred times", "apt install g++"):
         assert part in line
 
