@@ -221,6 +221,7 @@ def test_printing_does_not_depend_on_the_locale(tmp_path, environment, expected)
 
 
 @pytest.mark.parametrize("shell", ["{} | head -1", "{} > /dev/full", "{} >&- 2>&-", "{} | true"])
+@pytest.mark.slow
 def test_a_run_ends_well_whoever_reads_what_it_prints(tmp_path, shell):
     ran = surrounded(
         tmp_path, shell=f"set -o pipefail; {shell}", args="--lines=5000", HOME=str(tmp_path)

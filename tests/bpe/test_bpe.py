@@ -298,6 +298,7 @@ def test_memory_does_not_grow_with_the_text(kind, size):
 # ---------------------------------------------------------------- encoding
 
 
+@pytest.mark.slow
 def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})

@@ -175,6 +175,7 @@ def test_is_refused(results, place, name):
 
 @pytest.mark.parametrize("name", VERDICTS)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_ends_as(results, place, name):
     attempts = results(place)[2]
     if place != "me-namespaces" and name in SLOW:
