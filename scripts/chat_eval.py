@@ -20,8 +20,10 @@ import tyro
 from nanochat.common import ConfigError, DataError, compute_cleanup, compute_init, print0
 from nanochat.configurator import cli
 from nanochat.evaluation.hf_baseline import open_engine
-from nanochat.evaluation.tasks import Result, evaluate_task, figures, table
+from nanochat.evaluation.tasks import Result, evaluate_task, figures, missing_of_chatcore
 from nanochat.inference import calculator
+from nanochat.report.evaluations import chat_tables
+from nanochat.report.page import print_table
 from nanochat.report.report import remake
 from nanochat.tools.sandbox import Sandbox, python_tool
 from nanochat.training.log import append_metrics
@@ -70,7 +72,7 @@ def main(config: Config) -> None:
     *_, device = compute_init(config.device_type)
     names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
     options = {name: getattr(config, name) for name in names}
-    results, controls, not_run = [], {}, {}
+    results, controls = [], {}
     if config.tool == "python" and config.hf_path is not None:
         raise ConfigError("--hf-path measures a model without tools; leave --tool away")
     with ExitStack() as stack:
@@ -97,7 +99,6 @@ def main(config: Config) -> None:
             for text in filter(None, (part.strip() for part in config.tasks.split("|"))):
                 task = task_or_why_not(text, device, open_sandbox)
                 if isinstance(task, str):
-                    not_run[text] = task
                     continue
                 results.append(evaluate(task, task.name))
                 if config.control:
@@ -106,8 +107,12 @@ def main(config: Config) -> None:
                             controls[task.name] = evaluate(changed, f"{task.name}-control")
         finally:  # what is measured is kept, whatever the rest runs into
             if results:
-                print0("\n" + table(results, controls, not_run))
-                append_metrics(folder, place | figures(results, controls))
+                found = figures(results, controls)
+                for table in chat_tables({place["stage"]: found}):
+                    print_table(table)
+                append_metrics(folder, place | found)
+                if missing := ", ".join(missing_of_chatcore(results)):
+                    print0(f"ChatCORE: not given, for want of greedy answers to {missing}")
                 if config.hf_path is None:
                     remake(folder.name)
     if not results:

@@ -10,13 +10,14 @@ other assumptions that were given here last.
 
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from nanochat.configurator import cli
+from nanochat.files import base_dir
+from nanochat.report.evaluations import chat_tables
 from nanochat.report.figures import format_memory
-from nanochat.report.report import CARD, print_tables, write_report
+from nanochat.report.page import Table, print_table
+from nanochat.report.report import CARD, write_report
 from nanochat.report.run import Assumptions, StageRecord, lineage, newest_checkpoint
+from nanochat.report.training import stage_tables
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,15 @@ class Config:
 
 def estimate(stages: list[StageRecord], price_per_hour: float | None) -> None:
     """Memory, hours and price of the whole run, from each stage's last, compiled, step."""
-    table, total = Table("stage", "steps planned", "s/step", "hours", "peak memory"), 0.0
+    headers, rows, total = ["stage", "steps planned", "s/step", "hours", "peak memory"], [], 0.0
     for stage in stages:
         seconds, planned = stage.steps[-1]["dt"], stage.run["planned_steps"] or 0
         hours, memory = planned * seconds / 3600, format_memory(stage.run["peak_memory_bytes"])
-        table.add_row(stage.name, f"{planned:,}", f"{seconds:.2f}", f"{hours:.2f}", memory)
+        rows.append([stage.name, f"{planned:,}", f"{seconds:.2f}", f"{hours:.2f}", memory])
         total += hours
-    console = Console(width=100)
-    console.print(table)
+    print_table(Table("", headers, rows))
     price = f", {total * price_per_hour:,.2f} at {price_per_hour} an hour" if price_per_hour else ""
-    console.print(f"training would take about {total:.1f} hours{price}; evaluations come on top")
+    print(f"training would take about {total:.1f} hours{price}; evaluations come on top")
 
 
 def main(config: Config) -> None:
@@ -53,7 +53,11 @@ def main(config: Config) -> None:
         return estimate(lineage(newest_checkpoint(config.model_tag)), config.price_per_hour)
     assumed = Assumptions(config.price_per_hour, config.watts, config.grams_per_kwh)
     folder = write_report(config.model_tag, assumed)
-    print_tables(folder.name)
+    stages = lineage(newest_checkpoint(folder.name))
+    print(f"{folder.name}  {base_dir()}")
+    measured = {stage.name: stage.evaluations for stage in stages}
+    for table in [*stage_tables(stages), *chat_tables(measured)]:
+        print_table(table)
     print(f"report:      {folder / 'report.html'}")
     print(f"             {folder / 'report.md'}")
     print(f"model card:  {folder / CARD}")

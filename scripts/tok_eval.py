@@ -19,8 +19,6 @@ from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from rich.console import Console
-from rich.table import Table
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanochat.common import print0
@@ -28,6 +26,7 @@ from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import TOKENIZER_RECORD, tokenizer_table
+from nanochat.report.page import print_table
 from nanochat.tokenizer import Tokenizer
 
 # tiktoken's name; a repository with the same; its files in a cache, SHA-1 of their addresses.
@@ -139,11 +138,7 @@ def main(config: Config) -> None:
     }
     if not config.text:
         write_atomic(folder / TOKENIZER_RECORD, json.dumps(record, indent=1) + "\n")
-    shown = tokenizer_table(record)
-    table = Table(*shown.headers, title=f"{shown.caption} (more is better)")
-    for row in shown.rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(tokenizer_table(record))
 
 
 if __name__ == "__main__":

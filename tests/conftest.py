@@ -3,6 +3,7 @@
 Under pytest-xdist (runs/test.sh) every worker, and what it starts, computes with one thread.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from nanochat import hardware
 from nanochat.bpe import native
 from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
@@ -48,6 +50,15 @@ def share_compiled(pytestconfig):
         return base
 
     return share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak_flops_are_measured_once():
+    """That takes a second, which every training in this process would take again."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure = functools.cache(hardware.measure_peak_flops)
+        patch.setattr(hardware, "measure_peak_flops", measure)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

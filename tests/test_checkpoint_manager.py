@@ -269,6 +269,7 @@ def bigram_model(tokenizer, chain):
     return model
 
 
+@pytest.mark.slow
 def test_transformers_chats_as_we_do_and_stops_where_we_stop():
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
     tokenizer = tiny_tokenizer()

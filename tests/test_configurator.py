@@ -213,6 +213,7 @@ ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
         ({"COLUMNS": "0", "LINES": "0", "TERM": "none"}, "± 0.01, 東京\n".encode()),
     ],
 )
+@pytest.mark.slow
 def test_printing_does_not_depend_on_the_locale(tmp_path, environment, expected):
     ran = surrounded(tmp_path, HOME=str(tmp_path), **environment)
     assert (ran.returncode, expected in ran.stdout) == (0, True), ran.stderr
@@ -220,6 +221,7 @@ def test_printing_does_not_depend_on_the_locale(tmp_path, environment, expected)
 
 
 @pytest.mark.parametrize("shell", ["{} | head -1", "{} > /dev/full", "{} >&- 2>&-", "{} | true"])
+@pytest.mark.slow
 def test_a_run_ends_well_whoever_reads_what_it_prints(tmp_path, shell):
     ran = surrounded(
         tmp_path, shell=f"set -o pipefail; {shell}", args="--lines=5000", HOME=str(tmp_path)
@@ -229,6 +231,7 @@ def test_a_run_ends_well_whoever_reads_what_it_prints(tmp_path, shell):
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/proc"}, {"HOME": "/no/such/folder"}])
+@pytest.mark.slow
 def test_a_user_without_a_name_or_a_home_works_in_the_current_folder(tmp_path, home):
     become = "unshare --user --map-user=54321"
     if shutil.which("unshare") is None or subprocess.run([*become.split(), "true"]).returncode:

@@ -22,6 +22,7 @@ def blocks_of_sections(text: str) -> list[list[tuple[str, str]]]:
     return [BLOCK.findall(section) for section in text.split("\n## ")]
 
 
+@pytest.mark.slow
 def test_the_tours_snippets_print_what_it_says(monkeypatch):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     threads = torch.get_num_threads()

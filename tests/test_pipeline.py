@@ -12,6 +12,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
+from forked import run_ranks, run_script, start
 from safetensors.torch import load_file
 
 from nanochat.configurator import cli
@@ -108,16 +110,15 @@ def run_here(home: Path, module: str, flags: str) -> tuple[int, str]:
 
 def interrupt(home: Path, module: str, flags: str, metrics: Path, step: int, number: int) -> int:
     """Starts a script and sends it a signal once `step` is logged; returns its exit status."""
-    process = subprocess.Popen(
-        command(module, flags), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
-    )
+    process = start(run_script, module, flags, **environment(home))
     deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            process.send_signal(number)
+            os.kill(process.pid, number)
             break
         time.sleep(0.002)
-    return process.wait(timeout=300)
+    process.join(300)
+    return process.exitcode
 
 
 def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
@@ -219,6 +220,13 @@ def kill_a_rank(home: Path, module: str, flags: str, metrics: Path, step: int) -
     return printed
 
 
+def run_as_rank(rank: int, world: int, port: int, module: str, flags: str) -> None:
+    places = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    run_script(module, flags)
+
+
 def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
     """Also where one of them is killed: torchrun starts both again, from the last checkpoint."""
     module, flags = stage_flags(trained, "base", "ranks")
@@ -232,7 +240,11 @@ def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
     # One rank goes on from the two ranks' checkpoint, and two from the one's.
     out = run(trained, module, f"{flags} --num-steps=26 --resume")
     assert "resumed with other ranks: saved with 2, now 1" in out
-    run(trained, module, f"{flags} --num-steps=28 --resume", ranks=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags += " --num-steps=28 --resume"
+    run_ranks(run_as_rank, 2, 2, port, module, flags, **environment(trained))
     assert [s for s, _ in losses(trained, "base", "ranks")] == list(range(1, 29))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from chain_model import V, chain_model, chain_tokenizer
+from forked import run_ranks
 
 import bench.rl
 from nanochat.common import ConfigError, rank_and_world
@@ -416,7 +416,7 @@ def test_two_ranks_are_one(tmp_path, base_dir):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.spawn(step_on_rank, args=(world, port, str(tmp_path)), nprocs=world)
+        run_ranks(step_on_rank, world, world, port, str(tmp_path))
     (one, weights), (two, others) = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
     assert one[0][0] == two[0][0]  # which answers were right
     np.testing.assert_allclose(one[0][1:], two[0][1:], rtol=1e-4)

@@ -118,6 +118,7 @@ def test_round_trip_and_plain_twin(tokenizer, text):
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text())
+@pytest.mark.slow
 def test_round_trip_of_any_unicode(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
 
@@ -240,6 +241,7 @@ def test_every_letter_is_split_as_hugging_face_does(tmp_path):
         assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), first
 
 
+@pytest.mark.slow
 def test_transformers_loads_it(tokenizer, saved):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     fast = transformers.AutoTokenizer.from_pretrained(saved, use_fast=True, trust_remote_code=False)

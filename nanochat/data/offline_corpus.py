@@ -34,12 +34,26 @@ COUNTRY_NAMES = {
     "xx": "World",
 }
 E_MAIL = re.compile(r"\S@\w[\w-]*\.\w")
-PROFANE_STEMS = (
-    "fuck", "shit", "bitch", "bastard", "asshole", "slut", "whore", "piss", "porn", "douche",
-    "nigg", "fagg", "cunt", "damn",
-)  # fmt: skip
+PROFANE_STEMS = tuple(
+    "fuck shit bitch bastard asshole slut whore piss porn douche nigg fagg cunt damn".split()
+)
 PROFANE_WORDS = set(
-    "ass dumbass bullshit dick prick wtf stfu turd turds horny nude nudes tit tits".split()
+    [
+        "ass",
+        "dumbass",
+        "bullshit",
+        "dick",
+        "prick",
+        "wtf",
+        "stfu",
+        "turd",
+        "turds",
+        "horny",
+        "nude",
+        "nudes",
+        "tit",
+        "tits",
+    ]
 )
 
 

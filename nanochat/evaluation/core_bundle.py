@@ -60,25 +60,21 @@ class Bundle:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.prefix = "eval_bundle/"
-        if self.path.is_dir() and (self.path / "core.yaml").exists():
-            self.prefix = ""  # the folder eval_bundle itself
 
     def read(self, name: str) -> bytes:
         """The content of a file such as "core.yaml"."""
         try:
-            if self.path.is_dir():
-                return (self.path / f"{self.prefix}{name}").read_bytes()
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(f"{self.prefix}{name}")
+            root = self.path if self.path.is_dir() else zipfile.Path(self.path)
+            inside = root / "eval_bundle"
+            return ((inside if inside.is_dir() else root) / name).read_bytes()
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            expected = "Expected a zip or folder with eval_bundle/core.yaml in it"
-            reason = f"{name} cannot be read: {error}. {expected}"
-            raise DataError(f"{self.path}: {reason}. {WAYS_OUT}") from error
+            raise DataError(
+                f"{self.path}: {name} cannot be read: {error}. Expected a zip or folder with "
+                f"eval_bundle/core.yaml in it. {WAYS_OUT}"
+            ) from error
 
     def tasks(self) -> list[CoreTask]:
-        """The tasks in the bundle's order; raises DataError for one of unknown kind or without a
-        baseline."""
+        """The tasks in the bundle's order."""
         lines = csv.DictReader(io.StringIO(self.read("eval_meta_data.csv").decode()))
         percent = {line["Eval Task"]: float(line["Random baseline"]) for line in lines}
         tasks = []
@@ -86,9 +82,9 @@ class Bundle:
             label, kind = entry["label"], entry["icl_task_type"]
             if kind not in FIELDS or label not in percent:
                 raise DataError(
-                    f"{self.path}: task {label} is of kind {kind!r} and has "
-                    f"{'a' if label in percent else 'no'} baseline; expected one of {[*FIELDS]}, "
-                    f"and a line in eval_meta_data.csv"
+                    f"{self.path}: task {label} is of kind {kind!r} and has baseline "
+                    f"{percent.get(label)}; expected one of {[*FIELDS]}, and a line in "
+                    f"eval_meta_data.csv"
                 )
             delimiter = entry.get("continuation_delimiter", " ")
             shots, baseline = entry["num_fewshot"][0], percent[label] / 100
@@ -96,7 +92,7 @@ class Bundle:
         return tasks
 
     def rows(self, task: CoreTask) -> list[dict]:
-        """The examples of a task, in the file's order; raises DataError naming a bad line."""
+        """The examples of a task in the file's order; DataError naming a bad line."""
         rows = []
         for number, line in enumerate(self.read(f"eval_data/{task.file}").splitlines(), 1):
             try:
@@ -109,7 +105,7 @@ class Bundle:
         return rows
 
     def changed_files(self) -> list[str]:
-        """Names of the files whose content is not the known one."""
+        """The files whose content is not the known one."""
         files = ["core.yaml", "eval_meta_data.csv", *(f"eval_data/{t.file}" for t in self.tasks())]
         known = set(KNOWN_FILES.read_text(encoding="utf-8").splitlines())
         digest = {name: hashlib.sha256(self.read(name)).hexdigest()[:12] for name in files}

@@ -1,9 +1,9 @@
 """What a model thinks of rows of token ids.
 
-The rows of one example share their beginning, which is read once. Then the rest of all its rows is
-read as one sequence whose tokens see the beginning and their own row. The head is applied only
-where a token is scored. Dimensions: B examples or rows, P tokens of a beginning, Q tokens of the
-rests, D width, V vocabulary.
+What the rows of an example have in common before the first scored token is read once. Then the
+rest of all its rows is read as one sequence whose tokens see that beginning and their own row. The
+head is applied only where a token is scored. Dimensions: B examples, P tokens of a beginning, Q
+tokens of the rests, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from nanochat.evaluation.hf_baseline import TransformersModel
 from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import as_bias, round_up
 
-WORTH_SHARING = 8  # tokens; a shorter common beginning is read with each row
 LENGTH_MULTIPLE = 32  # lengths are padded to multiples of this, so that few different shapes occur
 HEAD_MULTIPLE = 128  # and the head's rows to multiples of this
 TOKENS_AT_ONCE_ON_CPU = 4096  # more leave the processor's caches: measured, see dev/LOG.md
@@ -35,24 +34,25 @@ class Score(NamedTuple):
 class PaddedRows:
     """B rows of T tokens as one pass of the fused model (generation has AttentionBatch).
 
-    positions (B, T). With `before`, each row continues the same row of that pass, which must `keep`
-    its keys and values, and mask (B, 1, T, P + T) says what a token sees; else attention is causal.
+    positions (B, T). Attention is causal, and keys and values are kept. With `before`, a pass that
+    has ended, each row continues the same row of that one, and mask (B, 1, T, P + T) says what a
+    token sees.
     """
 
     kernel_rows = 0  # AttentionBatch: rows of which the C++ kernel does the attention
 
-    def __init__(self, positions: torch.Tensor, before=None, mask=None, keep: bool = False):
+    def __init__(self, positions: torch.Tensor, before=None, mask=None):
         self.shape, self.tokens = positions.shape, positions.numel()
         self.positions = positions.flatten()
-        self.before, self.mask, self.keep = before, mask, keep
+        self.before, self.mask = before, mask
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q (B T, H, K), k and v (B T, Hkv, K) -> (B T, H K)."""
         q, k, v = (t.unflatten(0, self.shape).transpose(1, 2) for t in (q, k, v))  # (B, H, T, K)
-        if self.keep:
+        if self.before is None:
             self.kept.append((k, v))
-        if self.before is not None:
+        else:
             old_k, old_v = self.before.kept[layer]
             k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
         causal, grouped = self.mask is None, k.shape[1] != q.shape[1]
@@ -76,7 +76,7 @@ def score(
     model: FusedModel | TransformersModel, examples: Sequence[Example], tokens_at_once: int
 ) -> list[list[Score]]:
     """The Score of every row of every example, about `tokens_at_once` tokens at a time, on a CPU
-    fewer. A TransformersModel reads each row whole.
+    fewer. A TransformersModel reads each row whole, in a job of its own.
 
     Example: score(model, [Example((Row(np.array([1, 2, 3]), 2),))], 4096)[0][0].loss
     """
@@ -94,19 +94,18 @@ def score(
 
 
 def jobs_of(e: int, rows: Sequence[Row], can_share: bool) -> list[Job]:
-    """One job where it pays to read a common beginning once, else a job for each row."""
-    shared = 0
-    if can_share and len(rows) > 1:
-        # The token before the first scored one is read with each row, because it predicts it.
-        shared = min(common_prefix([row.ids for row in rows]), *(row.start - 1 for row in rows))
-    if shared < WORTH_SHARING:
+    """One job that reads the common beginning once, or a job for each row."""
+    if not can_share:
         return [Job([(e, i)], [row], 0, len(row.ids) - 1) for i, row in enumerate(rows)]
+    # The token before the first scored one is read with each row, because it predicts it.
+    starts = [row.start - 1 for row in rows]
+    shared = min(common_prefix([row.ids for row in rows]), *starts)
     rest = sum(len(row.ids) - 1 - shared for row in rows)
     return [Job([(e, i) for i in range(len(rows))], rows, shared, rest)]
 
 
 def batches(jobs: Sequence[Job], tokens_at_once: int) -> list[list[Job]]:
-    """Jobs of similar lengths together, the longest first, those without a beginning apart."""
+    """Jobs of similar lengths together, the longest first."""
 
     def order(job: Job) -> tuple[int, int]:
         # subtle: `rest` falls and rises in turns, so that it does not jump where `shared` changes
@@ -118,8 +117,7 @@ def batches(jobs: Sequence[Job], tokens_at_once: int) -> list[list[Job]]:
     for job in sorted(jobs, key=order):
         P, Q = max(P, job.shared), max(Q, job.rest)
         width = round_up(P, LENGTH_MULTIPLE) + round_up(Q, LENGTH_MULTIPLE)
-        fits = found and (len(found[-1]) + 1) * width <= tokens_at_once
-        if not fits or (job.shared == 0) != (found[-1][0].shared == 0):
+        if not found or (len(found[-1]) + 1) * width > tokens_at_once:
             found.append([])
             P, Q = job.shared, job.rest
         found[-1].append(job)
@@ -138,8 +136,10 @@ def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Te
     """(N, D): the features that predict the scored tokens of the jobs' rows, row after row; of a
     TransformersModel (N, V), the logits."""
     B, device, context = len(jobs), model.device, model.config.sequence_len
-    P, Q = (round_up(max(n), LENGTH_MULTIPLE) for n in zip(*(job[2:] for job in jobs), strict=True))
-    P, Q = min(P, context), Q if P else min(Q, context)
+    # subtle: a beginning of no token is read as padding, which nothing sees
+    P = min(round_up(max(1, *(job.shared for job in jobs)), LENGTH_MULTIPLE), context)
+    Q = round_up(max(job.rest for job in jobs), LENGTH_MULTIPLE)
+    Q = min(Q, context) if isinstance(model, TransformersModel) else Q
     rests, owners, places = [], [], []
     for b, job in enumerate(jobs):
         lengths = [len(row.ids) - 1 - job.shared for row in job.rows]
@@ -149,26 +149,22 @@ def read(model: FusedModel | TransformersModel, jobs: Sequence[Job]) -> torch.Te
         scored = [len(row.ids) - row.start for row in job.rows]
         places += [np.arange(end - n, end) for end, n in zip(ends, scored, strict=True)]
     inputs = padded(rests, Q, 0, device)
-    at_p, at_q = torch.arange(P, device=device), torch.arange(Q, device=device)
     places = torch.from_numpy(np.concatenate(places)).to(device)
     if isinstance(model, TransformersModel):
         return model.logits_at(inputs, places)
-    if P == 0:
-        features = model.features(inputs.flatten(), PaddedRows(at_q.expand(B, Q)))
-    else:
-        beginnings = padded([job.rows[0].ids[: job.shared] for job in jobs], P, 0, device)
-        before = PaddedRows(at_p.expand(B, P), keep=True)
-        model.features(beginnings.flatten(), before)
-        # A token sees the beginning, and the tokens of its own row up to itself.
-        lengths = torch.tensor([[job.shared] for job in jobs], device=device)
-        owner = padded(owners, Q, -1, device)
-        own = (owner[:, :, None] == owner[:, None, :]) & (at_q <= at_q[:, None])  # (B, Q, Q)
-        sees = torch.cat([(at_p < lengths)[:, None].expand(B, Q, P), own], -1)  # (B, Q, P + Q)
-        # subtle: clamped for the padding, which may be longer than the context
-        positions = (lengths + own.sum(-1) - 1).clamp(max=context - 1)  # (B, Q)
-        rows = PaddedRows(positions, before, as_bias(sees, model.dtype)[:, None])
-        features = model.features(inputs.flatten(), rows)
-    return features[places]
+    at_p, at_q = torch.arange(P, device=device), torch.arange(Q, device=device)
+    beginnings = padded([job.rows[0].ids[: job.shared] for job in jobs], P, 0, device)
+    before = PaddedRows(at_p.expand(B, P))
+    model.features(beginnings.flatten(), before)
+    # A token sees the beginning, and the tokens of its own row up to itself.
+    lengths = torch.tensor([[job.shared] for job in jobs], device=device)
+    owner = padded(owners, Q, -1, device)
+    own = (owner[:, :, None] == owner[:, None, :]) & (at_q <= at_q[:, None])  # (B, Q, Q)
+    sees = torch.cat([(at_p < lengths)[:, None].expand(B, Q, P), own], -1)  # (B, Q, P + Q)
+    # subtle: clamped for the padding, which may be longer than the context
+    positions = (lengths + own.sum(-1) - 1).clamp(max=context - 1)  # (B, Q)
+    rows = PaddedRows(positions, before, as_bias(sees, model.dtype)[:, None])
+    return model.features(inputs.flatten(), rows)[places]
 
 
 def score_rows(model, features: torch.Tensor, rows: Sequence[Row]) -> list[Score]:

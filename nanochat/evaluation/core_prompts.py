@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """A row for each option, or one for language modelling."""
+    """A row for each option; for language modelling one."""
 
     rows: tuple[Row, ...]
     gold: int = 0
@@ -71,14 +71,6 @@ def prompts(task: CoreTask, row: dict, shots: Sequence[dict]) -> list[str]:
     return texts
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text, <|bos|> first."""
-    ids, offsets = tokenizer.encode_ordinary_batch(texts)
-    bos = np.array([tokenizer.bos], dtype=ids.dtype)
-    ends = zip(offsets[:-1], offsets[1:], strict=True)
-    return [np.concatenate([bos, ids[first:last]]) for first, last in ends]
-
-
 def common_prefix(rows: Sequence[np.ndarray]) -> int:
     """How many ids all rows begin with."""
     shortest = min(len(row) for row in rows)
@@ -119,8 +111,12 @@ def make_example(task: CoreTask, row: dict, encoded: Sequence[np.ndarray], conte
 def make_examples(
     task: CoreTask, rows: Sequence[dict], indices: Sequence[int], tokenizer, context: int
 ) -> list[Example]:
-    """The examples rows[i] for i of `indices`, tokenized together."""
+    """The examples rows[i] for i of `indices`, tokenized together, <|bos|> first."""
     texts = [prompts(task, rows[i], draw_shots(rows, i, task.shots)) for i in indices]
-    encoded = iter(encode(tokenizer, [text for some in texts for text in some]))
-    mine = ([next(encoded) for _ in some] for some in texts)
-    return [make_example(task, rows[i], e, context) for i, e in zip(indices, mine, strict=True)]
+    ids, offsets = tokenizer.encode_ordinary_batch([text for some in texts for text in some])
+    bos = np.array([tokenizer.bos], dtype=ids.dtype)
+    encoded = (np.concatenate([bos, part]) for part in np.split(ids, offsets[1:-1]))
+    return [
+        make_example(task, rows[i], [next(encoded) for _ in some], context)
+        for i, some in zip(indices, texts, strict=True)
+    ]

@@ -5,6 +5,7 @@ Engine, so that the code that measures our models measures it too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from nanochat.inference.request import Request
 from nanochat.inference.sampling import SamplingParams, sample, uniform
 
 # Names under which configurations keep the length of the context.
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 class TransformersModel:
@@ -63,8 +64,10 @@ class TransformersTokenizer:
         first = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id)
         self.bos = next((i for i in first if i is not None), None)
         if self.bos is None:
-            reason = "no token that a text begins with; set bos_token in tokenizer_config.json"
-            raise DataError(f"{tokenizer.name_or_path}: the tokenizer names {reason}")
+            raise DataError(
+                f"{tokenizer.name_or_path}: the tokenizer names no token that a text begins with; "
+                f"set bos_token in tokenizer_config.json"
+            )
 
     def encode(self, text: str | list[str], ordinary: bool = False) -> list:
         """Ids of what the programmer wrote: names of special tokens are honoured."""
@@ -79,7 +82,7 @@ class TransformersTokenizer:
         """(flat ids, offsets), both int64."""
         encoded = self.encode(list(texts), ordinary=True) if texts else []  # on all threads
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        return np.array([token for ids in encoded for token in ids], dtype=np.int64), offsets
+        return np.fromiter(chain.from_iterable(encoded), np.int64), offsets
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for, special tokens named."""
@@ -121,8 +124,6 @@ class TransformersEngine:
         max_tokens: int,
         num_samples: int = 1,
         temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         seed: int = 42,
         max_batch: int = 64,
         on_end: Callable[[], object] = lambda: None,
@@ -131,22 +132,21 @@ class TransformersEngine:
         `max_batch` rows run together until the longest of them has ended."""
         from transformers import GenerationConfig, LogitsProcessorList
 
-        params = SamplingParams(temperature, top_k, top_p, seed)
-        context, device = self.model.config.sequence_len, self.model.device
+        params = SamplingParams(temperature, seed=seed)
+        config, device = self.model.config, self.model.device
         for i, prompt in enumerate(prompts):
-            vocab_size = self.model.config.vocab_size
-            Request(prompt, max_tokens, params).check(context, vocab_size, f"prompt {i}")
+            request = Request(prompt, max_tokens, params)
+            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
         stops, bos = list(self.tokenizer.stop_ids), self.tokenizer.bos
         jobs = [(i, s) for i in range(len(prompts)) for s in range(num_samples)]
         jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
         completions = [[""] * num_samples for _ in prompts]
         for first in range(0, len(jobs), max_batch):
             batch = jobs[first : first + max_batch]
-            samples = [s for _, s in batch]
-            rows = [list(prompts[i]) for i, _ in batch]
-            T = len(rows[0])  # the longest
-            ids = torch.tensor([[bos] * (T - len(row)) + row for row in rows], device=device)
-            mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+            rows = [torch.tensor(prompts[i]) for i, _ in batch]
+            ids = pad_sequence(rows, True, bos, padding_side="left").to(device)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
+            T, samples = ids.shape[1], [s for _, s in batch]
 
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
                 n, position = len(samples), so_far.shape[1] - T
@@ -155,17 +155,20 @@ class TransformersEngine:
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
             how = GenerationConfig(
-                max_new_tokens=min(max_tokens, context - T),
+                max_new_tokens=min(max_tokens, config.sequence_len - T),
                 eos_token_id=stops or None,
                 pad_token_id=stops[0] if stops else bos,
                 do_sample=False,  # `draw` leaves one token to choose
             )
-            more = {"attention_mask": mask.to(device), "generation_config": how}
-            more["logits_processor"] = LogitsProcessorList([draw])
-            answers = self.model.model.generate(ids, **more)[:, T:]
-            for (i, s), answer in zip(batch, answers.tolist(), strict=True):
-                end = next((n for n, token in enumerate(answer) if token in stops), len(answer))
-                completions[i][s] = self.tokenizer.decode(answer[:end])
+            answers = self.model.model.generate(
+                ids,
+                attention_mask=mask.to(device),
+                generation_config=how,
+                logits_processor=LogitsProcessorList([draw]),
+            )
+            for (i, s), answer in zip(batch, answers[:, T:].tolist(), strict=True):
+                chosen = list(takewhile(lambda token: token not in stops, answer))
+                completions[i][s] = self.tokenizer.decode(chosen)
                 on_end()
         return completions
 
@@ -229,9 +232,10 @@ def load_transformers(
 
 def context_of(model, tokenizer) -> int:
     """Tokens of the model's context, by its configuration or its tokenizer's."""
-    config, where = model.config.get_text_config(), tokenizer.name_or_path
+    config = model.config.get_text_config()
     lengths = [getattr(config, name, None) for name in CONTEXT_NAMES]
     for length in [*lengths, tokenizer.model_max_length]:
         if isinstance(length, int) and 0 < length <= 1 << 20:  # tokenizers say 10^30 for "unknown"
             return length
-    raise CheckpointError(f"{where}: config.json names no context length ({CONTEXT_NAMES})")
+    path = tokenizer.name_or_path
+    raise CheckpointError(f"{path}: config.json names no context length ({CONTEXT_NAMES})")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanochat.common import ConfigError, gather, print0, rank_and_world
+from nanochat.common import ConfigError, gather, print0
 from nanochat.evaluation.rewards import Rewards
 from nanochat.evaluation.tasks import pass_at_k
 from nanochat.rl import Policy, token_logprobs
@@ -36,42 +36,39 @@ def measure(
     1; "mixed_groups", answered both right and wrong; the answers' length, entropy in nats a token
     and KL divergence to `start`, the model that the run began with, by one answer to each problem.
     """
-    engine = policy.engine
-    engine.refresh()
-    rank, world = rank_and_world()
-    problems, right = np.arange(min(num_problems, len(task))), Rewards(task.evaluate)
+    policy.engine.refresh()
+    problems, right = range(min(num_problems, len(task))), Rewards(task.evaluate)
     conversations, likeliest = policy.sample(task, problems, HELD_OUT, 1, temperature=0.0)
-    greedy = policy.judge(conversations, likeliest, 1, right)
+    greedy = policy.judge(conversations, likeliest, 1, right)[:, 0]
     _, groups = policy.sample(task, problems, HELD_OUT, num_samples, logprobs=True)
     sampled = policy.judge(conversations, groups, num_samples, right)
-    texts = [engine.tokenizer.decode(group[0].tokens) for group in groups[:3]]
-    for conversation, text, (first, *_) in zip(conversations, texts, sampled, strict=False):
+    for conversation, group, rewards in list(zip(conversations, groups, sampled, strict=True))[:3]:
         question = conversation["messages"][-2]["content"]
-        print0(f"  {'right' if first else 'wrong'}: {question} -> {text}".replace("\n", " "))
-    flat = [rollout for group in groups for rollout in group]
-    cut = np.array([rollout.finish == "length" for rollout in flat])
-    logprobs = [[x for x in rollout.logprobs if x is not None] for rollout in flat]
-    firsts = logprobs[::num_samples]
-    nats, tokens = -sum(map(sum, logprobs)), sum(map(len, logprobs))
-    divergence, compared = sum(map(sum, firsts)), sum(map(len, firsts))
-    if start is not None:
-        ones = [(group[0], 1.0) for group in groups]
-        divergence -= sum(float(token_logprobs(start, b).sum()) for b in policy.batches(ones))
-    sums = np.array([nats, tokens, divergence, compared])
-    every = gather([(problems[rank::world], greedy, sampled, cut, sums)])
-    order, greedy, sampled, cut = (np.concatenate([part[i] for part in every]) for i in range(4))
-    greedy = greedy[np.argsort(order), 0]
-    nats, tokens, divergence, compared = sum(part[4] for part in every)
-    right_answers, shares = sampled.sum(axis=1), {"greedy": greedy}
+        text = policy.engine.tokenizer.decode(group[0].tokens)
+        print0(f"  {'right' if rewards[0] else 'wrong'}: {question} -> {text}".replace("\n", " "))
+    rows = []  # of each problem; log p and number of tokens of all its answers, and of the first
+    for answer, rewards, group in zip(greedy, sampled, groups, strict=True):
+        logprobs = [[x for x in rollout.logprobs if x is not None] for rollout in group]
+        cut = sum(rollout.finish == "length" for rollout in group)
+        chosen, first = sum(logprobs, []), logprobs[0]
+        likelihoods = sum(chosen), len(chosen), sum(first), len(first)
+        rows.append((answer, rewards.sum(), cut, *likelihoods))
+    greedy, right_answers, *columns = np.array(gather(rows)).T
+    cut, logprob, tokens, first_logprob, first_tokens = (column.sum() for column in columns)
+    shares = {"greedy": greedy}
     for k in sorted({k for k in (1, 2, 4, 8, num_samples) if k <= num_samples}):
         shares[f"pass@{k}"] = np.array([pass_at_k(num_samples, int(n), k) for n in right_answers])
     shares["mixed_groups"] = (right_answers > 0) & (right_answers < num_samples)
     figures = {}
     for name, share in shares.items():
         figures |= {name: share.mean(), f"{name}_stderr": share.std() / len(share) ** 0.5}
-    figures |= {"cut_share": cut.mean(), "answer_tokens": tokens / sampled.size}
-    figures |= {"entropy": nats / tokens}
-    figures |= {} if start is None else {"kl_to_start": divergence / compared}
+    answers = len(greedy) * num_samples
+    figures |= {"cut_share": cut / answers, "answer_tokens": tokens / answers}
+    figures["entropy"] = -logprob / tokens
+    if start is not None:
+        ones = [(group[0], 1.0) for group in groups]
+        by_start = sum(float(token_logprobs(start, b).sum()) for b in policy.batches(ones))
+        figures["kl_to_start"] = (first_logprob - sum(gather([by_start]))) / first_tokens
     right_or_wrong = "".join("1" if x else "0" for x in greedy)
     return {name: float(value) for name, value in figures.items()}, right_or_wrong
 
@@ -79,9 +76,9 @@ def measure(
 def check_there_is_something_to_learn(policy: Policy, stop: bool) -> None:
     """ConfigError, if `stop`, where hardly any of 64 problems is answered both right and wrong."""
     figures, _ = measure(policy, policy.task, 64, 8)
-    names = {"pass@1": "pass@1", "pass@8": "pass@8", "greedy": "greedy", "mixed_groups": "mixed"}
-    shown = ", ".join(f"{shown} {figures[name]:.1%}" for name, shown in names.items())
-    print0(f"before training, 64 problems x 8 answers: {shown} (problems answered right and wrong)")
+    shown = "pass@1 {pass@1:.1%}, pass@8 {pass@8:.1%}, greedy {greedy:.1%}, right and wrong "
+    shown += "{mixed_groups:.1%}"
+    print0("before training, 64 problems x 8 answers: " + shown.format(**figures))
     if figures["mixed_groups"] < LEAST_MIXED and stop:
         raise ConfigError(
             f"only {figures['mixed_groups']:.1%} of the problems were answered both right and "

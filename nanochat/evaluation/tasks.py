@@ -68,27 +68,20 @@ class Result:
             return []
         return sorted({k for k in (*PASS_AT, self.num_samples) if k <= self.num_samples})
 
-    def by_phrasing(self) -> list["Result"]:
-        """The Results of the examples asked as in training, and in wordings held out: "facts
-        (trained phrasings)" and "facts (new phrasings)"; none where that is not known."""
-        parts = []
-        for phrasing in ("trained", "new"):
-            pairs = zip(self.right, self.phrasings, strict=False)
-            if right := tuple(n for n, found in pairs if found == phrasing):
-                name = f"{self.name} ({phrasing} phrasings)"
-                parts.append(replace(self, name=name, right=right, phrasings=()))
-        return parts
-
     def figures(self) -> dict[str, float]:
-        """For metrics.jsonl, for example {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}."""
+        """For metrics.jsonl, for example {"accuracy/mmlu": 0.31, "stderr/mmlu": ...}; those of
+        "facts (trained phrasings)" and "facts (new phrasings)", too."""
         found = {"accuracy": self.accuracy, "stderr": self.stderr, "examples": self.total}
         if self.centred is not None:
             found |= {"centred": self.centred, "baseline": self.baseline}
         for k in self.ks():
             found[f"pass@{k}"], found[f"stderr_pass@{k}"] = self.pass_at(k)
         figures = {f"{key}/{self.name}": value for key, value in found.items()}
-        for part in self.by_phrasing():
-            figures |= part.figures()
+        for phrasing in ("trained", "new"):  # wordings of the training data, and others
+            pairs = zip(self.right, self.phrasings, strict=False)
+            if right := tuple(n for n, asked in pairs if asked == phrasing):
+                name = f"{self.name} ({phrasing} phrasings)"
+                figures |= replace(self, name=name, right=right, phrasings=()).figures()
         return figures
 
     def __str__(self) -> str:
@@ -131,37 +124,10 @@ def figures(results: Sequence[Result], controls: dict[str, Result]) -> dict[str,
     for result in results:
         found |= result.figures()
     for name, control in controls.items():
-        found[f"control/{name}"] = control.accuracy
-        found[f"control_stderr/{name}"] = control.stderr
+        found |= {f"control/{name}": control.accuracy, f"control_stderr/{name}": control.stderr}
     if not missing_of_chatcore(results):
         found["chatcore"], found["chatcore_stderr"] = chatcore(results)
     return found
-
-
-def table(results: Sequence[Result], controls: dict[str, Result], not_run: dict[str, str]) -> str:
-    """The same as text: a line a task, with the reason where it was not run, then ChatCORE."""
-    lines = [f"{'task':<26}{'accuracy':>9}  ± stderr{'centred':>9}{'n':>8}"]
-    lines[0] += f"{'control':>10}  ± stderr" if controls else ""
-
-    def add(name: str, share: tuple[float, float], *columns: str) -> None:
-        lines.append("{:<26}{:>9.1%}  ± {:<6.1%}".format(name, *share) + "".join(columns).rstrip())
-
-    for r in results:
-        columns = ["-" if r.centred is None else f"{r.centred:.4f}", f"{r.total:,}"]
-        columns = [f"{columns[0]:>9}", f"{columns[1]:>8}"]
-        if control := controls.get(r.name):
-            columns.append("{:>10.1%}  ± {:.1%}".format(*control.pass_at(1)))
-        add(r.name, r.pass_at(1), *columns)
-        for k in r.ks()[1:]:
-            add(f"  pass@{k}", r.pass_at(k))
-        for part in r.by_phrasing():
-            add(f" {part.name.removeprefix(r.name)}", part.pass_at(1), f"{part.total:>17,}")
-    lines += [f"{name:<15} not run: {why}" for name, why in not_run.items()]
-    if missing := missing_of_chatcore(results):
-        lines.append(f"ChatCORE: not given, for want of greedy answers to {', '.join(missing)}")
-    else:
-        lines.append("ChatCORE: {:.4f} ± {:.4f}".format(*chatcore(results)))
-    return "\n".join(lines)
 
 
 def evaluate_task(
@@ -192,7 +158,7 @@ def evaluate_task(
             f"{num_samples} answers to a question at temperature {temperature}: choose 1, or a "
             f"temperature above 0, at which they differ"
         )
-    chosen = list(range(len(task)))
+    chosen = range(len(task))
     if limit is not None and limit < len(task):
         chosen = sorted(random.Random(seed).sample(chosen, max(limit, 0)))
     if not chosen:

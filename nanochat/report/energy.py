@@ -1,7 +1,9 @@
 """The energy that a run takes, by counters: NVML on NVIDIA's cards, RAPL on processors."""
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from nanochat.training.log import ranks_of_this_node
 
 SECONDS_BETWEEN_READINGS = 1  # the counters themselves move only some ten times a second
 POWERCAP = Path("/sys/class/powercap")
-Counter = tuple[Callable[[], float], float]  # reads joules since some moment; where it wraps, or 0
+Counter = tuple[Callable[[], float], float]  # reads joules since some moment; where it wraps
 
 
 class EnergyMeter:
@@ -30,7 +32,7 @@ class EnergyMeter:
         self.when = now
         try:
             return {"joules": round(self.take(), 3)}
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever a driver raises, the training goes on
             print0(f"energy is no longer measured: {error}")
             self.counters = []
             return {"joules": None}
@@ -39,7 +41,7 @@ class EnergyMeter:
         """The joules since the last take(), or since the meter was made."""
         before, self.last = self.last, [read() for read, _ in self.counters]
         spent = zip(before, self.last, self.counters, strict=True)
-        return sum(now - last + (wrap if now < last else 0.0) for last, now, (_, wrap) in spent)
+        return sum((now - last) % wrap for last, now, (_, wrap) in spent)
 
 
 def open_meter(device: torch.device) -> EnergyMeter | None:
@@ -54,7 +56,7 @@ def open_meter(device: torch.device) -> EnergyMeter | None:
         reason = f"{device.type} has no counter that is read here"
     except ImportError:
         reason = "install the package nvidia-ml-py: pip install -c constraints.txt -e '.[gpu]'"
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a driver raises, the training goes on
         reason = str(error)
     print0(f"energy is not measured: {reason}")
     return None
@@ -62,35 +64,32 @@ def open_meter(device: torch.device) -> EnergyMeter | None:
 
 def rapl_meter(root: Path) -> EnergyMeter:
     """The processor packages under `root`, with all that runs on them; OSError if none is read."""
-    zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-    packages = [z for z in zones if (z / "name").read_text().startswith("package")]
+    zones = sorted(root.glob("intel-rapl:*"))
+    packages = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
     if not packages:
         raise OSError(f"no RAPL processor package under {root}")
 
-    def counter(zone: Path) -> Counter:
-        joules = lambda name: int((zone / name).read_text()) / 1e6  # noqa: E731
-        return lambda: joules("energy_uj"), joules("max_energy_range_uj")
+    def joules(file: Path) -> float:
+        return int(file.read_text()) / 1e6
 
     source = f"RAPL, {len(packages)} processor package{'s' * (len(packages) > 1)}"
-    return EnergyMeter(source, [counter(zone) for zone in packages])
+    counters = [
+        (partial(joules, zone / "energy_uj"), joules(zone / "max_energy_range_uj"))
+        for zone in packages
+    ]
+    return EnergyMeter(source, counters)
 
 
 def nvml_meter(num_gpus: int) -> EnergyMeter:
     """The boards of CUDA devices 0..num_gpus-1, those of this node's ranks; Volta or newer."""
     import pynvml
 
-    def ask(function: Callable, *arguments):
-        try:
-            return function(*arguments)
-        except pynvml.NVMLError as error:
-            raise RuntimeError(f"NVML: {error}") from error
+    def joules(handle) -> float:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
 
-    def counter(index: int) -> Counter:
-        # subtle: NVML numbers boards by slot, CUDA as CUDA_VISIBLE_DEVICES says; ids agree.
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-        handle = ask(pynvml.nvmlDeviceGetHandleByUUID, uuid.encode())
-        return lambda: ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle) / 1e3, 0.0
-
-    ask(pynvml.nvmlInit)
+    pynvml.nvmlInit()
+    # subtle: NVML numbers boards by slot, CUDA as CUDA_VISIBLE_DEVICES says; ids agree.
+    ids = [torch.cuda.get_device_properties(index).uuid for index in range(num_gpus)]
+    handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode()) for uuid in ids]
     source = f"NVML, {num_gpus} GPU board{'s' * (num_gpus > 1)}"
-    return EnergyMeter(source, [counter(index) for index in range(num_gpus)])
+    return EnergyMeter(source, [(partial(joules, handle), math.inf) for handle in handles])

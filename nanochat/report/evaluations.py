@@ -27,8 +27,7 @@ GPT2 = {
 CORE_TEXT = (
     "CORE is the mean over 22 tasks of the accuracy above chance, (accuracy - baseline) / "
     "(1 - baseline): 0 is guessing, 1 is perfect (Li et al. 2024, arXiv:2406.11794). GPT-2's "
-    "figures are published ones (karpathy/nanochat, dev/estimate_gpt3_core.ipynb); its sizes "
-    "between these, 355M and 774M, have 0.1849 and 0.2146."
+    "figures are published ones (karpathy/nanochat, dev/estimate_gpt3_core.ipynb)."
 )
 
 
@@ -64,9 +63,11 @@ def core_section(stages: list[StageRecord], figures: bool = False) -> Section:
     return Section("CORE", [CORE_TEXT, *blocks] if blocks else [])
 
 
-def chat_section(stages: list[StageRecord]) -> Section:
-    """Each task in a row, each stage in a column; then what chance and leakage would give."""
-    measured = {stage.name: stage.evaluations for stage in stages}
+def chat_tables(measured: dict[str, dict]) -> list[Table]:
+    """Each task in a row, each stage in a column; then what chance and leakage would give.
+
+    measured: figures as evaluation.tasks records them, by stage.
+    """
     every = {key: value for found in measured.values() for key, value in found.items()}
 
     def across(figure: str, spec: str, stderr: str = "") -> list[str]:
@@ -81,7 +82,7 @@ def chat_section(stages: list[StageRecord]) -> Section:
     for key in every:
         name, _, task = key.partition("/")
         if name.startswith("pass@") and name != "pass@1":  # which is the accuracy
-            rows.append([f"{task} {name}", *across(key, ".1%"), "", ""])
+            rows.append([f"{task} {name}", *across(key, ".1%", f"stderr_{key}"), "", ""])
     if "chatcore" in every:
         note += " ChatCORE is the mean accuracy above chance of the model card's five tasks."
         rows.append(["ChatCORE", *across("chatcore", ".4f", "chatcore_stderr"), "", ""])
@@ -90,12 +91,11 @@ def chat_section(stages: list[StageRecord]) -> Section:
             true, changed = found[f"accuracy/{task}"], found[f"control/{task}"]
             cells = [format_number(true, ".1%", found.get(f"stderr/{task}"))]
             cells += [format_number(changed, ".1%", found.get(f"control_stderr/{task}"))]
-            cells += [f"{100 * (true - changed):+.1f} points"]
-            controls.append([f"{task}, {stage}", *cells])
+            controls.append([f"{task}, {stage}", *cells, f"{100 * (true - changed):+.1f} points"])
     tables = [Table("Accuracy by stage", ["task", *measured, "questions", "chance"], rows, note)]
     note = "The control asks the same questions with shuffled choices or wrong tool results."
     tables += [Table("Controls", ["task", "true", "control", "difference"], controls, note)]
-    return Section("Chat tasks", [table for table in tables if table.rows])
+    return [table for table in tables if table.rows]
 
 
 def tokenizer_section(folder: Path, fingerprint: str | None) -> Section:

@@ -6,7 +6,7 @@ A figure that was not measured of this run is absent. The text around the figure
 from pathlib import Path
 
 from nanochat.data.sources import ALIASES
-from nanochat.report.evaluations import chat_section, core_section, names_after
+from nanochat.report.evaluations import chat_tables, core_section, names_after
 from nanochat.report.page import (
     Section,
     Table,
@@ -51,7 +51,7 @@ def model_card(stages: list[StageRecord], parity: dict | None = None) -> str:
     sections = [
         Section("Training", [*stage_tables(stages), software_table(stages)]),
         core_section(stages),
-        chat_section(stages),
+        Section("Chat tasks", chat_tables({stage.name: stage.evaluations for stage in stages})),
         rl_section(stages),
         cost_section(stages),
         Section("Parity of this export", parity_blocks(parity) if parity else []),
@@ -75,9 +75,11 @@ def title(stage: StageRecord) -> str:
 
 
 def parity_blocks(parity: dict) -> list:
-    checks, rows = [], []
-    for name, check in parity["checks"].items():
-        checks.append([name.replace("_", " "), *(str(check[n]) for n in ("compared", "different"))])
+    checks = [
+        [name.replace("_", " "), str(check["compared"]), str(check["different"])]
+        for name, check in parity["checks"].items()
+    ]
+    rows = []
     for key, value in parity.items():
         if key not in ("checks", "differences"):
             for name, figure in value.items() if isinstance(value, dict) else [("", value)]:
@@ -138,11 +140,17 @@ def eval_results(stage: StageRecord) -> list:
         if figure in found:
             details = {"stderr": found.get(stderr), "examples": found.get(f"examples/{name}")}
             details = {key: round(value, 6) for key, value in details.items() if value is not None}
-            data = {"type": dataset, "name": name, "config": config, "split": split}
-            values = {"type": metric, "name": metric, "value": round(found[figure], 6)}
-            values["args"] = details or None
-            fields = {f"dataset_{key}": value for key, value in data.items()}
-            fields |= {f"metric_{key}": value for key, value in values.items()}
-            fields |= {"task_type": "text-generation", "task_name": "Text generation"}
-            results.append(EvalResult(**fields))
+            result = EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type=dataset,
+                dataset_config=config,
+                dataset_split=split,
+                dataset_name=name,
+                metric_type=metric,
+                metric_name=metric,
+                metric_value=round(found[figure], 6),
+                metric_args=details or None,
+            )
+            results.append(result)
     return results

@@ -1,9 +1,13 @@
-"""A page of tables, figures and samples in two forms: one HTML file (page.html), and Markdown."""
+"""Tables, figures and samples as one HTML file (page.html), as Markdown, and on a terminal."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from nanochat.common import rank_and_world
 
 
 @dataclass
@@ -102,6 +106,15 @@ def block_to_markdown(block) -> str:
             caption = f"**{markdown_cell(caption)}**" if caption else ""
             return "\n\n".join(filter(None, (caption, "\n".join(lines), note)))
     return ""  # figures
+
+
+def print_table(table: Table) -> None:
+    """On the terminal, by rank 0."""
+    if rank_and_world()[0] == 0:
+        shown = RichTable(*table.headers, title=table.caption, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        Console(width=118).print(shown)
 
 
 def markdown_cell(text: str) -> str:

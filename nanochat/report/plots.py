@@ -32,41 +32,39 @@ def new_axes(x_label: str, y_label: str = "", **arguments) -> Iterator:
         yield figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
-def curve(
-    title: str, points: list[tuple[int, float]], unit: str, noisy=False, from_zero=False
+def lines(
+    title: str,
+    series: dict[str, list[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    noisy=False,
+    from_zero=True,
 ) -> Figure:
-    """(step, value) points as a line. noisy: drawn faintly behind its running mean."""
+    """(x, y) points by name, up to three of them, each as a line. noisy: drawn faintly behind its
+    running mean."""
     from matplotlib.ticker import EngFormatter
 
-    steps, values = np.array(points).T
-    with new_axes("step", unit, figsize=(4.6, 2.7)) as axes:  # its words can be read on a phone
+    with new_axes(x_label, y_label, figsize=(4.6, 2.7)) as axes:  # can be read on a phone
         # subtle: a third of the time of a layout that measures every word.
         axes.figure.subplots_adjust(left=0.16, right=0.985, top=0.97, bottom=0.19)
         axes.yaxis.set_label_coords(-0.14, 0.5)
         axes.grid(axis="y")
         axes.margins(x=0.01)
-        every = slice(None, None, -(-len(steps) // MOST_POINTS))
-        if noisy:
-            axes.plot(steps[every], values[every], color=SERIES[0], alpha=0.35, linewidth=0.8)
-            values = running_mean(values)
-        marker = "." if len(steps) < 50 and not noisy else None
-        axes.plot(steps[every], values[every], color=SERIES[0], marker=marker)
+        for (name, points), colour in zip(series.items(), SERIES, strict=False):
+            x, y = np.array(points).T
+            every = slice(None, None, -(-len(x) // MOST_POINTS))
+            if noisy:
+                axes.plot(x[every], y[every], color=colour, alpha=0.35, linewidth=0.8)
+                y = running_mean(y)
+            marker = "." if len(x) < 50 and not noisy else None
+            axes.plot(x[every], y[every], color=colour, marker=marker, label=name)
         if from_zero:
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 5k and 2M
-        if values.max() >= 1000:
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        return Figure(title, as_inline_svg(axes.figure, title))
-
-
-def lines(title: str, series: dict[str, list[tuple]], x_label: str, unit: str) -> Figure:
-    """(x, y) points by name, up to three of them, each as a line."""
-    with new_axes(x_label, unit, figsize=(4.6, 2.7), layout="constrained") as axes:
-        for (name, points), colour in zip(series.items(), SERIES, strict=False):
-            axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=name)
-        axes.grid(axis="y")
-        axes.set_ylim(bottom=0)
-        axes.legend()
+        if len(series) > 1:
+            axes.legend()
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_data_interval()[1] >= 1000:
+                axis.set_major_formatter(EngFormatter(sep=""))  # 5k and 2M
         return Figure(title, as_inline_svg(axes.figure, title))
 
 
@@ -95,11 +93,10 @@ def bars(
         return Figure(title, as_inline_svg(axes.figure, title))
 
 
-def running_mean(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Each value averaged with its neighbours, `share` of all of them wide."""
-    window = np.ones(2 * max(1, round(len(values) * share / 2)) + 1)
-    sums, counts = (np.convolve(x, window) for x in (values, np.ones_like(values)))
-    half = len(window) // 2
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Each value averaged with its neighbours, a twentieth of all of them wide."""
+    half = max(1, len(values) // 40)
+    sums, counts = (np.convolve(x, np.ones(2 * half + 1)) for x in (values, np.ones_like(values)))
     return (sums / counts)[half:-half]
 
 

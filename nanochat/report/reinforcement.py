@@ -6,6 +6,7 @@ from statistics import median
 import numpy as np
 
 from nanochat.checkpoint.index import available_checkpoints
+from nanochat.report.evaluations import names_after
 from nanochat.report.figures import format_number
 from nanochat.report.page import Section, Table
 from nanochat.report.plots import lines
@@ -22,23 +23,21 @@ COLUMNS = {  # figure: (header, how it is written)
     "kl_to_start": ("KL to the start", ".4f"),
 }
 NOTE = (
-    "Shares of held-out problems: whose likeliest answer is right, of which one of k sampled "
-    "answers is right (pass@k), and which are answered both right and wrong. Entropy and KL "
+    "Shares of held-out problems; pass@k: one of k sampled answers is right. Entropy and KL "
     "divergence are nats a token."
 )
 RUNS_NOTE = (
     "The difference is that of the same problems' likeliest answers, last measurement less first, "
     "with the standard error of a paired difference. Minutes are those of the steps, sampling "
-    "included. An answer that weighs 1 if it is right and else 0 is fine-tuning on the model's own "
-    "right answers (rejection sampling)."
+    "included."
 )
 
 
 def measurements(run: StageRecord) -> list[dict]:
-    """The records of held-out problems, one for each step that they were answered at."""
+    """The figures of held-out problems, a record for each step that they were answered at."""
     found: dict[int, dict] = {}
     for record in run.records:
-        if record.keys() & {"held_out/greedy", "held_out/right"}:
+        if any(key.startswith("held_out/") for key in record):
             found.setdefault(record["step"], {}).update(record)
     return [record for _, record in sorted(found.items()) if "held_out/greedy" in record]
 
@@ -58,10 +57,9 @@ def runs_from_the_same_model(own: StageRecord) -> list[StageRecord]:
     def origin(run: StageRecord) -> tuple:
         return Path(run.run["parent"]).parts[-3:], run.run["config"]["task"]
 
-    newest: dict[str, Path] = {}
-    for checkpoint in available_checkpoints("rl"):
-        newest.setdefault(checkpoint.path.parent.name, checkpoint.path)
-    others = [load_stage(path) for tag, path in newest.items() if tag != own.tag]
+    newest = {c.tag: c.path for c in reversed(available_checkpoints("rl"))}
+    newest.pop(own.tag, None)
+    others = map(load_stage, reversed(newest.values()))
     return [own, *(run for run in others if origin(run) == origin(own) and measurements(run))]
 
 
@@ -75,7 +73,7 @@ def rl_section(stages: list[StageRecord], figures: bool = False) -> Section:
     own = next((stage for stage in stages if stage.name == "rl" and measurements(stage)), None)
     if own is None:
         return Section("Reinforcement learning")
-    runs = runs_from_the_same_model(own)
+    runs, records = runs_from_the_same_model(own), measurements(own)
     blocks: list = []
     if figures:
         curves = []
@@ -86,15 +84,13 @@ def rl_section(stages: list[StageRecord], figures: bool = False) -> Section:
             }
             curves.append(lines(f"Held-out {name}", points, "minutes of training", "right"))
         blocks.append(curves)
-    records = measurements(own)
-    ks = sorted(int(key.split("@")[1]) for key in records[0] if key[-1].isdigit())
+    passes = [name for name in names_after("held_out/", records[0]) if name[-1].isdigit()]
     columns = {"greedy": ("likeliest answer", ".1%")}
-    columns |= {f"pass@{k}": (f"pass@{k}", ".1%") for k in ks} | COLUMNS
+    columns |= {name: (name, ".1%") for name in passes} | COLUMNS  # "pass@8"
     rows = []
     for r in records:
-        found = {key.removeprefix("held_out/"): value for key, value in r.items()}
         cells = [
-            format_number(found.get(name), spec, found.get(f"{name}_stderr"))
+            format_number(r.get(f"held_out/{name}"), spec, r.get(f"held_out/{name}_stderr"))
             for name, (_, spec) in columns.items()
         ]
         rows.append([f"{r['step']:,}", *cells])
@@ -109,22 +105,22 @@ def rl_section(stages: list[StageRecord], figures: bool = False) -> Section:
 def gains(run: StageRecord) -> list[str]:
     """A run's row in the table of runs."""
     first, *_, last = measurements(run) * 2  # one measurement is both
+    likeliest, sampled = (
+        f"{format_number(first[key], '.1%')} to {format_number(last[key], '.1%')}"
+        for key in CURVES.values()
+    )
     change = ""
     before, after = (record.get("held_out/right", "") for record in (first, last))
     if before and len(before) == len(after):
         points, error = (100 * x for x in paired_difference(before, after))
         change = f"{points:+.1f} ± {error:.1f} points"
+    weight = WEIGHTS[run.run["config"]["policy"].get("advantage", "group_mean")]
+    row = [run.tag, weight, f"{last['step']:,}", f"{minutes(run, last['step']):.1f}"]
+    row += [likeliest, change, sampled]
     dt = {r["step"]: r["dt"] for r in run.steps}
-    sampled = [r for r in run.records if "rl/rollout_seconds" in r and r["step"] in dt]
-    speed = share = None
-    if sampled:
-        speed = median(r["rl/rollout_tokens_per_second"] for r in sampled)
-        share = median(r["rl/rollout_seconds"] / dt[r["step"]] for r in sampled)
-    kind = run.run["config"]["policy"].get("advantage", "group_mean")
-    right = [
-        f"{format_number(first[key], '.1%')} to {format_number(last[key], '.1%')}"
-        for key in CURVES.values()
-    ]
-    spent = f"{minutes(run, last['step']):.1f}"
-    found = [run.tag, WEIGHTS[kind], f"{last['step']:,}", spent, right[0], change, right[1]]
-    return [*found, format_number(speed, ",.0f"), format_number(share, ".0%")]
+    timed = [r for r in run.records if "rl/rollout_seconds" in r and r["step"] in dt]
+    if not timed:
+        return [*row, "", ""]
+    speed = median(r["rl/rollout_tokens_per_second"] for r in timed)
+    share = median(r["rl/rollout_seconds"] / dt[r["step"]] for r in timed)
+    return [*row, f"{speed:,.0f}", f"{share:.0%}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from nanochat.common import print0, rank_and_world
 from nanochat.files import base_dir, write_atomic
 from nanochat.report.evaluations import (
-    chat_section,
+    chat_tables,
     core_section,
     samples_section,
     tokenizer_section,
@@ -62,20 +62,6 @@ def remake(tag: str) -> None:
         print0(f"the report of {tag} was not made: {type(error).__name__}: {error}")
 
 
-def print_tables(tag: str) -> None:
-    """The tables of stages and of chat tasks, for the terminal; needs no file to be written."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    stages, console = lineage(newest_checkpoint(tag)), Console(width=118)
-    console.print(f"[bold]{tag}[/bold]  {base_dir()}", highlight=False)
-    for table in [*stage_tables(stages), *chat_section(stages).blocks]:
-        shown = RichTable(*table.headers)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
-
-
 def make_page(stages: list[StageRecord]) -> Page:
     last = stages[-1]
     source = stages[0].run.get("data", {}).get("source")
@@ -87,7 +73,7 @@ def make_page(stages: list[StageRecord]) -> Page:
         Section("Training", stage_tables(stages)),
         Section("Curves", [figures] if figures else []),
         core_section(stages, figures=True),
-        chat_section(stages),
+        Section("Chat tasks", chat_tables({stage.name: stage.evaluations for stage in stages})),
         rl_section(stages, figures=True),
         tokenizer_section(base_dir() / "tokenizer", last.run.get("tokenizer_fingerprint")),
         samples_section(stages),

@@ -10,7 +10,7 @@ from nanochat.report.figures import (
     format_number,
 )
 from nanochat.report.page import Figure, Section, Table
-from nanochat.report.plots import curve
+from nanochat.report.plots import lines
 from nanochat.report.run import WORLD_GRAMS_PER_KWH, StageRecord, parameters, total
 
 
@@ -20,14 +20,14 @@ def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
     shape = f"{config['num_hidden_layers']} layers, width {config['hidden_size']}"
     tokens, flops = total(s.tokens for s in stages), total(s.flops for s in stages)
     _, hours, cost, energy, _ = cost_rows(stages)[-1]
-    measured = all(stage.energy and stage.energy[1].startswith("measured") for stage in stages)
+    estimated = any(stage.energy and stage.energy[1].startswith("estimated") for stage in stages)
     facts = [
         ("Parameters", format_compact(sum(parameters(config).values())), shape),
         ("Tokens", format_compact(tokens), "through the model, all stages"),
         ("Training FLOPs", format_number(flops, ".2e"), ""),
         ("Time", hours, "first step to last"),
         ("Cost", cost, f"at ${price or 0:g} an hour"),
-        ("Energy", energy, "measured" if measured else "estimated"),
+        ("Energy", energy, "estimated" if estimated else "measured"),
         ("MFU", format_number(base.median("mfu"), ".1%"), f"median step of {base.name}"),
     ]
     if base.name == "base":
@@ -44,6 +44,8 @@ def headline(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
 
 def stage_tables(stages: list[StageRecord]) -> list[Table]:
     """What training took and reached, one line a stage; no table when no stage has records."""
+    if not any(stage.steps for stage in stages):
+        return []
     rows = [
         {
             "stage": stage.name,
@@ -61,12 +63,9 @@ def stage_tables(stages: list[StageRecord]) -> list[Table]:
     ]
     note = (
         "Time is that of the steps alone; tokens/s and MFU are those of the median step. MFU = "
-        "tokens/s × FLOPs per token / the peak of all devices; FLOPs per token = 6 × (parameters "
-        "- embedding) + 12 × layers × heads × head width × context. Bits per byte are of each "
-        "stage's own validation data."
+        "tokens/s × FLOPs per token / peak; FLOPs per token = 6 × (parameters - embedding) + 12 × "
+        "layers × heads × head width × context."
     )
-    if not any(stage.steps for stage in stages):
-        return []
     return [Table("Training by stage", [*rows[0]], [[*row.values()] for row in rows], note)]
 
 
@@ -79,7 +78,7 @@ def parameter_table(config: dict) -> Table:
 
 
 def curves(stage: StageRecord) -> list[Figure]:
-    """Loss, bits per byte, learning rate and throughput over the steps."""
+    """Reward, loss, bits per byte, learning rate and throughput over the steps."""
     drawn = [  # name, key, unit, noisy, from_zero
         ("reward", "rl/reward", "mean reward", True, False),
         ("loss", "loss", "nats a token", True, False),
@@ -88,7 +87,7 @@ def curves(stage: StageRecord) -> list[Figure]:
         ("throughput", "tokens_per_second", "tokens/s", True, True),
     ]
     return [
-        curve(f"{stage.name}: {name}", points, *look)
+        lines(f"{stage.name}: {name}", {"": points}, "step", *look)
         for name, key, *look in drawn
         if len(points := [(r["step"], r[key]) for r in stage.records if key in r]) > 1
     ]
@@ -110,8 +109,8 @@ def cost_section(stages: list[StageRecord]) -> Section:
     rows, assumed = cost_rows(stages), stages[-1].assumed
     if not any(any(cells) for _, *cells in rows):
         return Section("Time, cost and energy")
-    note = "Hours run from a stage's first step to its last, with what lies between: compilation, "
-    note += "evaluations, saves; preparing the data before is not in them."
+    note = "Hours run from a stage's start to its last step: compilation, evaluations and saves "
+    note += "are in them, preparing the data is not."
     if assumed.price_per_hour:
         note += f" Cost = hours × ${assumed.price_per_hour:g}, the machine's price an hour."
     if hows := [f"{stage.name} {stage.energy[1]}" for stage in stages if stage.energy]:
@@ -130,8 +129,8 @@ def provenance_section(stages: list[StageRecord]) -> Section:
         facts = stage.run.get("data", {}).items()
         texts = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in facts]
         data.append([stage.name, ", ".join(texts), stage.run.get("data_fingerprint", "")[:16]])
-    commands = [[shlex.join(s["command"])] for stage in stages for s in stage.sessions]
-    commands = [c for i, c in enumerate(commands) if c not in commands[:i]]
+    commands = [shlex.join(s["command"]) for stage in stages for s in stage.sessions]
+    commands = [[command] for command in dict.fromkeys(commands)]
     tables = [parameter_table(stages[-1].config), software_table(stages)]
     tables.append(Table("Data", ["stage", "what", "fingerprint"], data, numbers=False))
     tables.append(Table("Command lines, in order", ["command"], commands, numbers=False))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import rustbpe
 import tiktoken
+from forked import run_code
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -198,6 +199,7 @@ def test_long_texts_are_cut_only_where_a_piece_begins_anyway(core, data):
             assert SPLITTER.pieces(data[:i]) + SPLITTER.pieces(data[i:]) == whole
 
 
+@pytest.mark.slow
 def test_one_long_text_equals_its_parts(core, encoder, merges):
     text = KINDS["english"] * 15 + KINDS["white space"] * 80 + KINDS["CRLF"] * 150
     assert len(text) > 1 << 19  # cut in two or more
@@ -295,6 +297,7 @@ def test_memory_does_not_grow_with_the_text(kind, size):
 # ---------------------------------------------------------------- encoding
 
 
+@pytest.mark.slow
 def test_ids_equal_tiktoken_and_tokenizers(tokenizer, encoder, merges):
     ranks = {token: i for i, token in enumerate(token_bytes(merges))}
     other = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -482,7 +485,7 @@ def lines_before_the_result(result: subprocess.CompletedProcess) -> list[str]:
 
 @pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path):
-    (line,) = lines_before_the_result(run_python(TRAIN, PATH=str(tmp_path), CXX=""))
+    (line,) = lines_before_the_result(run_code(TRAIN, PATH=str(tmp_path), CXX=""))
     for part in ("looked for $CXX, g++, clang++, c++", "a hundred times", "apt install g++"):
         assert part in line
 

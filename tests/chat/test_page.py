@@ -17,6 +17,7 @@ from page_server import PAGE, PageServer
 from test_server import ROUND, SAYS_SUM, Running
 
 pytest_plugins = ["page_browser"]
+pytestmark = pytest.mark.slow
 
 LONG = "\n\n".join(f"Paragraph {i}: " + "some words that fill lines " * 12 for i in range(30))
 CODE = "```python\ndef f(x):\n    return '" + "long " * 60 + "'\n```\n"
@@ -45,7 +46,6 @@ def test_the_page_loads_only_its_own_files():
 # ---- asking
 
 
-@pytest.mark.slow
 def test_an_answer_streams_in(tab, server):
     timing = {"tokens_per_second": 41.27, "time_to_first_token": 0.083}
     tab.ask("What is **France**?", "A *coun", server.gate, "try*.", timing=timing)
@@ -242,7 +242,6 @@ def test_a_reload_in_the_middle_keeps_what_there_was(tab, server):
     assert tab.answers() == ["one two three"] and not tab.page.is_visible(".state")
 
 
-@pytest.mark.slow
 def test_export_and_import(tab, new_tab, tmp_path):
     tab.ask("/system Be kind.")
     tab.answered("What is 1+1?", ("python", "1+1"), ("output", "2"), "2")
@@ -302,7 +301,6 @@ def test_a_file_that_is_none_is_refused_whole(tab, tmp_path):
     assert tab.titles() == []
 
 
-@pytest.mark.slow
 def test_two_tabs_see_each_others_conversations(new_tab):
     tab = new_tab()
     tab.answered("One?", "1")
@@ -538,7 +536,6 @@ def test_the_end_stays_in_sight_until_the_reader_scrolls_away(tab, server):
 # ---- for everybody
 
 
-@pytest.mark.slow
 def test_nothing_scrolls_sideways(new_tab):
     fits = "document.documentElement.scrollWidth <= innerWidth"
     fits += " && byId('log').scrollWidth <= byId('log').clientWidth"
@@ -657,7 +654,6 @@ def real_page(browser):
     assert [text for text in complaints if "401" not in text] == []
 
 
-@pytest.mark.slow
 def test_a_tool_call_and_the_documents_under_the_content_policy(real_page):
     page = real_page
     with Running(*SAYS_SUM, hosts=["127.0.0.1"]) as running:
@@ -671,7 +667,6 @@ def test_a_tool_call_and_the_documents_under_the_content_policy(real_page):
     assert "1+2" in text and "3" in text and text.index("S:") < text.index("1+2") < text.index("!")
 
 
-@pytest.mark.slow
 def test_an_api_key_a_length_and_a_stop(real_page):
     page = real_page
     limits = {"max_tokens": 2000}
@@ -726,7 +721,6 @@ class UnderAPath(BaseHTTPRequestHandler):
     do_POST = do_GET
 
 
-@pytest.mark.slow
 def test_the_page_under_a_proxys_path(real_page):
     page, asked = real_page, []
     page.on("request", lambda request: asked.append(request.url))

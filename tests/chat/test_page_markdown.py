@@ -11,6 +11,7 @@ import random
 import pytest
 
 pytest_plugins = ["page_browser"]
+pytestmark = pytest.mark.slow
 
 ALLOWED_TAGS = {
     "P", "H3", "H4", "H5", "H6", "EM", "STRONG", "DEL", "CODE", "PRE", "UL", "OL", "LI", "TABLE",
@@ -258,7 +259,6 @@ def answer_all(tab, pieces: dict[str, list]) -> None:
     assert len(tab.server.requests) == len(pieces)
 
 
-@pytest.mark.slow
 def test_markdown(tab):
     shown = {text: tab.page.evaluate(SHOW, [text]) for text in RENDERED}
     assert shown == RENDERED
@@ -325,12 +325,10 @@ def test_there_are_enough_attacks():
     assert len(set(ATTACKS)) == len(ATTACKS) >= 70
 
 
-@pytest.mark.slow
 def test_attacks_in_an_answer(tab):
     answer_all(tab, {f"Attack {i}: {attack}": [attack] for i, attack in enumerate(ATTACKS)})
 
 
-@pytest.mark.slow
 def test_attacks_cut_at_every_place(tab, server):
     """All attacks in one answer, whole and letter by letter; each alone, cut at every place."""
     every = "\n\n".join(ATTACKS)
@@ -351,7 +349,6 @@ def test_attacks_cut_at_every_place(tab, server):
     check(tab, "cut")
 
 
-@pytest.mark.slow
 def test_attacks_everywhere_else(tab, server, new_tab, tmp_path):
     """In questions, tool calls, results, titles, system prompts, errors, model names and files."""
     tab.expected = ["status of 400"]
@@ -417,7 +414,6 @@ def test_hostile_files_and_storage_touch_no_prototype(tab, tmp_path):
 
 
 @pytest.mark.parametrize("name", HEAVY)
-@pytest.mark.slow
 def test_heavy_text_neither_hangs_nor_grows_deep(heavy_tab, name):
     tab = heavy_tab
     tab.answered(name, HEAVY[name])
@@ -441,7 +437,6 @@ def heavy_tab(browser):
         tab.page.close()
 
 
-@pytest.mark.slow
 def test_what_reorders_text_is_written_out(tab):
     tab.answered("a\u202eb", "`x\u202ey` \u2066z\u2069\n\n```\n/*\u202e } \u2066if*/\n```")
     assert tab.questions() == ["a[U+202E]b"]

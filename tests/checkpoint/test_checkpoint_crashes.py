@@ -4,7 +4,6 @@ Nothing here is simulated: processes are killed, and limits are set by the opera
 """
 
 import itertools
-import multiprocessing
 import os
 import random
 import resource
@@ -15,6 +14,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from forked import CONTEXT, start
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
 from nanochat.checkpoint import manifest
@@ -29,15 +29,6 @@ from nanochat.checkpoint_manager import (
 from nanochat.common import CheckpointError
 
 CPU = torch.device("cpu")
-
-
-def start(target, *arguments):
-    """Runs target(*arguments) in a new process that does not share this one's threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nanochat.checkpoint_manager"])
-    process = context.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
 
 
 def save_until_killed(folder, completed):
@@ -56,7 +47,7 @@ def save_until_killed(folder, completed):
 @pytest.mark.slow
 def test_killed_at_random_moments_the_last_complete_one_is_there(base_dir):
     rng = random.Random(1)
-    completed = multiprocessing.get_context("forkserver").Value("i", 0, lock=False)
+    completed = CONTEXT.Value("i", 0, lock=False)
     for _ in range(4):
         already = completed.value
         process = start(save_until_killed, base_dir, completed)
@@ -167,8 +158,7 @@ def write_at_once(folder, value, barrier, messages):
 
 @pytest.mark.slow
 def test_of_two_that_write_one_place_at_once_one_wins_and_the_other_is_told(base_dir):
-    context = multiprocessing.get_context("forkserver")
-    barrier, messages = context.Barrier(2), context.Queue()
+    barrier, messages = CONTEXT.Barrier(2), CONTEXT.Queue()
     processes = [start(write_at_once, base_dir, i, barrier, messages) for i in (1, 2)]
     said = dict(messages.get(timeout=90) for _ in processes)
     for process in processes:
@@ -196,7 +186,7 @@ def save_with_limit(folder, limit, messages):
 def test_full_disk_leaves_the_earlier_checkpoint_and_nothing_else(base_dir, limit):
     good = save(1)
     size = sum(p.numel() * 4 for p in tiny_model().parameters())
-    messages = multiprocessing.get_context("forkserver").Queue()
+    messages = CONTEXT.Queue()
     process = start(save_with_limit, base_dir, limit, messages)
     message = messages.get(timeout=60)
     process.join()
@@ -228,7 +218,7 @@ def save_as_rank(rank, folder, messages):
 
 @pytest.mark.slow
 def test_of_two_ranks_one_writes_and_both_learn_of_a_failure(base_dir):
-    messages = multiprocessing.get_context("forkserver").Queue()
+    messages = CONTEXT.Queue()
     processes = [start(save_as_rank, rank, base_dir, messages) for rank in (0, 1)]
     (_, draw0, error0), (_, draw1, error1) = sorted(messages.get(timeout=60) for _ in processes)
     for process in processes:

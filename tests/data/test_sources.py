@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from forked import run_code
 
 from nanochat.common import ConfigError, DataError
 from nanochat.data.hub import with_retries
@@ -228,10 +229,7 @@ def hub(shared_data):
 def run_python(code: str, tmp_path, endpoint: str, **more: str) -> subprocess.CompletedProcess:
     """Runs code with a fresh cache: huggingface_hub reads its settings when it is imported."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    settings |= more
-    command = [sys.executable, "-c", code]
-    env = os.environ | settings
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return run_code(code, **settings | more)
 
 
 DOWNLOAD = """

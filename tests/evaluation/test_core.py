@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import run_ranks
 from tiny_checkpoint import save, tiny_tokenizer
 
 from bench.core_eval import score_plainly
@@ -276,7 +276,7 @@ def test_two_ranks_measure_what_one_does(tmp_path):
     folder = write_bundle(tmp_path / "bundle")
     alone = measure(folder)
     assert [result.total for result in alone] == [7, 7] and alone[0].cut > 0
-    mp.spawn(rank_main, (folder,), nprocs=2)
+    run_ranks(rank_main, 2, folder)
     for rank in range(2):
         assert torch.load(folder / f"rank{rank}.pt", weights_only=False) == alone
 

@@ -93,7 +93,7 @@ def test_an_empty_continuation_is_an_error(tmp_path):
 
 def test_a_task_without_a_baseline_is_an_error(tmp_path):
     files = FILES | {"eval_meta_data.csv": "Eval Task,Random baseline\npick,50\n"}
-    with pytest.raises(DataError, match="say .* has no baseline"):
+    with pytest.raises(DataError, match="say .* has baseline None"):
         Bundle(write_folder(tmp_path, files)).tasks()
 
 

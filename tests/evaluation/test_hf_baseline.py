@@ -22,6 +22,7 @@ from nanochat.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
 SPECIALS = ["<s>", "</s>"]
 
 
@@ -147,9 +148,7 @@ def test_our_conversations_render_alike():
         )
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": 0}, {"temperature": 0.9, "top_k": 20, "seed": 7}]
-)
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.9, "seed": 7}])
 def test_our_checkpoint_generates_what_our_engine_does(options):
     path, mine = save(), tiny_model()
     theirs = TransformersEngine(*load_transformers(path, "cpu"))

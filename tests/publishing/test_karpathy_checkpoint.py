@@ -92,6 +92,7 @@ def upstream_logits(tensors, ids):
     return 15 * torch.tanh(norm(x) @ tensors["_orig_mod.lm_head.weight"].T / 15)
 
 
+@pytest.mark.slow
 def test_a_classic_checkpoint_computes_the_same_here(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     model, tokenizer = tiny_model(n_kv_head=1), tiny_tokenizer()

@@ -95,6 +95,7 @@ def test_an_answer_that_fails_ends(monkeypatch):
     assert list(answer("the cat", [])) == ["", "(no answer)"]
 
 
+@pytest.mark.slow
 def test_old_turns_make_room_and_markup_stays_text(monkeypatch):
     pytest.importorskip("gradio", reason="needs the [dev] extra")
     transformers = pytest.importorskip("transformers", reason="needs the [export] extra")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ from nanochat.report.energy import EnergyMeter, rapl_meter
 from nanochat.report.evaluations import tokenizer_section
 from nanochat.report.figures import format_compact, format_hours, format_number
 from nanochat.report.page import Page, Sample, Section, Table, to_html, to_markdown
-from nanochat.report.plots import SERIES, curve, running_mean
+from nanochat.report.plots import SERIES, lines, running_mean
 from nanochat.report.report import make_page, remake, write_report
 from nanochat.report.run import (
     Assumptions,
@@ -187,7 +188,7 @@ def test_without_a_counter_a_line_says_so(tmp_path, monkeypatch, capsys):
 
 def test_the_training_log_records_session_and_joules(tmp_path):
     reading = iter([0.0, 7.0])
-    meter = EnergyMeter("a counter", [(lambda: next(reading), 0.0)])
+    meter = EnergyMeter("a counter", [(lambda: next(reading), math.inf)])
     session = {"ranks": 1, "flops_per_token": 10, "peak_flops": 1e3}
     log = TrainLog(tmp_path, "base", session, 0, meter)
 
@@ -205,7 +206,7 @@ def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, 
         raise OSError("gone")
 
     meter = EnergyMeter("a counter", [])
-    meter.counters, meter.last = [(read, 0.0)], [0.0]
+    meter.counters, meter.last = [(read, math.inf)], [0.0]
     assert meter.record(at_end=True) == {"joules": None} and meter.record(at_end=True) == {}
     assert "energy is no longer measured: gone" in capsys.readouterr().out
     base = stages[0]
@@ -314,8 +315,8 @@ def test_tokenizer_table_is_shown_for_the_run_s_own_tokenizer_alone(tmp_path):
 
 
 def test_curves_are_smoothed_and_take_the_page_s_colours():
-    assert running_mean([0, 3, 0], share=0.1).tolist() == [1.5, 1, 1.5]
-    svg = curve('A "title" <x>', [(1, 3), (2, 4)], "unit").svg
+    assert running_mean([0, 3, 0]).tolist() == [1.5, 1, 1.5]
+    svg = lines('A "title" <x>', {"": [(1, 3), (2, 4)]}, "step", "unit").svg
     assert svg.startswith("<svg") and "var(--c1)" in svg and SERIES[0] not in svg
     assert 'aria-label="A &quot;title&quot; &lt;x&gt;"' in svg
     ids = re.findall(r' id="([^"]+)"', svg)

@@ -165,6 +165,7 @@ def ordinary_namespaces(user: int | None) -> bool:
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_is_refused(results, place, name):
     status, output, error = results(place)[2][name]
     lines = output.splitlines()
@@ -174,6 +175,7 @@ def test_is_refused(results, place, name):
 
 @pytest.mark.parametrize("name", VERDICTS)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_ends_as(results, place, name):
     attempts = results(place)[2]
     if place != "me-namespaces" and name in SLOW:
@@ -186,6 +188,7 @@ def test_ends_as(results, place, name):
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_which_tier_is_found(results, place):
     tier, loses, _ = results(place)
     assert tier == ("namespaces" if place.endswith("namespaces") else "restricted")

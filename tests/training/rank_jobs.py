@@ -1,4 +1,4 @@
-"""Jobs for several ranks, all in one start of the processes, which takes most of the time.
+"""Jobs for several ranks, all in one start of the processes.
 
 A job is (function, number of ranks, ranks a node, arguments); function(**arguments) runs on each of
 its ranks as under torchrun, and what it returns on rank r is results[job][r].
@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
+from forked import run_ranks
 
 from nanochat.common import compute_cleanup, compute_init
 
@@ -22,7 +22,7 @@ def run_jobs(jobs: dict[str, tuple], folder: Path, processes: int = 4) -> dict[s
         ports.append(free.getsockname()[1])
     for free in sockets:
         free.close()
-    mp.spawn(work, args=(jobs, ports, str(folder)), nprocs=processes)
+    run_ranks(work, processes, jobs, ports, str(folder))
     return {
         name: [
             torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(job[1])

@@ -19,7 +19,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.distributed import deal, join, rows_of_ranks, shard
 from nanochat.training.optimizers import build_optimizers, make_schedule
 
-STEPS, ROWS, ACCUM = 5, 24, 2
+STEPS, ROWS, ACCUM = 3, 24, 2
 # Nothing divides by 3 or 4: 19 matrices, of 18 x 18, 6 x 18 (grouped heads), 72 x 18 and 18 x 72.
 SHAPE = {"n_embd": 18, "n_head": 3, "head_dim": 6, "n_kv_head": 1, "vocab_size": 64, "n_layer": 3}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import run_ranks
 
 from nanochat.checkpoint.writing import Writer
 from nanochat.common import CheckpointError, ConfigError, on_rank0
@@ -73,11 +73,10 @@ def hear_a_failure(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_decide_and_hear_as_one(tmp_path):
-    """Together, because starting the processes takes most of the time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(start, args=(port, str(tmp_path)), nprocs=RANKS)
+    run_ranks(start, RANKS, port, str(tmp_path))
 
 
 def test_8_bit_products_are_refused_where_there_are_none():

@@ -1,0 +1,76 @@
+"""Processes that begin with torch imported: forked from a server that has no threads.
+
+Starting Python and importing torch takes four seconds; this takes some milliseconds.
+"""
+
+import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from nanochat.configurator import cli
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["pytest", "hypothesis", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+    + ["nanochat.engine", "scripts.base_train", "scripts.mid_train"]
+    + ["scripts.chat_sft", "scripts.chat_rl"]
+)
+
+
+def start(function, *arguments, **variables: str) -> multiprocessing.Process:
+    """A process that runs function(*arguments); environment variables are this one's and these."""
+    environment = {**os.environ, **variables}
+    process = CONTEXT.Process(target=begin, args=(environment, function, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def begin(environment: dict, function, arguments: tuple) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def run_ranks(function, number: int, *arguments, **variables: str) -> None:
+    """function(rank, *arguments) in `number` processes, to the end. Where one fails, whose
+    traceback is printed, the others are ended too."""
+    left = {}
+    for rank in range(number):
+        process = start(function, rank, *arguments, **variables)
+        left[process.sentinel] = process
+    while left:
+        process = left.pop(wait(left)[0])
+        process.join()
+        if process.exitcode:
+            for other in left.values():
+                other.kill()
+            raise AssertionError(f"a rank ended with {process.exitcode}")
+
+
+def run_script(module: str, flags: str) -> None:
+    """What `python -m module flags` does, in silence; for a process of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = [module, *flags.split()]
+    script = importlib.import_module(module)
+    cli(script.main, script.Config)
+
+
+def run_code(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """As `python -c code arguments`, environment variables being this process's and these."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start(execute, folder, code, arguments, **variables)
+        process.join()
+        printed = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(code, process.exitcode, *printed)
+
+
+def execute(folder: str, code: str, arguments: tuple) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
