@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nanochat.common import ConfigError, DataError, print0
+from nanochat.common import DataError, print0, rank_and_world
 from nanochat.data.packing import cut_at_turns, of_epochs, pad_widths, row_bounds, shuffled
 from nanochat.data.token_shards import TokenShards, tokenize_source  # noqa: F401
 
@@ -40,8 +40,8 @@ class PackedRows:
     """Rows of T + 1 ids, filled with pieces of documents that each begin with <|bos|>.
 
     Each epoch has all rows once. The shards are shuffled, and the rows of MIXED_SHARDS shards at a
-    time among themselves, so that the first steps need only their plans. mask_loss: no loss outside
-    the shards' mask, nor on the <|bos|> between conversations.
+    time among themselves. mask_loss, for conversations: no loss outside the shards' mask, nor on
+    the <|bos|> between them.
     """
 
     fixed_length = True
@@ -49,33 +49,31 @@ class PackedRows:
     def __init__(self, shards: TokenShards, row_tokens: int, seed: int, mask_loss: bool = False):
         if shards.num_tokens == 0:
             raise DataError(
-                f"{shards.name}: found no token, expected at least one document. Add text: of two "
-                f"documents one is for validation, of a single one the end"
+                f"{shards.name}: found no token, expected a document. Add text: of two documents "
+                f"one is for validation, of a single one the end"
             )
-        if mask_loss and any(shard.mask is None for shard in shards.shards):
-            raise ConfigError(f"{shards.name}: mask_loss is for conversations; text has no mask")
         self.shards, self.max_length, self.seed = shards, row_tokens, seed
         self.mask_loss = mask_loss
-        self._sizes: dict[int, tuple[int, int]] = {}  # (rows, pieces) of the shards seen so far
-        # The window: rows first..last-1 of the endless sequence, each as (shard, begin and end of
-        # its pieces in the shard's plan).
+        # Row i of shard k is made of the pieces bounds[k][i]:bounds[k][i + 1] of its plan.
+        self._bounds = [row_bounds(shard.plan(row_tokens)) for shard in shards.shards]
+        # The window: rows first..last-1 of the endless sequence, each as (shard, row of it).
         self._first = self._last = 0
-        self._rows = np.empty((0, 3), np.int64)
+        self._rows = np.empty((0, 2), np.int64)
         self._plans: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """Rows of an epoch; plans all shards."""
-        return sum(self._size(k)[0] for k in range(len(self.shards.shards)))
+        """Rows of an epoch."""
+        return sum(len(bounds) - 1 for bounds in self._bounds)
 
     def describe(self) -> str:
         """One line: rows, and what packing cost."""
-        T, num_tokens, num_rows = self.max_length, self.shards.num_tokens, len(self)
-        num_pieces = sum(pieces for _, pieces in self._sizes.values())
-        padding = 1 - (num_tokens + num_pieces) / (num_rows * (T + 1))
+        T, num_tokens = self.max_length, self.shards.num_tokens
+        num_pieces = sum(int(bounds[-1]) for bounds in self._bounds)
+        padding = 1 - (num_tokens + num_pieces) / (len(self) * (T + 1))
         lengths = np.concatenate([np.diff(shard.offsets) for shard in self.shards.shards])
         cut = np.maximum(lengths - T, 0).sum() / num_tokens
         return (
-            f"{num_rows:,} rows of {T} tokens: {padding:.2%} padding, "
+            f"{len(self):,} rows of {T} tokens: {padding:.2%} padding, "
             f"{cut:.2%} of tokens continue a document that began in another row"
         )
 
@@ -83,12 +81,12 @@ class PackedRows:
         """(inputs, targets), int64 (T,), of row `index` >= 0 of the endless sequence."""
         if not self._first <= index < self._last:
             self._move_window(index)
-        k, first_piece, last_piece = self._rows[index - self._first].tolist()
-        shard = self.shards.shards[k]
+        k, i = self._rows[index - self._first].tolist()
+        shard, pieces = self.shards.shards[k], slice(*self._bounds[k][i : i + 2])
         ids = np.full(self.max_length + 1, self.shards.bos, dtype=np.int64)
         loss = np.zeros(self.max_length + 1, dtype=bool)
         end = 0
-        for start, length, _ in self._plans[k][first_piece:last_piece].tolist():
+        for start, length, _ in self._plans[k][pieces].tolist():
             begin, end = end + 1, end + 1 + length  # one place is left for <|bos|>
             ids[begin:end] = shard.tokens[start : start + length]
             if self.mask_loss:
@@ -97,31 +95,20 @@ class PackedRows:
             loss[:end] = True
         return ids[:-1], np.where(loss[1:], ids[1:], NO_LOSS)
 
-    def _size(self, k: int) -> tuple[int, int]:
-        if k not in self._sizes:
-            plan = self.shards.shards[k].plan(self.max_length)
-            self._sizes[k] = len(row_bounds(plan)) - 1, len(plan)
-        return self._sizes[k]
-
     def _move_window(self, index: int) -> None:
-        """To where row `index` is; in the first epoch, later shards are not needed."""
-        epoch, first = 0, 0
-        while True:
-            order = shuffled(len(self.shards.shards), self.seed, epoch, 0).tolist()
-            for i in range(0, len(order), MIXED_SHARDS):
-                group = order[i : i + MIXED_SHARDS]
-                last = first + sum(self._size(k)[0] for k in group)
-                if index < last:
-                    self._first, self._last = first, last
-                    self._plans = {k: self.shards.shards[k].plan(self.max_length) for k in group}
-                    bounds = [(k, row_bounds(plan)) for k, plan in self._plans.items()]
-                    rows = [np.stack([np.full(len(b) - 1, k), b[:-1], b[1:]], 1) for k, b in bounds]
-                    mixed = shuffled(last - first, self.seed, epoch, 1, i)
-                    self._rows = np.concatenate(rows)[mixed]
-                    return
-                first = last
-            epoch = index // len(self)
-            first = epoch * len(self)
+        """To the MIXED_SHARDS shards that row `index` is of."""
+        epoch = index // len(self)
+        order = shuffled(len(self._bounds), self.seed, epoch, 0).tolist()
+        self._last = epoch * len(self)
+        for i in range(0, len(order), MIXED_SHARDS):
+            group = order[i : i + MIXED_SHARDS]
+            sizes = [len(self._bounds[k]) - 1 for k in group]
+            self._first, self._last = self._last, self._last + sum(sizes)
+            if index < self._last:
+                break
+        rows = np.stack([np.repeat(group, sizes), np.concatenate(list(map(np.arange, sizes)))], 1)
+        self._rows = rows[shuffled(len(rows), self.seed, epoch, 1, i)]
+        self._plans = {k: self.shards.shards[k].plan(self.max_length) for k in group}
 
 
 class PaddedRows:
@@ -180,29 +167,19 @@ def batches(
     rows_per_step: int,
     device_batch_size: int,
     cursor: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     device: torch.device | str = "cpu",
     pad_id: int = 0,
 ) -> Iterator[Batch]:
     """This rank's micro-batches, without end.
 
-    rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
-    rows from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole
-    next step, which is copied while the device computes. ConfigError when the sizes do not divide.
+    rows_per_step / (device_batch_size * ranks) of them are a step; step n (0, 1, ...) has the rows
+    from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole next
+    step, which is copied while the device computes.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
+    rank, world_size = rank_and_world()
     at_once = device_batch_size * world_size
-    if at_once < 1:
-        raise ConfigError(f"device batch size: found {device_batch_size}, expected at least 1")
-    if rows_per_step < 1 or rows_per_step % at_once:
-        below = rows_per_step // at_once * at_once
-        nearest = f"{below} or {below + at_once}" if below > 0 else f"{at_once}"
-        raise ConfigError(
-            f"rows per step: found {rows_per_step}, expected a multiple of {device_batch_size} "
-            f"rows a device x {world_size} ranks = {at_once}. Nearest: {nearest}"
-        )
-
+    assert rows_per_step % at_once == 0, f"{rows_per_step} rows do not divide by {at_once}"
     widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)
 
     def prepare() -> Iterator[Batch]:
@@ -235,8 +212,10 @@ def collate(
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    inputs, targets = (t.to(device, non_blocking=True) for t in (batch.inputs, batch.targets))
-    weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
+    tensors = batch.inputs, batch.targets, batch.weights
+    inputs, targets, weights = (
+        t if t is None else t.to(device, non_blocking=True) for t in tensors
+    )
     return Batch(inputs, targets, batch.num_targets, weights)
 
 

@@ -18,8 +18,7 @@ import torch
 from nanochat.checkpoint.manifest import MANIFEST
 from nanochat.checkpoint_manager import (
     RUN,
-    generation_config,
-    hugging_face_config,
+    hugging_face_records,
     hugging_face_texts,
     load_checkpoint,
 )
@@ -168,11 +167,11 @@ def check_files(folder: Path, texts: dict[str, str]) -> Check:
 def check_config(theirs, config, tokenizer) -> Check:
     """Every field that the checkpoint wrote, as transformers understood it."""
     check = Check()
-    expected = hugging_face_config(config, tokenizer)
+    expected, generation = hugging_face_records(config, tokenizer).values()
     expected["dtype"] = torch.float32  # as it was loaded
     for name in expected.keys() - {"rope_theta"}:  # in rope_parameters
         check.same(f"config {name}", getattr(theirs.config, name, "absent"), expected[name])
-    for name, value in generation_config(tokenizer).items():
+    for name, value in generation.items():
         found = getattr(theirs.generation_config, name)
         check.same(f"generation config {name}", found, value)
     return check
