@@ -115,7 +115,7 @@ def sft(sizes: Sizes) -> dict:
         for width in widths * 2:
             ids = torch.zeros(4, width, dtype=torch.long, device=sizes.device)
             start = time.perf_counter()
-            loss_fn(model, Batch(ids, ids))[0].backward()
+            loss_fn(model, Batch(ids, ids)).backward()
             sizes.synchronize()
             key = f"{width} tokens, " + (
                 "again" if f"{width} tokens, first s" in found else "first"

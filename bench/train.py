@@ -84,7 +84,7 @@ def time_steps(model, batches: list[Batch], config: Config, device: torch.device
         synchronize(device)
         start = time.perf_counter()
         for batch in batches:
-            (loss_fn(model, batch)[0] / count).backward()
+            (loss_fn(model, batch) / count).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)

@@ -9,22 +9,8 @@ def adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_deca
     """One step, in place, on lists of equal length of float32 tensors; `step` counts from 1.
 
     p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps), with m_hat = m / (1 - b1^step),
-    v_hat = v / (1 - b2^step): torch.optim.AdamW's own order of operations.
+    v_hat = v / (1 - b2^step). PyTorch's own kernel reads and writes every number once.
     """
-    b1, b2 = betas
-    torch._foreach_lerp_(exp_avg, grad, 1 - b1)
-    torch._foreach_mul_(exp_avg_sq, b2)
-    torch._foreach_addcmul_(exp_avg_sq, grad, grad, 1 - b2)
-    denominator = torch._foreach_sqrt(exp_avg_sq)
-    torch._foreach_div_(denominator, (1 - b2**step) ** 0.5)
-    torch._foreach_add_(denominator, eps)
-    if weight_decay:
-        torch._foreach_mul_(p, 1 - lr * weight_decay)
-    torch._foreach_addcdiv_(p, exp_avg, denominator, -lr / (1 - b1**step))
-
-
-def fused_adamw_update(p, grad, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_decay) -> None:
-    """adamw_update in one kernel, PyTorch's own; every tensor is read and written once."""
     steps = [torch.full((), step, dtype=torch.float32, device=x.device) for x in p]
     torch._fused_adamw_(
         p, grad, exp_avg, exp_avg_sq, [], steps, lr=lr, beta1=betas[0], beta2=betas[1],
@@ -90,8 +76,7 @@ class AdamW(NamedOptimizer):
         self.num_steps += 1
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            update = fused_adamw_update if params and params[0].is_cuda else adamw_update
             grads = [p.grad for p in params]
             averages = ([self.state[p][name] for p in params] for name in self.STATE)
             settings = (group[name] for name in ("lr", "betas", "eps", "weight_decay"))
-            update(params, grads, *averages, self.num_steps, *settings)
+            adamw_update(params, grads, *averages, self.num_steps, *settings)

@@ -92,23 +92,19 @@ def hugging_face_texts(config: GPTConfig, tokenizer: Tokenizer, **settings) -> d
     Programs that do not know {% generation %} read tokenizer_config.json's template, transformers
     the file's.
     """
-    records = {CONFIG: hugging_face_config(config, tokenizer) | settings}
-    records[GENERATION] = generation_config(tokenizer)
+    records = hugging_face_records(config, tokenizer)
+    records[CONFIG] |= settings
     more = {"model_max_length": config.sequence_len, "chat_template": plain_chat_template()}
     return as_json(records) | {TEMPLATE: chat_template()} | tokenizer.texts(**more)
 
 
-def hugging_face_config(config: GPTConfig, tokenizer: Tokenizer) -> dict:
-    """config.json. Pad is null: transformers would freeze its embedding."""
-    end = tokenizer.special("<|assistant_end|>")
-    special = {"bos_token_id": tokenizer.bos, "eos_token_id": end, "pad_token_id": None}
-    return to_hf(config) | special
-
-
-def generation_config(tokenizer: Tokenizer) -> dict:
-    """generation_config.json: an answer ends at either stop id, as in our own generators."""
-    bos = tokenizer.bos
-    return {"bos_token_id": bos, "eos_token_id": list(stop_ids(tokenizer)), "pad_token_id": bos}
+def hugging_face_records(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, dict]:
+    """config.json, where pad is null, because transformers would freeze its embedding, and
+    generation_config.json: an answer ends at either stop id, as in our own generators."""
+    bos = {"bos_token_id": tokenizer.bos}
+    ends = {"eos_token_id": tokenizer.special("<|assistant_end|>"), "pad_token_id": None}
+    stops = {"eos_token_id": list(stop_ids(tokenizer)), "pad_token_id": tokenizer.bos}
+    return {CONFIG: to_hf(config) | bos | ends, GENERATION: bos | stops}
 
 
 # ---------------------------------------------------------------- loading
@@ -121,10 +117,10 @@ def load_model(
     model_tag: str | None = None,
     step: int | None = None,
 ) -> tuple[GPT, Tokenizer, dict]:
-    """(model, tokenizer, meta) of a stage's newest complete checkpoint, every file verified.
+    """(model, tokenizer, run.json with "path") of a stage's newest complete checkpoint, every file
+    verified.
 
-    source: "base", "mid", "sft", "rl", or a checkpoint's folder. phase: "train" or "eval". meta:
-    run.json and "path" (str).
+    source: "base", "mid", "sft", "rl", or a checkpoint's folder. phase: "train" or "eval".
 
     Example: model, tokenizer, meta = load_model("sft", device, phase="eval")
     """

@@ -50,7 +50,7 @@ def require_package(module: str, remedy: str = INSTALL) -> None:
 
 def rank_and_world() -> tuple[int, int]:
     """(rank, world size): (0, 1) outside torchrun."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -87,16 +87,16 @@ def on_rank0(function: Callable[[], T]) -> T:
     rank, world = rank_and_world()
     if world == 1:
         return function()
-    result, error = None, None
+    result, error, known = None, None, None
     if rank == 0:
         try:
             result = function()
         except Exception as raised:
             error = raised
-    known = error if isinstance(error, NanochatError) else error and NanochatError(repr(error))
+            known = raised if isinstance(raised, NanochatError) else NanochatError(repr(raised))
     outcome = [result, known]
     dist.broadcast_object_list(outcome, src=0)
-    if error or outcome[1]:
+    if outcome[1]:
         raise error or outcome[1]  # on rank 0 as it was, with its traceback
     return outcome[0]
 
@@ -162,7 +162,7 @@ def compute_init(
 
 def compute_cleanup() -> None:
     """Leaves the group of ranks, if there is one."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -40,21 +40,14 @@ def at_home(value):
     return user_path(value) if isinstance(value, Path) else value
 
 
-class LenientStream(io.TextIOWrapper):
+class LenientFile(io.FileIO):
     """Drops what can no longer be written: `| head -1`, a full disk, a lost terminal."""
 
-    def write(self, text: str) -> int:
-        self.attempt(super().write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.attempt(super().flush)
-
-    def attempt(self, function: Callable, *arguments) -> None:
+    def write(self, data) -> int | None:
         try:
-            function(*arguments)
+            return super().write(data)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 def prepare_process() -> None:
@@ -65,9 +58,9 @@ def prepare_process() -> None:
         if stream is None:  # closed: the next file that is opened would get its descriptor
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
-            buffer = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115
+            buffer = io.BufferedWriter(LenientFile(stream.fileno(), "w", closefd=False))
             how = stream.encoding, "backslashreplace", None, stream.line_buffering
-            setattr(sys, name, LenientStream(buffer, *how, stream.write_through))
+            setattr(sys, name, io.TextIOWrapper(buffer, *how, stream.write_through))
     if sys.stdin and sys.stdin is sys.__stdin__:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     home = os.path.expanduser("~")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nanochat.common import ConfigError, DataError, print0
+from nanochat.common import ConfigError, DataError, print0, rank_and_world
 from nanochat.data.packing import cut_at_turns, of_epochs, pad_widths, row_bounds, shuffled
 from nanochat.data.token_shards import TokenShards, tokenize_source  # noqa: F401
 
@@ -180,29 +180,19 @@ def batches(
     rows_per_step: int,
     device_batch_size: int,
     cursor: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     device: torch.device | str = "cpu",
     pad_id: int = 0,
 ) -> Iterator[Batch]:
     """This rank's micro-batches, without end.
 
-    rows_per_step / (device_batch_size * world_size) of them are a step; step n (0, 1, ...) has the
-    rows from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole
-    next step, which is copied while the device computes. ConfigError when the sizes do not divide.
+    rows_per_step / (device_batch_size * ranks) of them are a step; step n (0, 1, ...) has the rows
+    from cursor + n * rows_per_step on, over all ranks. On CUDA a thread prepares the whole next
+    step, which is copied while the device computes.
     Example: 8 rows a step on 2 ranks, 2 at once: rank 1 gets rows [2, 3], [6, 7], [10, 11], ...
     """
+    rank, world_size = rank_and_world()
     at_once = device_batch_size * world_size
-    if at_once < 1:
-        raise ConfigError(f"device batch size: found {device_batch_size}, expected at least 1")
-    if rows_per_step < 1 or rows_per_step % at_once:
-        below = rows_per_step // at_once * at_once
-        nearest = f"{below} or {below + at_once}" if below > 0 else f"{at_once}"
-        raise ConfigError(
-            f"rows per step: found {rows_per_step}, expected a multiple of {device_batch_size} "
-            f"rows a device x {world_size} ranks = {at_once}. Nearest: {nearest}"
-        )
-
+    assert rows_per_step % at_once == 0, f"{rows_per_step} rows do not divide by {at_once}"
     widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)
 
     def prepare() -> Iterator[Batch]:
@@ -235,8 +225,10 @@ def collate(
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    inputs, targets = (t.to(device, non_blocking=True) for t in (batch.inputs, batch.targets))
-    weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
+    tensors = batch.inputs, batch.targets, batch.weights
+    inputs, targets, weights = (
+        t if t is None else t.to(device, non_blocking=True) for t in tensors
+    )
     return Batch(inputs, targets, batch.num_targets, weights)
 
 

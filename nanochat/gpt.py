@@ -7,6 +7,7 @@ Parameters are float32 masters; the forward pass casts them to `model.compute_dt
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,7 @@ class GPTConfig:
             )
 
     @classmethod
-    def from_depth(
-        cls, depth: int, vocab_size: int, head_dim: int = 128, **overrides
-    ) -> "GPTConfig":
+    def from_depth(cls, depth: int, vocab_size: int, head_dim: int = 128, **overrides) -> Self:
         """Width 64 * depth, rounded up to a multiple of head_dim; heads = width / head_dim.
 
         Example: GPTConfig.from_depth(20, vocab_size=65536) has n_embd 1280 and n_head 10.
@@ -74,9 +73,7 @@ def norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def rotary_tables(
-    positions: torch.Tensor, head_dim: int, theta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple:
     """cos and sin, each (..., K/2) float32, of positions * theta^(-2i/K) (Su et al. 2021)."""
     i = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     angles = positions.float()[..., None] * theta ** (-i / head_dim)
@@ -182,7 +179,7 @@ class GPT(nn.Module):
             self.init_rotary()
 
     @classmethod
-    def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> "GPT":
+    def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> Self:
         """A model of these `weights`, by name, on their device."""
         with torch.device("meta"):
             model = cls(config, seed=None)
@@ -236,8 +233,7 @@ class GPT(nn.Module):
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm; T at most
         sequence_len. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
-        x = self.model.embed_tokens(inputs).to(self.compute_dtype)
-        x = norm(x, eps)
+        x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
         for block in self.model.layers:
             x = block(x, self.cos[:, :T], self.sin[:, :T])
         return norm(x, eps)
@@ -254,21 +250,15 @@ class GPT(nn.Module):
 
     def flops_per_token(self, sequence_len: int | None = None) -> int:
         """Training FLOPs per token: 6 (params - embedding) + 12 L H K T (Chowdhery et al. 2022)."""
-        c = self.config
+        c, matmul_params = self.config, self.num_params()
+        if not c.tie_word_embeddings:  # else the embedding is the head, too
+            matmul_params -= self.model.embed_tokens.weight.numel()
         T = sequence_len or c.sequence_len
-        tied = c.tie_word_embeddings  # then the embedding is the head, too
-        matmul_params = self.num_params() - self.model.embed_tokens.weight.numel() * (not tied)
         return 6 * matmul_params + 12 * c.n_layer * c.n_head * c.head_dim * T
 
     @torch.no_grad()
     def generate(
-        self,
-        tokens: list[int],
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 42,
+        self, tokens: list[int], max_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=42
     ) -> Iterator[int]:
         """Yields up to `max_tokens` ids that continue `tokens`, ending before a stop id. The slow
         twin of engine.py: the whole sequence is computed anew for each id."""

@@ -102,7 +102,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         info = Path("/proc/cpuinfo")
-        found = re.search(r"^model name\s*:(.*)", info.read_text(), re.M) if info.exists() else None
+        found = re.search(r"^model name\s*:(.*)", info.read_text() if info.exists() else "", re.M)
         name = f"cpu {found[1].strip()}" if found else "cpu"
         return f"{name} ({torch.get_num_threads()} threads)"
     return device.type
@@ -118,8 +118,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of many square matrix products, for a second: of a busy machine's
-    cores few products show what they can do."""
+    """FLOP/s of the fastest of many square matrix products, for a second: on a busy machine few
+    show what its cores can do."""
     size = 1024 if device.type == "cpu" else 2048
     a, seconds = torch.randn(size, size, device=device).to(dtype), []
     while len(seconds) < 3 or (len(seconds) < 50 and sum(seconds) < 1):
@@ -133,10 +133,8 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Waits for the device's queue to empty."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak_flops: float) -> float:

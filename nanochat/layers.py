@@ -27,9 +27,7 @@ def product(a: tuple, b: tuple, dtype: torch.dtype, fast: bool) -> torch.Tensor:
     fast: partial sums of 8-bit accuracy, good enough forwards and not for gradients.
     """
     (x, scale_x), (y, scale_y) = a, b
-    return torch._scaled_mm(
-        x, y, scale_a=scale_x, scale_b=scale_y, out_dtype=dtype, use_fast_accum=fast
-    )
+    return torch._scaled_mm(x, y, scale_x, scale_y, out_dtype=dtype, use_fast_accum=fast)
 
 
 def column_major(x: torch.Tensor) -> torch.Tensor:

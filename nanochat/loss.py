@@ -15,8 +15,8 @@ SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
 
 
 def plain_loss(features, weight, targets, softcap: float | None, factors=None) -> torch.Tensor:
-    """Sum of -log p(target), times its factor where there are some, over targets != -1, by the
-    definition; the twin of chunked_loss."""
+    """Sum of -log p(target), times its factor, over targets != -1: chunked_loss by definition, and
+    what it does where no gradient is wanted."""
     logits = soft_cap(F.linear(features, weight.to(features.dtype)).float(), softcap)  # (N, V)
     losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
     return (losses if factors is None else losses * factors).sum()
@@ -28,11 +28,9 @@ def loss_and_grad(
     """logits (N, V) before the soft-cap -> (sum of losses, its gradient by the logits, same dtype).
 
     With y = c tanh(x / c), p = softmax(y): d loss / d x = (p - onehot(target)) (1 - (y / c)^2).
-    factors: (N,) float32, one for each target's loss, or None.
+    factors: of each target's loss, (N,) float32, or None.
     """
-    valid = (targets >= 0).float()  # (N,)
-    if factors is not None:
-        valid = valid * factors
+    valid = (targets >= 0).float() * (1 if factors is None else factors)  # (N,)
     y = soft_cap(logits.float(), softcap)
     if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
         lse = y.exp().sum(dim=-1, keepdim=True).log()
@@ -48,17 +46,6 @@ def loss_and_grad(
     return (losses * valid).sum(), grad.to(logits.dtype)
 
 
-def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b, in place; total float32, a and b in compute dtype.
-
-    subtle: CUDA's product of 16-bit matrices adds into float32 itself, one pass over `total`.
-    """
-    if total.is_cuda and a.dtype != torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total += a @ b
-
-
 class ChunkedLoss(torch.autograd.Function):
     """Loss and gradients, chunk by chunk, in the forward pass; the backward pass scales them."""
 
@@ -70,15 +57,23 @@ class ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), device=features.device)
         grad_features = torch.empty_like(features) if need_grad else None
         grad_weight = torch.zeros_like(weight) if need_grad else None
+        # subtle: CUDA's product of 16-bit matrices adds into float32 itself, in one pass
+        adds = weight.is_cuda and cast.dtype != torch.float32
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
-            chunk = features[part]
-            given = () if factors is None else (factors[part],)
-            loss, grad = kernel(chunk @ cast.t(), targets[part], softcap, *given)
+            chunk, rest = features[part], (targets[part], softcap)
+            rest += () if factors is None else (factors[part],)
+            if not need_grad:
+                total += plain_loss(chunk, cast, *rest)
+                continue
+            loss, grad = kernel(chunk @ cast.t(), *rest)
             total += loss
-            if need_grad:
-                torch.mm(grad, cast, out=grad_features[part])
-                add_product(grad_weight, grad.t(), chunk)
+            torch.mm(grad, cast, out=grad_features[part])
+            if adds:
+                dtype = torch.float32
+                torch.addmm(grad_weight, grad.t(), chunk, out_dtype=dtype, out=grad_weight)
+            else:
+                grad_weight += grad.t() @ chunk
         ctx.save_for_backward(grad_features, grad_weight)
         return total
 
@@ -86,16 +81,14 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_output):
         grad_features, grad_weight = ctx.saved_tensors
         scaled = grad_features * grad_output.to(grad_features.dtype)
-        return scaled, grad_weight * grad_output, None, None, None, None, None
+        return scaled, grad_weight * grad_output, *[None] * 5
 
 
-def chunked_loss(
-    features, weight, targets, softcap, kernel=loss_and_grad, factors=None
-) -> torch.Tensor:
+def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad, factors=None):
     """plain_loss of features (N, D), weight (V, D), targets (N,), one chunk in memory at a time.
     kernel: loss_and_grad or its compiled form."""
-    need_grad = torch.is_grad_enabled()
-    return ChunkedLoss.apply(features, weight, targets, softcap, kernel, need_grad, factors)
+    rest = targets, softcap, kernel, torch.is_grad_enabled(), factors
+    return ChunkedLoss.apply(features, weight, *rest)
 
 
 def rows_with_target(targets) -> torch.Tensor:
@@ -106,31 +99,28 @@ def rows_with_target(targets) -> torch.Tensor:
 
 
 class LossFn:
-    """loss_fn(model, batch) -> (sum of losses, number of targets), compiled by Inductor or not;
-    with `by_block` the model's blocks are compiled already, one by one.
+    """loss_fn(model, batch) -> sum of losses, compiled by Inductor or not; with `by_block` the
+    model's blocks are compiled already, one by one.
 
     On a CPU the head, a third of a small model's work, is computed only where there is a target;
-    elsewhere that gather would make the host wait. `features`: the model's own, compiled;
-    evaluation shares it on a GPU.
+    elsewhere that gather would make the host wait.
     """
 
     def __init__(self, model, compiled: bool, by_block: bool = False):
-        self.gather, self.features = model.device.type == "cpu", model.features
+        self.gather = model.device.type == "cpu"
+        self.features, self.kernel = model.features, loss_and_grad
         if compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)
-        # subtle: gathered rows differ in number, so dynamic, lest each be compiled
-        self.kernel = loss_and_grad
-        if compiled:
+        if compiled:  # subtle: gathered rows differ in number, so dynamic, lest each be compiled
             self.kernel = torch.compile(loss_and_grad, dynamic=self.gather)
 
-    def __call__(self, model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, model, batch) -> torch.Tensor:
         x = self.features(batch.inputs).flatten(0, 1)  # (N, D)
         targets = batch.targets.flatten()
         factors = None if batch.weights is None else batch.weights.flatten()
-        num_targets = (targets >= 0).sum()
         if self.gather:
             chosen = rows_with_target(targets)
             x, targets = x.index_select(0, chosen), targets[chosen]
             factors = None if factors is None else factors[chosen]
         rest = targets, model.config.logit_softcap, self.kernel, factors
-        return model.lm_head.use_in(chunked_loss, x, *rest), num_targets
+        return model.lm_head.use_in(chunked_loss, x, *rest)

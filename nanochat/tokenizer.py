@@ -34,17 +34,6 @@ SPECIAL_TOKENS = (
 )
 
 
-def check_vocab_size(vocab_size: int) -> None:
-    """Raises ConfigError unless `vocab_size` is possible."""
-    smallest = -(-(256 + len(SPECIAL_TOKENS) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if vocab_size % VOCAB_MULTIPLE or vocab_size < smallest:
-        nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
-        raise ConfigError(
-            f"vocabulary size {vocab_size}: expected a multiple of {VOCAB_MULTIPLE}, at least "
-            f"{smallest}. Nearest: {nearest}"
-        )
-
-
 class Tokenizer:
     """Text to ids and back. Made by `Tokenizer.train` or `Tokenizer.load`.
 
@@ -83,7 +72,13 @@ class Tokenizer:
         learns; ConfigError for one that does not compile or that `tokenizers` reads otherwise.
         Example: Tokenizer.train(["low lower lowest"], 320).decode([104, 105]) == "hi"
         """
-        check_vocab_size(vocab_size)
+        smallest = -(-(256 + len(SPECIAL_TOKENS) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        if vocab_size % VOCAB_MULTIPLE or vocab_size < smallest:
+            nearest = max(smallest, round(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+            raise ConfigError(
+                f"vocabulary size {vocab_size}: expected a multiple of {VOCAB_MULTIPLE}, at least "
+                f"{smallest}. Nearest: {nearest}"
+            )
         room = vocab_size - len(SPECIAL_TOKENS)
         if split_pattern != SPLIT_PATTERN:
             refuse_ambiguous(split_pattern)
@@ -120,9 +115,9 @@ class Tokenizer:
         config_text = json.dumps(config, indent=2) + "\n"
         return {"tokenizer.json": to_json(self.parts), "tokenizer_config.json": config_text}
 
-    def save(self, folder: Path | str, **settings) -> None:
+    def save(self, folder: Path | str) -> None:
         """Writes the texts."""
-        for name, text in self.texts(**settings).items():
+        for name, text in self.texts().items():
             write_atomic(Path(folder) / name, text)
 
     @classmethod

@@ -51,14 +51,15 @@ class Periodic:
     at_start: bool = False
 
     def due(self, state: LoopState) -> bool:
-        if state.step == 0 or state.step == state.num_steps:
-            return self.at_start if state.step == 0 else self.every >= 0
+        if state.step == 0:
+            return self.at_start
+        if state.step == state.num_steps:
+            return self.every >= 0
         return self.every > 0 and state.step % self.every == 0
 
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
-    """Steps that fit into `seconds`, of which `step` steps `spent` some, by the median of rank 0's
-    `durations`."""
+    """Steps that fit into `seconds`, of which `step` steps `spent` some, by rank 0's median."""
     typical = sorted(durations)[len(durations) // 2]
     num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
     print0(f"{seconds:.0f} s of training will be {num_steps:,} steps")
@@ -113,11 +114,11 @@ class OneRank:
             optimizer.step()
 
     def weights(self, model) -> dict[str, torch.Tensor]:
-        """All of them by name; of several ranks, on rank 0."""
+        """All weights by name, on rank 0."""
         return dict(model.named_parameters())
 
     def whole_state(self, name: str, optimizer) -> dict[str, torch.Tensor]:
-        """What all ranks keep for the optimizer of this name; likewise."""
+        """What all ranks keep for the optimizer of this name, on rank 0."""
         return optimizer.state_tensors()
 
     def own_state(self, name: str, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -143,7 +144,7 @@ def backward_pass(
     rank's part of the loss."""
     loss = torch.zeros((), device=model.device)
     for batch in micro:
-        part = loss_fn(model, batch)[0] / count
+        part = loss_fn(model, batch) / count
         ranks.backward(part * scaler.scale if scaler else part, last=batch is micro[-1])
         loss += part.detach()
     return loss
@@ -250,7 +251,7 @@ def train(
 ) -> bool:
     """Runs optimizer steps until state.num_steps; True when done, False when asked to stop before.
 
-    steps yields the micro-batches of a step; loss_fn(model, batch) -> (loss_sum, num_targets);
+    steps yields the micro-batches of a step; loss_fn(model, batch) -> sum of losses;
     schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
     None. A step's numbers are read one step late, so that nothing waits for the device. Raises
     DivergedError.

@@ -8,7 +8,7 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, choose_dtype, print0
+from nanochat.common import choose_dtype, print0
 from nanochat.configurator import cli
 from nanochat.conversation import stop_ids
 from nanochat.data.sources import open_source
@@ -21,7 +21,7 @@ from nanochat.report.planning import print_plan
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import Periodic
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage
+from nanochat.training.stage import Stage, StageData
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
 
@@ -66,10 +66,6 @@ class Config(StageConfig):
 
 def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
     """The number of steps that the config's tokens or FLOPs take."""
-    names = ("num_steps", "target_tokens", "target_flops", "target_seconds")
-    given = [name for name in names if getattr(config, name) is not None]
-    if len(given) > 1:
-        raise ConfigError(f"give one horizon, not {len(given)}: {', '.join(given)}")
     tokens = config.target_tokens or config.tokens_per_param * model.num_params()
     if config.target_flops:
         tokens = config.target_flops / model.flops_per_token(config.sequence_len)
@@ -93,7 +89,7 @@ def main(config: Config) -> None:
     if config.plan:
         print_plan(config)
         return
-    stage = start_stage(
+    stage = Stage(
         "base", config, tag=f"d{config.depth}", new_model=lambda device: new_model(config, device)
     )
     model, tokenizer = stage.model, stage.tokenizer

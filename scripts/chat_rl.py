@@ -25,7 +25,7 @@ from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage
+from nanochat.training.stage import Stage, StageData
 from tasks.catalog import as_bytes, find_named, fingerprint, make_task, split_name
 
 
@@ -54,14 +54,12 @@ class Config(StageConfig):
     gate: bool = True
     """Stop before the first step where hardly any problem has right and wrong answers."""
     lr_scale: float = 0.05
-    """Factor on all three learning rates."""
     warmdown: float = 1.0
-    """Fraction of the steps over which the learning rate falls to final_lr."""
 
 
 def main(config: Config) -> None:
     parent = config.parent, config.parent_tag, config.parent_step
-    stage = start_stage("rl", config, parent=parent)
+    stage = Stage("rl", config, parent=parent)
     name, source = split_name(config.task)
     task, held_out = (
         make_task(name, split, source, max_malformed=config.max_malformed)

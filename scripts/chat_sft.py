@@ -11,7 +11,7 @@ from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage
+from nanochat.training.stage import Stage, StageData
 from tasks.catalog import tokenize_mixtures
 
 
@@ -32,18 +32,15 @@ class Config(StageConfig):
     max_tokens: int | None = None
     """Longest row; a longer conversation is cut at a turn. Default: the model's context."""
     lr_scale: float = 0.1
-    """Factor on all three learning rates."""
     warmdown: float = 1.0
-    """Fraction of the steps over which the learning rate falls to final_lr."""
     eval_every: int = 100
-    """Steps between bits-per-byte evaluations; 0: at the end alone, -1: never."""
 
 
 def main(config: Config) -> None:
     if config.parent not in ("base", "mid"):
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
     parent = config.parent, config.parent_tag, config.parent_step
-    stage = start_stage("sft", config, parent=parent)
+    stage = Stage("sft", config, parent=parent)
     context = stage.model.config.sequence_len
     T = config.max_tokens or context
     if context < T:

@@ -13,7 +13,7 @@ from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
-from nanochat.training.stage import StageData, start_stage
+from nanochat.training.stage import Stage, StageData
 from tasks.catalog import tokenize_mixtures
 
 
@@ -32,13 +32,11 @@ class Config(StageConfig):
     mask_loss: bool = False
     """Take the loss on what the assistant says alone."""
     warmdown: float = 1.0
-    """Fraction of the steps over which the learning rate falls to final_lr."""
     eval_every: int = 150
-    """Steps between bits-per-byte evaluations; 0: at the end alone, -1: never."""
 
 
 def main(config: Config) -> None:
-    stage = start_stage("mid", config, parent=("base", config.base_tag, config.base_step))
+    stage = Stage("mid", config, parent=("base", config.base_tag, config.base_step))
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)

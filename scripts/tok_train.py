@@ -7,6 +7,7 @@ python -m scripts.tok_train --data=fineweb-edu --vocab-size=65536 --max-chars=20
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,8 +17,9 @@ from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import fetched, open_source
 from nanochat.files import base_dir, write_atomic
-from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, check_vocab_size
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 
+VAL_CHARS = 1_000_000  # of validation text, at most, that the tokenizer is measured on
 RECORD = "training.json"  # beside tokenizer.json: the settings and the data that gave it
 
 
@@ -37,8 +39,6 @@ class Config:
     """Characters to learn from, at most."""
     doc_cap: int = 10_000
     """Characters of one document, at most, so that a few long ones do not rule."""
-    val_chars: int = 1_000_000
-    """Characters of validation text that the tokenizer is measured on."""
     split_pattern: str = SPLIT_PATTERN
     """Regular expression that cuts text into the pieces within which bytes are merged."""
     out: Path | None = None
@@ -47,20 +47,18 @@ class Config:
     """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
 
 
-def capped(documents: Iterable[str], doc_cap: int, max_chars: int) -> Iterator[str]:
-    """The beginnings of documents, until max_chars are reached."""
-    chars = 0
+def capped(documents: Iterable[str], doc_cap: int, max_chars: int, read: Counter) -> Iterator[str]:
+    """The beginnings of documents, until max_chars are reached; counted in `read`."""
     for document in documents:
-        if chars >= max_chars:
+        if read["characters"] >= max_chars:
             return
-        text = document[: min(doc_cap, max_chars - chars)]
-        chars += len(text)
+        text = document[: min(doc_cap, max_chars - read["characters"])]
+        read.update(documents=1, characters=len(text))
         yield text
 
 
 def main(config: Config) -> None:
-    check_vocab_size(config.vocab_size)
-    for name in ("max_chars", "doc_cap", "val_chars"):
+    for name in ("max_chars", "doc_cap"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; choose at least 1")
     source = open_source(config.data, config.num_shards, config.column, config.max_malformed)
@@ -76,17 +74,10 @@ def main(config: Config) -> None:
     if config.resume and path.exists() and path.read_text(encoding="utf-8") == record:
         print0(f"{folder} already holds this tokenizer, {Tokenizer.load(folder).fingerprint}")
         return
-    read = {"documents": 0, "characters": 0}
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
-
-    def counted() -> Iterator[str]:
-        for text in capped(documents, config.doc_cap, config.max_chars):
-            read["documents"] += 1
-            read["characters"] += len(text)
-            yield text
-
-    start = time.monotonic()
-    tokenizer = Tokenizer.train(counted(), config.vocab_size, config.split_pattern)
+    read, start = Counter(), time.monotonic()
+    texts = capped(documents, config.doc_cap, config.max_chars, read)
+    tokenizer = Tokenizer.train(texts, config.vocab_size, config.split_pattern)
     seconds = time.monotonic() - start
     documents.close()
 
@@ -101,7 +92,7 @@ def main(config: Config) -> None:
         f"in {seconds:.1f} s ({read['characters'] / 1e6 / max(seconds, 1e-9):.1f} million a second)"
     )
     held_out = (text for shard in source.shards("val") for text in shard.texts())
-    texts = list(capped(islice(held_out, 100_000), config.val_chars, config.val_chars))
+    texts = list(capped(islice(held_out, 100_000), VAL_CHARS, VAL_CHARS, Counter()))
     chars, tokens = sum(map(len, texts)), len(tokenizer.encode_ordinary_batch(texts)[0])
     measured = f"{chars / tokens:.3f} characters per token, of {chars:,}" if tokens else "none"
     print0(f"validation text: {measured}")

@@ -99,7 +99,7 @@ def gradients(model, batches) -> dict[str, torch.Tensor]:
     loss_fn = LossFn(model, compiled=False)
     count = sum(batch.num_targets for batch in batches)
     for batch in batches:
-        (loss_fn(model, batch)[0] / count).backward()
+        (loss_fn(model, batch) / count).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 

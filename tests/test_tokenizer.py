@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder, model_max_length=2048)
+    tokenizer.save(folder)
     return folder
 
 
@@ -183,7 +183,7 @@ def test_save_and_load(tokenizer, saved, tmp_path):
     assert loaded.fingerprint == tokenizer.fingerprint
     assert (loaded.vocab_size, loaded.special_ids) == (1024, tokenizer.special_ids)
     assert loaded.encode(LANGUAGES + MARKUP) == tokenizer.encode(LANGUAGES + MARKUP)
-    loaded.save(tmp_path, model_max_length=2048)
+    loaded.save(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
 
@@ -253,7 +253,7 @@ def test_transformers_loads_it(tokenizer, saved):
         "<|assistant_end|>",
         "<|bos|>",
     )
-    assert len(fast) == 1024 and fast.model_max_length == 2048
+    assert len(fast) == 1024
 
 
 def test_merges_in_the_older_notation_load(tokenizer, saved, tmp_path):

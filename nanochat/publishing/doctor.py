@@ -13,8 +13,7 @@ from nanochat.checkpoint_manager import (
     CONFIG,
     GENERATION,
     TEMPLATE,
-    generation_config,
-    hugging_face_config,
+    hugging_face_records,
 )
 from nanochat.common import CheckpointError, NanochatError
 from nanochat.conversation import chat_template
@@ -87,8 +86,7 @@ def id_problems(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> list[s
     """Special tokens that other files of the folder give other ids than tokenizer.json does, and
     padding on the right, which transformers does by default: answers to a batch would differ."""
     problems = []
-    expected = {CONFIG: hugging_face_config(config, tokenizer)}
-    expected[GENERATION] = generation_config(tokenizer)
+    expected = hugging_face_records(config, tokenizer)
     expected[TOKENIZER_CONFIG] = json.loads(tokenizer.texts()[TOKENIZER_CONFIG])
     for where, settings in expected.items():
         record = read_record(folder / where) or {}

@@ -14,8 +14,7 @@ from nanochat.checkpoint.manifest import MANIFEST
 from nanochat.checkpoint_manager import (
     RUN,
     WEIGHTS,
-    generation_config,
-    hugging_face_config,
+    hugging_face_records,
     hugging_face_texts,
     load_checkpoint,
 )
@@ -109,7 +108,7 @@ def compare(folder: Path, checkpoint: Path, dtype: str) -> dict:
     theirs = theirs.to(device).eval()
     checks = Checks()
     check_files(checks, folder, hugging_face_texts(native.config, tokenizer, dtype=dtype))
-    check_config(checks, theirs, hugging_face_config(native.config, tokenizer), tokenizer)
+    check_config(checks, theirs, native.config, tokenizer)
     check_weights(checks, theirs, loading, native)
     check_tokenizer(checks, their_tokenizer, tokenizer)
     check_chats(checks, their_tokenizer, tokenizer)
@@ -148,13 +147,13 @@ def check_files(checks: Checks, folder: Path, texts: dict[str, str]) -> None:
     checks.same("files", "other files", sorted(others), [])
 
 
-def check_config(checks: Checks, theirs, config: dict, tokenizer) -> None:
+def check_config(checks: Checks, theirs, config, tokenizer) -> None:
     """Every field that the checkpoint wrote, as transformers understood it."""
-    config = {**config, "dtype": torch.float32}  # as it was loaded
-    del config["rope_theta"]  # in rope_parameters
-    generation = generation_config(tokenizer)
-    for found, expected in ((theirs.config, config), (theirs.generation_config, generation)):
-        for name, value in expected.items():
+    expected, generation = hugging_face_records(config, tokenizer).values()
+    expected["dtype"] = torch.float32  # as it was loaded
+    del expected["rope_theta"]  # in rope_parameters
+    for found, wanted in ((theirs.config, expected), (theirs.generation_config, generation)):
+        for name, value in wanted.items():
             checks.same("config", name, getattr(found, name, "absent"), value)
 
 

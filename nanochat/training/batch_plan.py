@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import ConfigError, all_reduce_sum, print0, rank_and_world
+from nanochat.common import ConfigError, print0, rank_and_world
 from nanochat.cpp import NO_COMPILER, cpp_compiler
 from nanochat.dataloader import Batch
 
@@ -42,8 +42,8 @@ def plan_batch(
     model, size: int | str, rows_per_step: int, row_tokens: int, loss_fn, compiled: bool, share=1.0
 ) -> BatchPlan:
     """The plan of a stage, printed. size: most rows of a micro-batch; "auto" on a GPU: as many as
-    its memory should hold, after one micro-batch is tried, which also compiles. share: of the
-    weights that a rank holds."""
+    its memory should hold, tried with one, which also compiles. share: of the weights that a rank
+    holds."""
     world = rank_and_world()[1]
     cuda = size == "auto" and model.device.type == "cuda"
     to_try = cuda and world == 1  # a rank that fails alone would leave the others waiting
@@ -54,7 +54,7 @@ def plan_batch(
     if size < 1:
         raise ConfigError(f"--device-batch-size {size}: at least 1 row")
     plan = divide_rows(rows_per_step, world, size)
-    while to_try and not all_ranks_fit(model, loss_fn, plan.device_batch, row_tokens):
+    while to_try and not fits(model, loss_fn, plan.device_batch, row_tokens):
         if plan.device_batch == 1:
             raise ConfigError(out_of_memory(1))
         plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
@@ -92,18 +92,18 @@ def usable_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
-def all_ranks_fit(model, loss_fn, rows: int, row_tokens: int) -> bool:
-    """Whether a forward and backward pass of `rows` rows fits on every rank's GPU."""
+def fits(model, loss_fn, rows: int, row_tokens: int) -> bool:
+    """Whether a forward and backward pass of `rows` rows fits on the GPU."""
     ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
+    fitted = True
     try:
-        loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
-        failures = 0
+        loss_fn(model, Batch(ids, ids)).backward()
     except torch.OutOfMemoryError:
-        failures = 1
+        fitted = False
     model.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
-    return not all_reduce_sum(torch.tensor(failures, device=model.device))
+    return fitted
 
 
 def out_of_memory(size: int) -> str:

@@ -78,8 +78,10 @@ class StageConfig:
 
 def check_settings(stage: str, config: StageConfig, device: torch.device) -> None:
     """Raises ConfigError on what contradicts itself, or cannot be done on the device."""
-    if config.num_steps and config.target_seconds:
-        raise ConfigError("give one horizon, not both of num_steps and target_seconds")
+    horizons = ("num_steps", "target_tokens", "target_flops", "target_seconds")
+    given = [name for name in horizons if getattr(config, name, None) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"give one horizon, not {len(given)}: {', '.join(given)}")
     if config.keep_last < 1:
         raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
     if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):

@@ -24,14 +24,13 @@ def ranks_of_this_node() -> int:
 class TrainLog:
     """log(state, metrics) shows a step and appends it to metrics.jsonl; note() adds evaluations.
 
-    session: what this start runs on and with; its flops_per_token and peak_flops (of all ranks)
-    give MFU. meter: has `source` and record(at_end), what to add to a step's record; or None.
+    session: see session_of. meter: of energy, with `source` and record(at_end), what to add to a
+    step's record; or None.
     """
 
     def __init__(self, run_folder: Path, stage: str, session: dict, step: int, meter=None):
         self.run_folder, self.stage, self.session, self.meter = run_folder, stage, session, meter
-        self.last_line = float("-inf")
-        self.extra, self.live = "", None
+        self.extra, self.live, self.last_line = "", None, float("-inf")
         energy = {"energy_source": meter.source} if meter else {}
         self.write({"step": step, "session": session | energy})
         if rank_and_world()[0] == 0 and sys.stdout.isatty():
@@ -49,12 +48,14 @@ class TrainLog:
         share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
         rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
         self.write(metrics | rates | (self.meter.record(step == total) if self.meter else {}))
-        left = (total - step) * state.seconds / max(1, state.step) if total else None
+        of, left = "?", "timing"
+        if total:
+            minutes = (total - step) * state.seconds / max(1, state.step) / 60
+            of, left = f"{total:,}", f"{minutes:.1f} min left"
         line = (
-            f"{self.stage} {step:>5,}/{f'{total:,}' if total else '?'} | "
-            f"loss {state.average_loss:.4f} | lr x{metrics['lr']:.3f} | "
-            f"{tokens_per_second:,.0f} tokens/s | MFU {100 * share:.1f}% | "
-            f"{f'{left / 60:.1f} min left' if left is not None else 'timing'}{self.extra}"
+            f"{self.stage} {step:>5,}/{of} | loss {state.average_loss:.4f} | "
+            f"lr x{metrics['lr']:.3f} | {tokens_per_second:,.0f} tokens/s | "
+            f"MFU {share:.1%} | {left}{self.extra}"
         )
         if self.live:
             self.live.update(line)
@@ -75,7 +76,7 @@ class TrainLog:
 
 
 def session_of(model, row_tokens: int) -> dict:
-    """What this start of the script runs on and with."""
+    """What this start of the script runs on and with; peak_flops: of all ranks."""
     world = rank_and_world()[1]
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
@@ -117,8 +118,8 @@ def append_metrics(run_folder: Path | str, record: dict) -> None:
 
 
 def read_metrics(run_folder: Path | str) -> list[dict]:
-    """The records in order, [] without a file. Lines that are none (cut short by a crash, without a
-    step, not UTF-8) are left out and counted in a printed line."""
+    """The records in order, [] without a file. Other lines, such as one that a crash cut short, are
+    left out and counted in a printed line."""
     path = Path(run_folder) / METRICS
     records, broken = [], 0
     for line in path.read_bytes().split(b"\n") if path.exists() else ():

@@ -29,11 +29,10 @@ def build_optimizers(
     if model.config.tie_word_embeddings:
         rates = {EMBEDDING: rates[HEAD]}
     adamw = AdamW([{"params": {n: named[n]}, "lr": lr * scale} for n, lr in rates.items()])
-    half = torch.float16 if model.compute_dtype == torch.float16 else torch.bfloat16
     muon = Muon(
         [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],
         weight_decay=config.weight_decay,
-        dtype=torch.float32 if model.compute_dtype == torch.float32 else half,
+        dtype=model.compute_dtype,
         iterations=config.muon_iterations,
         compiled=config.compile and model.device.type == "cuda",
     )

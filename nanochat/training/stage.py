@@ -2,7 +2,7 @@
 
 A script starts the stage, makes rows for its batch plan, and trains on them:
 
-    stage = start_stage("sft", config, parent=("mid", None, None))
+    stage = Stage("sft", config, parent=("mid", None, None))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
     stage.train(StageData(rows, val_rows, fingerprint, report, planned_steps), plan)
 """
@@ -45,67 +45,50 @@ class StageData:
     planned_steps: int  # unless --num-steps or --target-seconds says otherwise
 
 
-def start_stage(
-    name: str,
-    config: StageConfig,
-    *,
-    parent: tuple[str, str | None, int | None] | None = None,
-    tag: str = "",
-    new_model: Callable[[torch.device], tuple] | None = None,
-) -> "Stage":
-    """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
-    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name,
-    unless --model-tag or the parent gives one."""
-    *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
-    check_settings(name, config, device)
-    compiled = can_compile(device, config.compile)
-    folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
-    tag = config.model_tag or (folder.parent.name if folder else tag)
-    locks = []  # rank 0's, which a Stage holds
-    on_rank0(lambda: locks.append(lock_run(name, tag)))
-    resume_from, meta = on_rank0(lambda: find_resume(name, tag, config)), None
-    place = torch.device("cpu") if ranks > 1 else device  # where a whole model finds room
-    if resume_from:
-        model, tokenizer, meta = load_folder(resume_from, place, "train")
-    elif folder:
-        model, tokenizer, _ = load_folder(folder, place, "train")
-    else:
-        model, tokenizer = new_model(place)
-    if config.fp8:
-        model.use_fp8()
-    for block in model.model.layers[: config.checkpoint_blocks]:
-        block.recompute = True
-    share = shard(model, config, device, compiled) if ranks > 1 else 1.0
-    parts = model, tokenizer, compiled, LossFn(model, compiled, by_block=ranks > 1), share
-    return Stage(name, config, tag, *parts, folder, resume_from, meta, locks)
-
-
-@dataclass
 class Stage:
-    """See start_stage."""
+    """A stage at its beginning: ranks joined, run locked, model loaded."""
 
-    name: str
-    config: StageConfig
-    tag: str
-    model: object
-    tokenizer: object
-    compiled: bool
-    loss_fn: LossFn
-    share: float  # of the weights, see batch_plan.py
-    parent: Path | None
-    resume_from: Path | None
-    meta: dict | None  # of resume_from
-    locks: list
-
-    def __post_init__(self):
-        self.run_folder = run_dir(self.name, self.tag)
+    def __init__(
+        self,
+        name: str,
+        config: StageConfig,
+        *,
+        parent: tuple[str, str | None, int | None] | None = None,
+        tag: str = "",
+        new_model: Callable[[torch.device], tuple] | None = None,
+    ):
+        """The model is that of this run's own checkpoint with --resume, else of `parent` (stage,
+        tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name, unless
+        --model-tag or the parent gives one."""
+        *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
+        check_settings(name, config, device)
+        self.compiled = can_compile(device, config.compile)
+        self.parent = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
+        tag = config.model_tag or (self.parent.parent.name if self.parent else tag)
+        self.name, self.config, self.tag, self.run_folder = name, config, tag, run_dir(name, tag)
+        self.locks = []  # rank 0's
+        on_rank0(lambda: self.locks.append(lock_run(name, tag)))
+        self.resume_from = on_rank0(lambda: find_resume(name, tag, config))
         self.saved = self.resume_from  # the newest checkpoint of this run
+        place = torch.device("cpu") if ranks > 1 else device  # where a whole model finds room
+        if source := self.resume_from or self.parent:
+            model, self.tokenizer, self.meta = load_folder(source, place, "train")
+        else:
+            model, self.tokenizer = new_model(place)
+        if config.fp8:
+            model.use_fp8()
+        for block in model.model.layers[: config.checkpoint_blocks]:
+            block.recompute = True
+        self.model = model
+        # share: of the weights that a rank holds
+        self.share = shard(model, config, device, self.compiled) if ranks > 1 else 1.0
+        self.loss_fn = LossFn(model, self.compiled, by_block=ranks > 1)
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
         """How a step of about `rows_per_step` rows of up to `row_tokens` tokens is computed."""
-        size, meta = self.config.device_batch_size, self.meta
-        if size == "auto" and meta and meta["world_size"] == rank_and_world()[1]:
-            size = meta["device_batch_size"]
+        size = self.config.device_batch_size
+        if size == "auto" and self.resume_from and self.meta["world_size"] == rank_and_world()[1]:
+            size = self.meta["device_batch_size"]
         self.row_tokens = row_tokens
         # subtle: a micro-batch tried here is compiled, with these backends
         with attention_backends(self.model.device):
@@ -120,12 +103,12 @@ class Stage:
         steps: Callable[[int], Iterator[list[Batch]]] | None = None,
         meter=None,
         on_save: Callable[[Path], None] | None = None,
-    ) -> Path:
-        """Trains to the end and returns the folder of the last checkpoint.
+    ) -> None:
+        """Trains to the end. Asked to stop by SIGTERM or Ctrl-C, it saves and raises
+        SystemExit(130).
 
         steps(first_step) yields the micro-batches of each step; default: those of data.rows.
         meter: of energy, see training/log.py. on_save: called with each checkpoint's folder.
-        Raises SystemExit(130) after saving when asked to stop by SIGTERM or Ctrl-C.
         """
         config, model = self.config, self.model
         self.data, self.plan = data, plan
@@ -139,7 +122,7 @@ class Stage:
             state, self.first_cursor = self.restore(state.num_steps)
             if state.num_steps and state.step >= state.num_steps:
                 print0(f"{self.name} {self.tag} is finished, at step {state.step}")
-                return self.resume_from
+                return
         self.first_step = state.step
         self.record = {
             "config": asdict(config),
@@ -178,7 +161,6 @@ class Stage:
             f"{self.name}: {state.seconds:.0f} s of training, {state.tokens:,} targets; "
             f"saved {self.saved}"
         )
-        return self.saved
 
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
         """(loop state, cursor) of resume_from; restores optimizers, scaler, random generators."""
@@ -206,14 +188,11 @@ class Stage:
 
     def steps_of_rows(self, first_step: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step, from the cursor on."""
-        rank, world = rank_and_world()
         source = batches(
             self.data.rows,
             rows_per_step=self.plan.rows_per_step,
             device_batch_size=self.plan.device_batch,
             cursor=self.first_cursor,
-            rank=rank,
-            world_size=world,
             device=self.model.device,
             pad_id=self.tokenizer.bos,
         )
@@ -257,23 +236,23 @@ class Stage:
             )
 
     def evaluate(self, state: LoopState) -> None:
-        """Checks that all ranks hold the same weights; bits per byte of the validation rows."""
+        """Measures bits per byte of the validation rows."""
         self.check_replicas(state)
         model, rows = self.model, self.data.val_rows
         if rows is None:
             return
         # compiled only on a GPU: on a CPU that would take longer than it saves
-        features = self.loss_fn.features if model.device.type == "cuda" else model.features
+        loss_fn = self.loss_fn if model.device.type == "cuda" else None
         sizes = self.config.eval_tokens, self.plan.device_batch
         model.eval()
-        bits, _ = measure_rows(model, self.tokenizer, rows, *sizes, features)
+        bits, _ = measure_rows(model, self.tokenizer, rows, *sizes, loss_fn)
         model.train()
         self.record["val_bpb"] = bits
         self.log.note(state, val_bpb=bits)
 
     def save(self, state: LoopState) -> None:
-        """Writes a checkpoint, if all ranks hold the same weights: beside the next steps on a GPU,
-        at once elsewhere. One that is there already, where a run resumes or stops, stays."""
+        """Writes a checkpoint: beside the next steps on a GPU, at once elsewhere. One that is there
+        already, where a run resumes or stops, stays."""
         self.check_replicas(state)
         folder = step_dir(self.name, self.tag, state.step)
         config, cuda = self.config, self.model.device.type == "cuda"

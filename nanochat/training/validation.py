@@ -6,40 +6,33 @@ from contextlib import closing
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 
 from nanochat.common import DataError, all_reduce_sum, rank_and_world
-from nanochat.dataloader import batches
+from nanochat.dataloader import NO_LOSS, Batch, batches, move
 from nanochat.gpt import GPT
-
-LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
+from nanochat.loss import LossFn
 
 
 @torch.no_grad()
 def bits_per_byte(
-    model: GPT, batches: Iterable, num_batches: int, token_bytes, features=None
+    model: GPT, batches: Iterable[Batch], num_batches: int, token_bytes, loss_fn=None
 ) -> tuple[float, int]:
     """(bits that the model needs for a byte of text, number of bytes), over all ranks: unlike the
     loss, a figure that does not depend on the tokenizer.
 
     token_bytes: (V,) bytes of each id (`Tokenizer.token_bytes()`), 0 for special ones, which are
-    left out. features: model.features, compiled where that pays.
+    left out. loss_fn: a LossFn, compiled where that pays.
     Example: 2^13 ids of equal probability, on tokens of 4 bytes: 13 / 4 = 3.25.
     """
     token_bytes = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
-    compute = features or model.features
-    step = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    loss_fn = loss_fn or LossFn(model, compiled=False)
     precision = torch.float32 if model.device.type == "mps" else torch.float64
     sums = torch.zeros(2, dtype=precision, device=model.device)  # nats, bytes
     for batch in islice(batches, num_batches):
-        targets = batch.targets.to(model.device)
-        sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
-        counted = sizes > 0  # (B, T)
-        features = compute(batch.inputs.to(model.device))[counted]  # (N, D)
-        parts = zip(features.split(step), targets[counted].split(step), strict=True)
-        for part, part_targets in parts:
-            nll = F.cross_entropy(model.logits(part), part_targets, reduction="none")
-            sums[0] += nll.to(precision).sum()
+        batch = move(batch, model.device)
+        sizes = torch.where(batch.targets >= 0, token_bytes[batch.targets.clamp(min=0)], 0)
+        counted = torch.where(sizes > 0, batch.targets, NO_LOSS)  # (B, T)
+        sums[0] += loss_fn(model, Batch(batch.inputs, counted))
         sums[1] += sizes.sum()
     nats, num_bytes = all_reduce_sum(sums).tolist()
     if num_bytes == 0:
@@ -48,21 +41,19 @@ def bits_per_byte(
 
 
 def measure_rows(
-    model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int, features=None
+    model: GPT, tokenizer, rows, num_tokens: int, device_batch_size: int, loss_fn=None
 ) -> tuple[float, int]:
     """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py)."""
-    rank, world_size = rank_and_world()
+    world_size = rank_and_world()[1]
     wanted = min(len(rows), max(1, num_tokens // rows.max_length))
     at_once = min(device_batch_size, max(1, wanted // world_size)) * world_size
     source = batches(
         rows,
         rows_per_step=at_once,
         device_batch_size=at_once // world_size,
-        rank=rank,
-        world_size=world_size,
         device=model.device,
         pad_id=tokenizer.bos,
     )
     with closing(source):
         sizes = tokenizer.token_bytes()
-        return bits_per_byte(model, source, wanted // at_once or 1, sizes, features)
+        return bits_per_byte(model, source, wanted // at_once or 1, sizes, loss_fn)

@@ -24,7 +24,7 @@ from nanochat.train import (
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume, move_aside
-from nanochat.training.stage import start_stage
+from nanochat.training.stage import Stage
 
 RANKS = 3
 
@@ -81,7 +81,7 @@ def test_ranks_decide_and_hear_as_one(tmp_path):
 
 def test_8_bit_products_are_refused_where_there_are_none():
     with pytest.raises(ConfigError, match="--fp8 needs a GPU"):
-        start_stage("base", StageConfig(device_type="cpu", fp8=True))
+        Stage("base", StageConfig(device_type="cpu", fp8=True))
 
 
 def test_one_infinite_gradient_stops_every_optimizer(tiny_model, tiny_batch):

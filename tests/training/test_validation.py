@@ -9,7 +9,9 @@ import pytest
 import torch
 from forked import run_ranks
 
+from nanochat import loss
 from nanochat.common import DataError
+from nanochat.dataloader import Batch
 from nanochat.engine import Engine
 from nanochat.evaluation.tasks import (
     CHATCORE,
@@ -21,16 +23,12 @@ from nanochat.evaluation.tasks import (
 )
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
-from nanochat.training import validation
 from nanochat.training.validation import bits_per_byte, measure_rows
 from tasks.task import Task
 
 
-class TinyBatch:
-    """What bits_per_byte needs of a Batch."""
-
-    def __init__(self, inputs, targets):
-        self.inputs, self.targets = torch.tensor(inputs), torch.tensor(targets)
+def tiny_batch(inputs, targets) -> Batch:
+    return Batch(torch.tensor(inputs), torch.tensor(targets))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def random_model() -> GPT:
 def test_bits_per_byte_of_a_flat_model_by_hand():
     token_bytes = torch.full((320,), 4)
     token_bytes[7], token_bytes[319] = 1, 0
-    batch = TinyBatch([[1, 2, 3], [4, 5, 6]], [[5, 7, -1], [319, 6, 7]])
+    batch = tiny_batch([[1, 2, 3], [4, 5, 6]], [[5, 7, -1], [319, 6, 7]])
     # counted: 5, 7, 6, 7 = 4 tokens of log2(320) bits; 4 + 1 + 4 + 1 = 10 bytes
     bpb, num_bytes = bits_per_byte(flat_model(), [batch], 1, token_bytes)
     assert num_bytes == 10 and math.isclose(bpb, 4 * math.log2(320) / 10, rel_tol=1e-6)
@@ -73,7 +71,7 @@ def test_bits_per_byte_of_a_flat_model_by_hand():
 
 @pytest.mark.parametrize("at_once", [1, 320 * 3, 2**25])
 def test_bits_per_byte_equals_the_slow_twin_in_chunks_of_any_size(monkeypatch, at_once):
-    monkeypatch.setattr(validation, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "CPU_CHUNK_LOGITS", at_once)
     model, token_bytes = random_model(), torch.randint(0, 5, (320,))
     inputs, targets = torch.randint(0, 320, (2, 3, 4, 9))
     targets[:, 1, 2] = -1
@@ -84,21 +82,21 @@ def test_bits_per_byte_equals_the_slow_twin_in_chunks_of_any_size(monkeypatch, a
             if target >= 0 and token_bytes[target] > 0:
                 nats -= log_p[t, target].item()
                 num_bytes += token_bytes[target].item()
-    batches = [TinyBatch(x.tolist(), y.tolist()) for x, y in zip(inputs, targets, strict=True)]
+    batches = [tiny_batch(x.tolist(), y.tolist()) for x, y in zip(inputs, targets, strict=True)]
     bpb, counted = bits_per_byte(model, iter(batches), 3, token_bytes.numpy())
     assert counted == num_bytes
     assert math.isclose(bpb, nats / math.log(2) / num_bytes, rel_tol=1e-5)
 
 
 def test_only_num_batches_are_taken():
-    endless = iter(lambda: TinyBatch([[1, 2]], [[2, 3]]), None)
+    endless = iter(lambda: tiny_batch([[1, 2]], [[2, 3]]), None)
     assert bits_per_byte(flat_model(), endless, 5, torch.ones(320))[1] == 10
     assert next(endless)
 
 
 def test_no_text_to_measure_is_an_error():
     with pytest.raises(DataError, match="no text to measure"):
-        bits_per_byte(flat_model(), [TinyBatch([[1]], [[-1]])], 1, torch.ones(320))
+        bits_per_byte(flat_model(), [tiny_batch([[1]], [[-1]])], 1, torch.ones(320))
 
 
 class Rows:
@@ -248,7 +246,7 @@ def rank_main(rank: int, folder: str) -> None:
     engine = Engine(random_model(), tokenizer)
     path = f"{folder}/two.jsonl"
     result = evaluate_task("letters", Letters(), engine, answers_path=path)
-    batch = TinyBatch([[rank]], [[rank + 1]])
+    batch = tiny_batch([[rank]], [[rank + 1]])
     token_bytes = torch.tensor([1, 1, 3]).repeat(107)[:320]
     measured = bits_per_byte(flat_model(), [batch], 1, token_bytes)
     torch.save((result, measured), f"{folder}/rank{rank}.pt")
