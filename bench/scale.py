@@ -14,6 +14,7 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,8 @@ class Config:
     """As in training."""
     shard_group: int = 0
     """As in training."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """As in training."""
 
 
 def bytes_sent() -> int:
@@ -81,7 +84,9 @@ def measure(config: Config) -> dict:
     shape = GPTConfig.from_depth(
         config.depth, config.vocab_size, head_dim=64, sequence_len=config.sequence_len
     )
-    settings = StageConfig(shard=config.shard, shard_group=config.shard_group)
+    settings = StageConfig(
+        shard=config.shard, shard_group=config.shard_group, reduce_dtype=config.reduce_dtype
+    )
     model = GPT(shape)
     if rank_and_world()[1] > 1:
         shard(model, settings, torch.device("cpu"), compiled=False)
@@ -153,10 +158,11 @@ def planned_bytes(config: Config, world: int) -> float:
         tokens_per_step=config.rows_per_step * config.sequence_len,
         rows=config.rows_per_step // world // config.micro_batches,
         itemsize=4,
+        reduce_itemsize=getattr(torch, config.reduce_dtype).itemsize,
     )
     moved = traffic(setting)
     # gloo reduces and scatters by reducing for all, which sends twice as much as NCCL
-    return sum(moved.values()) + moved["reduce"]
+    return sum(moved.values()) + moved["reduce"] * (config.reduce_dtype == "float32")
 
 
 def main(config: Config) -> None:

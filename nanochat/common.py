@@ -102,9 +102,13 @@ def on_rank0(function: Callable[[], T]) -> T:
 
 
 def barrier() -> None:
-    """Waits until every rank is here."""
-    if rank_and_world()[1] > 1:
-        dist.barrier()
+    """Waits until every rank is here, without a time limit: others may work for hours."""
+    world = rank_and_world()[1]
+    if world > 1:
+        store = dist.distributed_c10d._get_default_store()
+        arrived = store.add("arrived", 1)
+        while store.add("arrived", 0) < -(-arrived // world) * world:
+            time.sleep(0.1)
 
 
 def pick_device_type(wanted: str = "auto") -> str:

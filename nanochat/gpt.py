@@ -179,11 +179,15 @@ class GPT(nn.Module):
             self.init_rotary()
 
     @classmethod
-    def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor]) -> Self:
-        """A model of these `weights`, by name, on their device."""
+    def from_weights(cls, config: GPTConfig, weights: dict[str, torch.Tensor] | None) -> Self:
+        """A model of these `weights`, by name, on their device. None: they come later, and take no
+        main memory until then."""
         with torch.device("meta"):
             model = cls(config, seed=None)
-        model.load_state_dict(weights, assign=True)
+        if weights is None:
+            model.to_empty(device="cpu")
+        else:
+            model.load_state_dict(weights, assign=True)
         model.tie()
         model.init_rotary()
         return model

@@ -4,6 +4,8 @@ A matrix's update is replaced by the nearest matrix whose singular values are ab
 iterating a polynomial, which needs only matrix products, in bfloat16.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from nanochat.adamw import NamedOptimizer
@@ -63,14 +65,23 @@ class Muon(NamedOptimizer):
                     self.state[p]["momentum_buffer"] = momentum_buffer  # a view
                 self.stacks.append((group, params, momenta))
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def directions(self) -> Iterator[tuple[dict, list, torch.Tensor]]:
+        """Moves the momenta on; (group, parameters of one shape, where to move them)."""
         self.num_steps += 1
         for group, params, momenta in self.stacks:
             grads = torch.stack([p.grad for p in params])
             # a tensor, because a compiled function is compiled anew for every number
             momentum = torch.full((), group["momentum"], device=grads.device)
-            update = self.update(grads, momenta, momentum, self.dtype, self.iterations)
-            if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, list(update), alpha=-group["lr"])
+            yield group, params, self.update(grads, momenta, momentum, self.dtype, self.iterations)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group, params, directions in self.directions():
+            descend(params, directions, group)
+
+
+def descend(params: list, directions, group: dict) -> None:
+    """Decays the parameters and moves them against their directions, in place."""
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(params, list(directions), alpha=-group["lr"])

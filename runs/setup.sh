@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by speedrun.sh and runs/test.sh: `set_up` makes .venv and installs nanochat into it, once.
 #
 #   source runs/setup.sh; set_up        the base set, enough to train, evaluate and chat
@@ -63,7 +64,7 @@ install_text_packages() {
 
 # Everything that an installation depends on, as one hash.
 installation_hash() {
-  .venv/bin/python - "$PWD" "$@" <<'PYTHON'
+  .venv/bin/python - "$PWD" <<'PYTHON'
 import hashlib, pathlib, sys
 files = [pathlib.Path(n) for n in ("pyproject.toml", "constraints.txt", "requirements-data.txt")]
 parts = [f.read_bytes() for f in files if f.exists()] + [a.encode() for a in sys.argv[1:]]
@@ -104,6 +105,7 @@ set_up() {
     installation_hash >".venv/installed-$extra"
     say "Installed in .venv after $SECONDS s"
   fi
+  # shellcheck disable=SC2086 # nothing where CXX is not set
   if ! command -v ${CXX:-} c++ g++ clang++ >/dev/null; then
     say "No C++ compiler (c++, g++, clang++) here: on a CPU the model runs uncompiled, and slower;" \
       "the tokenizer is trained by Python, a hundred times slower"

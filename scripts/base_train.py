@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from nanochat.common import choose_dtype, print0
 from nanochat.configurator import cli
-from nanochat.conversation import stop_ids
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
@@ -46,6 +45,8 @@ class Config(StageConfig):
     """Of tables: the one with the text."""
     num_shards: int | None = 240
     """Train shards of a hub data set that are used."""
+    local_data: bool = False
+    """With several nodes: each has a disk of its own, and one rank of each tokenizes."""
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     tokens_per_param: float = 20.0
@@ -81,7 +82,7 @@ def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
         overrides["n_kv_head"] = config.num_kv_heads
     shape = GPTConfig.from_depth(config.depth, tokenizer.vocab_size, config.head_dim, **overrides)
     model = GPT(shape, config.seed).to(device)
-    model.compute_dtype, model.stop_ids = choose_dtype(device)[0], stop_ids(tokenizer)
+    model.compute_dtype = choose_dtype(device)[0]
     return model, tokenizer
 
 
@@ -101,8 +102,10 @@ def main(config: Config) -> None:
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     planned_steps = horizon(config, model, plan.rows_per_step * T)
     source = open_source(config.data, config.num_shards, config.column, config.max_malformed)
-    rows = PackedRows(tokenize_source(source, tokenizer, "train"), T, config.seed)
-    val_rows = PackedRows(tokenize_source(source, tokenizer, "val"), T, config.seed)
+    rows, val_rows = (
+        PackedRows(tokenize_source(source, tokenizer, split, config.local_data), T, config.seed)
+        for split in ("train", "val")
+    )
     print0(rows.describe())
 
     def sample(state) -> None:

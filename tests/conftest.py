@@ -77,6 +77,16 @@ def base_dir(tmp_path_factory, monkeypatch, share_compiled):
     return base
 
 
+@pytest.fixture(scope="session")
+def rank_processes():
+    """See tests/rank_jobs.py."""
+    from rank_jobs import RankProcesses
+
+    processes = RankProcesses()
+    yield processes
+    processes.close()
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Folder of real data sets that a developer may keep beside the checkout; absent elsewhere."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,13 @@ def test_each_says_in_two_lines_how_it_is_used():
         assert len(comments) >= 2 and any(words in line for line in comments)
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-@pytest.mark.parametrize("script", ["gpu1.sh", "gpu8.sh", "slurm.sh", "own_language.sh"])
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+SCRIPTS = [ROOT / "speedrun.sh", *sorted((ROOT / "runs").glob("*.sh"))]
+
+
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", ROOT / "runs" / script], capture_output=True, text=True)
+    command = [SHELLCHECK, "--external-sources", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

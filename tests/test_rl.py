@@ -2,17 +2,13 @@
 
 import contextlib
 import math
-import os
-import socket
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from chain_model import V, chain_model, chain_tokenizer
-from forked import run_ranks
 
 import bench.rl
 from nanochat.common import ConfigError, rank_and_world
@@ -388,36 +384,23 @@ def test_all_prompts_at_once_answer_as_one_at_a_time():
 # ---------------------------------------------------------------- ranks
 
 
-def step_on_rank(rank: int, world: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"NANOCHAT_BASE_DIR": folder}
-    if world > 1:
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+def step_on_rank() -> tuple[list, dict]:
     policy = make_policy(prompts_per_step=3, max_tokens=4)
     held_out, right = measure(policy, Arms(), 1, 2)  # the second rank has no problem
     figures = [[right, *held_out.values()]]
     policy.note = lambda step, f: figures.append(
         [f["reward"], f["mixed_groups"], f["answer_tokens"]]
     )
-    weights = learn(policy, 1)
-    if rank == 0:
-        torch.save([figures, weights], f"{folder}/{world}.pt")
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    return figures, learn(policy, 1)
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one(tmp_path, base_dir):
+def test_two_ranks_are_one(tmp_path, base_dir, rank_processes):
     """Three problems on two ranks: their shares are not equal."""
     (tmp_path / "core.cpp").symlink_to(base_dir / "core.cpp")
-    for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        run_ranks(step_on_rank, world, world, port, str(tmp_path))
-    (one, weights), (two, others) = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    jobs = {"one": (step_on_rank, 1, 1, {}), "two": (step_on_rank, 2, 2, {})}
+    results = rank_processes.run(jobs, tmp_path)
+    (one, weights), (two, others) = results["one"][0], results["two"][0]
     assert one[0][0] == two[0][0]  # which answers were right
     np.testing.assert_allclose(one[0][1:], two[0][1:], rtol=1e-4)
     np.testing.assert_allclose(one[1:], two[1:])

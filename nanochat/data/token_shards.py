@@ -103,9 +103,11 @@ def tokenize_conversations(
 # ---------------------------------------------------------------- text, on disk
 
 
-def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenShards:
+def tokenize_source(
+    source: Source, tokenizer: Tokenizer, split: str, local_data: bool = False
+) -> TokenShards:
     """Opens the shards of a source, after tokenizing those that are not yet on disk: on rank 0, or
-    without a common disk on one rank of each machine, while the others wait."""
+    with local_data on one rank of each node, while the others wait."""
     shards = source.shards(split)
     if not shards:
         raise DataError(f"{source.name}: found no {split} shard, expected at least one")
@@ -114,22 +116,17 @@ def tokenize_source(source: Source, tokenizer: Tokenizer, split: str) -> TokenSh
     folder = base_dir() / "tokens" / data
     paths = [folder / f"{split}-{i:05d}" for i in range(len(shards))]
     rank, _ = rank_and_world()
-    # subtle: a barrier would time out, so the ranks wait for the lock, which rank 0 holds by the
-    # time they pass this one.
-    if rank > 0:
-        barrier()
-    with _locked(folder):
-        if rank == 0:
-            barrier()
-        pairs = zip(shards, paths, strict=True)
-        if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
-            others = source.shards("val") if split == "train" else []
-            held_out = frozenset(hash(text) for shard in others for text in shard.texts())
-            label = f"tokenizing {source.name} ({split})"
-            _tokenize_shards(missing, len(shards), tokenizer, label, held_out)
-            for what in sorted(source.counts.keys() - {"documents"}):
-                print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
-    barrier()  # subtle: else rank 0 could take the next call's lock before others had this one
+    if (int(os.environ.get("LOCAL_RANK", rank)) if local_data else rank) == 0:
+        with _locked(folder):
+            pairs = zip(shards, paths, strict=True)
+            if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
+                others = source.shards("val") if split == "train" else []
+                held_out = frozenset(hash(text) for shard in others for text in shard.texts())
+                label = f"tokenizing {source.name} ({split})"
+                _tokenize_shards(missing, len(shards), tokenizer, label, held_out)
+                for what in sorted(source.counts.keys() - {"documents"}):
+                    print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
+    barrier()
     opened = [_open(path, tokenizer.id_dtype) for path in paths]
     return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
 

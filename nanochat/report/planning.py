@@ -4,7 +4,8 @@
 
 The bytes are those that training/distributed.py moves; a test counts them on sockets. Times are a
 model: computing at the share of the peak that was measured at depth 20 on one H100, traffic at
-COLLECTIVES of the links' data sheets, and of it only what nothing hides.
+COLLECTIVES of the links' data sheets and with the time of NCCL's hops, and of it only what nothing
+hides.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ PRODUCT_SHARE = 0.78  # of the peak, by large products; the same record, "matmul
 COLLECTIVES = 0.75  # of a link's speed that large transfers reach: an assumption
 PRICES = {"H100": 3.0, "H200": 3.5, "A100": 1.8}  # dollars for an hour of one, an assumption
 NODE = 8
+LARGEST_GROUP = 64  # beyond it a ring's hops take longer than what they carry: --shard-group 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Setting:
     tokens_per_step: int = 524_288
     rows: int = 32
     itemsize: int = 2  # of the compute dtype
+    reduce_itemsize: int = 4  # of gradients that travel
 
     @property
     def micro_batches(self) -> int:
@@ -45,6 +48,11 @@ class Setting:
     @property
     def copies(self) -> int:
         return self.gpus // self.group
+
+    @property
+    def nodes(self) -> int:
+        """Of a group."""
+        return -(-self.group // NODE)
 
 
 # ---------------------------------------------------------------- the model's shapes
@@ -69,10 +77,12 @@ def flops_per_token(c: GPTConfig) -> int:
     return 6 * (num_params(c) - c.vocab_size * c.n_embd) + attention
 
 
-def muon_flops(c: GPTConfig) -> int:
-    """Of orthogonalising every matrix: five times X X^T, its square, and their product with X."""
-    sides = [sorted(shape) for shape in block_shapes(c)]
-    return c.n_layer * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in sides)
+def muon_flops(c: GPTConfig, ranks: int = 1) -> int:
+    """Of the rank that orthogonalises most, a matrix of each round: five times X X^T, its square,
+    and their product with X."""
+    sides = [sorted(shape) for shape in block_shapes(c)] * c.n_layer
+    work = sorted((5 * (4 * a * a * b + 2 * a**3) for a, b in sides), reverse=True)
+    return sum(work[::ranks])
 
 
 # ---------------------------------------------------------------- bytes
@@ -92,8 +102,8 @@ def traffic(s: Setting) -> dict[str, float]:
     others = (N - 1) / N
     return {
         "gather": s.itemsize * gathered * others,
-        "reduce": 4 * reduced * others,
-        "muon": 3 * 4 * matrices / N * others,
+        "reduce": s.reduce_itemsize * reduced * others,
+        "muon": (s.reduce_itemsize + s.itemsize) * matrices / N * others,
         "copies": 4 * reduced / N * 2 * (s.copies - 1) / s.copies,
     }
 
@@ -135,31 +145,51 @@ def rows_that_fit(s: Setting, memory_bytes: float) -> int:
 # ---------------------------------------------------------------- time
 
 
+def send_seconds(s: Setting, gpu: str, sent: float, collectives: int, far: float) -> float:
+    """Of collectives in which each rank of a group sends some bytes, of them the share `far` to
+    other nodes, at the same time. A hop of NCCL's rings is a rank of the node, or a node."""
+    link = LINKS[gpu]
+    hops = (s.group - s.nodes) * link.node_hop + (s.nodes - 1) * link.network_hop
+    seconds = max((1 - far) * sent / link.node, far * sent / link.network) / COLLECTIVES
+    return seconds + collectives * hops
+
+
 def step_seconds(s: Setting, gpu: str) -> dict[str, float]:
     """Of one step: "compute", "muon" and "exposed", traffic that no computing hides."""
-    c, card, link = s.model, CARDS[gpu], LINKS[gpu]
-    inside, between = COLLECTIVES * link.node, COLLECTIVES * link.network
-    if s.group > NODE:  # a group that spans nodes is as slow as the network
-        inside = between
-    moved = traffic(s)
+    c, card, link, moved, A = s.model, CARDS[gpu], LINKS[gpu], traffic(s), s.micro_batches
     compute = s.tokens_per_step / s.gpus * flops_per_token(c) / (MEASURED_MFU * card.flops)
+    muon = muon_flops(c, s.group) / (PRODUCT_SHARE * card.flops)
+    if s.gpus == 1:
+        return {"compute": compute, "muon": muon, "exposed": 0.0}
+    # A ring passes every rank of a node, and leaves it through each network card once.
+    ring_far = 1 / NODE if s.nodes > 1 else 0.0
+    units, table = (c.n_layer + 2) * (A if s.shard else 1), c.vocab_size * c.n_embd
+    others = (s.group - 1) / s.group
+    between = 2 * (s.copies - 1) / s.copies / s.group * 4 / (COLLECTIVES * link.network)
+    copies_hops = 2 * (s.copies - 1) * link.network_hop
+
+    def reduce_seconds(sent: float, numbers: float, collectives: int) -> float:
+        first = send_seconds(s, gpu, sent, collectives, ring_far)
+        return first + numbers * between + collectives * copies_hops
+
     # Hidden: gathering behind the forward pass (and with --shard the backward pass), reducing
     # behind the backward pass of the last micro-batch (with --shard of all).
-    share = 1.0 if s.shard else 1 / s.micro_batches
-    forward, backward = compute * share / 3, compute * share * 2 / 3
-    gather = moved["gather"] / inside
-    reduce = moved["reduce"] / inside + moved["copies"] / between
-    hidden = forward + backward if s.shard else forward
-    # The embedding's gradient is the last, and nothing follows that could hide it.
-    table = 4 * c.vocab_size * c.n_embd
-    tail = table * (s.group - 1) / s.group / inside
-    tail += table / s.group * 2 * (s.copies - 1) / s.copies / between
-    exposed = max(0.0, gather - hidden) + max(tail, reduce - backward) * (s.gpus > 1)
-    return {
-        "compute": compute,
-        "muon": muon_flops(c) / s.group / (PRODUCT_SHARE * card.flops),
-        "exposed": exposed + moved["muon"] / inside,
-    }
+    forward, backward = (compute * part / (1 if s.shard else A) for part in (1 / 3, 2 / 3))
+    gather = send_seconds(s, gpu, moved["gather"], units * (1 + s.shard), ring_far)
+    numbers = moved["reduce"] / others / s.reduce_itemsize
+    reduce = reduce_seconds(moved["reduce"], numbers, units)
+    # Nothing that could hide it follows the embedding's gradient, which is the last; for the next
+    # step it travels while Muon computes.
+    tail = reduce_seconds(s.reduce_itemsize * table * others, table, 1)
+    first = send_seconds(s, gpu, s.itemsize * table * others, 1, ring_far)
+    exposed = max(0.0, gather - forward - backward * s.shard) + max(tail, reduce - backward)
+    exposed += max(0.0, first - muon)
+    # Muon's exchanges, there and back, go straight to every rank.
+    rounds = -(-c.n_layer * len(block_shapes(c)) // s.group)
+    far = (s.group - s.group / s.nodes) / (s.group - 1)
+    exposed += send_seconds(s, gpu, moved["muon"], 0, far)
+    exposed += 2 * rounds * (link.network_hop if s.nodes > 1 else link.node_hop)
+    return {"compute": compute, "muon": muon, "exposed": exposed}
 
 
 def efficiency(s: Setting, gpu: str) -> float:
@@ -174,13 +204,14 @@ def efficiency(s: Setting, gpu: str) -> float:
 
 def choices(s: Setting, gpu: str) -> list[tuple[str, Setting]]:
     """The ways to train on these GPUs, each with the rows that fit."""
-    half = s.model.n_layer // 2
-    group = min(s.gpus, NODE)
-    ways = [("replicated" if s.gpus > 1 else "one GPU", replace(s, group=group))]
+    half, node = s.model.n_layer // 2, min(s.gpus, NODE)
+    ways = [("replicated" if s.gpus > 1 else "one GPU", replace(s, group=s.gpus))]
     if s.gpus > 1:
-        ways += [("--shard", replace(s, group=group, shard=True))]
-        if s.gpus > NODE:
-            ways += [(f"--shard --shard-group {s.gpus}", replace(s, group=s.gpus, shard=True))]
+        ways += [("--shard", replace(s, group=node, shard=True))]
+    if s.gpus > NODE:
+        group = node if s.gpus <= LARGEST_GROUP else LARGEST_GROUP
+        ways += [(f"--shard-group {group}", replace(s, group=group))]
+        ways += [(f"--shard --shard-group {s.gpus}", replace(s, group=s.gpus, shard=True))]
     ways += [
         (f"{name} --checkpoint-blocks {blocks}", replace(way, checkpoint_blocks=blocks))
         for name, way in list(ways)
@@ -202,7 +233,8 @@ def print_plan(config, vocab_size: int = 65_536) -> None:
     if config.num_kv_heads:
         overrides["n_kv_head"] = config.num_kv_heads
     model = GPTConfig.from_depth(config.depth, vocab_size, config.head_dim, **overrides)
-    base = Setting(model, gpus, tokens_per_step=config.total_batch_size)
+    itemsize = 2 if config.reduce_dtype == "bfloat16" else 4
+    base = Setting(model, gpus, tokens_per_step=config.total_batch_size, reduce_itemsize=itemsize)
     tokens = config.target_tokens or config.tokens_per_param * num_params(model)
     print(
         f"depth {config.depth}: {num_params(model):,} parameters, {tokens:,.0f} tokens in steps of "
@@ -241,10 +273,9 @@ def print_time(ways: list[tuple[str, Setting]], gpu: str, tokens: float) -> None
         whole = sum(seconds.values()) + (again - 1) * seconds["compute"]
         speed = way.tokens_per_step / whole
         hours = tokens / speed / 3600
-        between = moved["copies"]
-        inside = sum(moved.values()) - between
-        if way.group > NODE:
-            inside, between = 0, inside + between
+        far = (1 / NODE if way.nodes > 1 else 0) * (moved["gather"] + moved["reduce"])
+        far += moved["copies"] + (way.nodes > 1) * moved["muon"]
+        inside, between = sum(moved.values()) - far, far
         price = f"{hours * way.gpus * PRICES[gpu]:,.0f}" if gpu in PRICES else "?"
         table.add_row(
             name, f"{inside / 1e9:.2f}", f"{between / 1e9:.2f}",
@@ -256,12 +287,14 @@ def print_time(ways: list[tuple[str, Setting]], gpu: str, tokens: float) -> None
 
 
 def print_curve(base: Setting, gpu: str) -> None:
-    """Of linear, replicated, from one GPU to many."""
+    """Of linear, replicated, from one GPU to many, each with some rows."""
     shown = []
     for gpus in (1, 8, 64, 512):
-        way = replace(base, gpus=gpus, group=min(gpus, NODE))
-        most = base.tokens_per_step // base.model.sequence_len // gpus
+        tokens = max(base.tokens_per_step, 4 * gpus * base.model.sequence_len)
+        way = replace(base, gpus=gpus, group=min(gpus, LARGEST_GROUP), tokens_per_step=tokens)
+        most = tokens // base.model.sequence_len // gpus
         rows = min(most, rows_that_fit(way, LINKS[gpu].memory))
         share = f"{efficiency(replace(way, rows=rows), gpu):.3f}" if rows else "-"
-        shown.append(f"{gpus}: {share}")
+        larger = f" (steps of {tokens:,})" if tokens > base.tokens_per_step else ""
+        shown.append(f"{gpus}: {share}{larger}")
     print(f"of linear, replicated, by GPUs: {', '.join(shown)}")

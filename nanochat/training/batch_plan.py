@@ -2,11 +2,12 @@
 
 import sysconfig
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
 
-from nanochat.common import ConfigError, print0, rank_and_world
+from nanochat.common import ConfigError, gather, print0, rank_and_world
 from nanochat.cpp import NO_COMPILER, cpp_compiler
 from nanochat.dataloader import Batch
 
@@ -46,15 +47,18 @@ def plan_batch(
     holds."""
     world = rank_and_world()[1]
     cuda = size == "auto" and model.device.type == "cuda"
-    to_try = cuda and world == 1  # a rank that fails alone would leave the others waiting
     if cuda:
         size = rows_that_fit(model, usable_memory(model.device), row_tokens, compiled, share)
+        if world > 1:
+            size = divide_rows(rows_per_step, world, size).device_batch
+            size = rows_that_fit_all_ranks(model, loss_fn, size, row_tokens)
     elif size == "auto":
         size = max(1, CPU_MICRO_BATCH_TOKENS // row_tokens)
     if size < 1:
         raise ConfigError(f"--device-batch-size {size}: at least 1 row")
     plan = divide_rows(rows_per_step, world, size)
-    while to_try and not fits(model, loss_fn, plan.device_batch, row_tokens):
+    to_try = cuda and world == 1
+    while to_try and peak_bytes(model, loss_fn, plan.device_batch, row_tokens) == inf:
         if plan.device_batch == 1:
             raise ConfigError(out_of_memory(1))
         plan = divide_rows(rows_per_step, world, plan.device_batch // 2)
@@ -92,18 +96,32 @@ def usable_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
-def fits(model, loss_fn, rows: int, row_tokens: int) -> bool:
-    """Whether a forward and backward pass of `rows` rows fits on the GPU."""
+def peak_bytes(model, loss_fn, rows: int, row_tokens: int) -> float:
+    """Of a forward and backward pass of `rows` rows on a GPU; inf: more than there are."""
     ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
-    fitted = True
+    torch.cuda.reset_peak_memory_stats(model.device)
     try:
-        loss_fn(model, Batch(ids, ids)).backward()
+        loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
+        peak = torch.cuda.max_memory_allocated(model.device)
     except torch.OutOfMemoryError:
-        fitted = False
+        peak = inf
     model.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
-    return fitted
+    return peak
+
+
+def rows_that_fit_all_ranks(model, loss_fn, size: int, row_tokens: int) -> int:
+    """At most `size`, by the memory that half of them take: a rank that failed alone would leave
+    the others waiting."""
+    half = -(-min(gather([size])) // 2)
+    usable, before = usable_memory(model.device), torch.cuda.memory_allocated(model.device)
+    peak = peak_bytes(model, loss_fn, half, row_tokens)
+    if peak == inf:
+        raise ConfigError(out_of_memory(half))
+    # The optimizers' state is still to come: at most twice the weights that are there.
+    rows = int((MEMORY_SHARE * usable - 3 * before) * half / (peak - before))
+    return min(gather([max(1, min(size, rows))]))
 
 
 def out_of_memory(size: int) -> str:

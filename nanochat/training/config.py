@@ -69,7 +69,9 @@ class StageConfig:
     shard: bool = False
     """With several ranks: hold no whole copy of weights and gradients, for large models."""
     shard_group: int = 0
-    """Ranks that share one set of weights and optimizer state; 0: those of a node."""
+    """Ranks that share one set of weights and optimizer state; 0: all, with --shard a node's."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients travel between ranks; sums are float32. bfloat16 for slow networks."""
     checkpoint_blocks: int = 0
     """Blocks whose activations are computed again in the backward pass, to save memory."""
     seed: int = 42

@@ -1,13 +1,14 @@
 """Training on several ranks: who holds and updates which weights, and what travels when.
 
-PyTorch's FSDP2 splits every weight by rows over the ranks of a group, such as a node. They put a
-block together before its forward pass, in compute dtype, and sum its gradients in float32 while the
-backward pass goes on, in its last micro-batch. With --shard, for models that do not fit one device,
-a block is put together for each use anew, and its gradients are summed in each micro-batch.
+PyTorch's FSDP2 splits every weight by rows over the ranks of a group: all, or with --shard those of
+a node. They put a block together before its forward pass, in compute dtype, and sum its gradients
+in float32 while the backward pass goes on, in its last micro-batch. With --shard, for models that
+do not fit one device, a block is put together for each use anew, and its gradients are summed in
+each micro-batch.
 
-AdamW updates the rows that a rank has. Muon needs whole matrices: each is sent to an owner, which
-keeps its momentum and sends the new rows back, so that ranks share the work. Several groups hold
-the same weights: gradients are also summed over groups, and each group updates for itself.
+AdamW updates the rows that a rank has. Muon needs whole gradients: a matrix's is sent to its owner,
+which keeps the momentum and sends every rank the direction in which to move its rows. Several
+groups hold the same weights: gradients are also summed over groups, and each updates for itself.
 
 This file alone knows of collectives; train.OneRank is its twin in one process.
 """
@@ -19,7 +20,8 @@ from math import prod
 import torch
 import torch.distributed as dist
 
-from nanochat.common import ConfigError, choose_dtype, rank_and_world
+from nanochat.common import ConfigError, choose_dtype, on_rank0, rank_and_world
+from nanochat.muon import descend
 from nanochat.train import OneRank
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import optimizer_of
@@ -30,7 +32,8 @@ Named = tuple[str, torch.nn.Parameter]
 
 def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> float:
     """Splits a model over the ranks, on the device, compiled by block or not; returns the share of
-    it that a rank holds at most times."""
+    it that a rank holds at most times. The weights are those of rank 0, which alone has to have
+    them: elsewhere memory is reserved and never written."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
@@ -39,12 +42,20 @@ def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> f
     )
 
     world = rank_and_world()[1]
-    ranks = config.shard_group or int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if world % ranks:
-        raise ConfigError(f"{world} ranks are no multiple of the {ranks} of a node, or shard group")
-    shape, names = (world // ranks, ranks), ("copies", "rows")
+    node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    ranks = config.shard_group or (node if config.shard else world)
+    node = min(node, ranks)
+    if world % ranks or ranks % node:
+        raise ConfigError(
+            f"--shard-group {ranks}: {world} ranks, {node} on a node, are not divided evenly by it"
+        )
+    names = ("copies", "rows")
     one = slice(world == ranks, None)
-    mesh = init_device_mesh(device.type, shape[one], mesh_dim_names=names[one])
+    mesh = init_device_mesh(device.type, (world // ranks, ranks)[one], mesh_dim_names=names[one])
+    in_16_bits = config.reduce_dtype == "bfloat16"
+    reduce = ReduceIn16Bits(device, world, ranks, node) if in_16_bits else None
+    # subtle: detached, because FSDP2 moves the parameters themselves to the device
+    wholes = [p.detach() for p in model.parameters()]
     model.compute_dtype = choose_dtype(device)[0]
     for block in model.model.layers if compiled else ():
         block.compile(dynamic=False)
@@ -57,9 +68,41 @@ def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> f
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=split_again)
         unit.set_gradient_divide_factor(1.0)  # the loss is divided by the number of targets
         unit.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
+        if reduce:
+            unit.set_custom_reduce_scatter(reduce)
     register_fsdp_forward_method(model, "features")
     register_fsdp_forward_method(model.lm_head, "use_in")
+    rank = mesh.get_local_rank(mesh.ndim - 1)
+    for whole, p in zip(wholes, model.parameters(), strict=True):
+        whole = broadcast(whole, whole.shape, whole.dtype, device)
+        local(p).copy_(whole.split(rows_of_ranks(len(p), ranks))[rank])
     return 1 / ranks if config.shard else 1.0
+
+
+class ReduceIn16Bits:
+    """FSDP2's reduce-scatter with half the bytes: gradients travel in bfloat16, within nodes and
+    then between them, and are summed in float32."""
+
+    def __init__(self, device: torch.device, world: int, ranks: int, node: int):
+        from torch.distributed.device_mesh import init_device_mesh
+
+        names, shape = ("copies", "nodes", "node"), (world // ranks, ranks // node, node)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        self.levels = [mesh.get_group(name) for name in ("node", "nodes")]
+        self.shape = shape[1:]
+
+    def allocate(self, size, *, dtype, device):
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor, input_tensor, group, op, async_op=False) -> None:
+        parts = input_tensor.view(*self.shape, -1).transpose(0, 1)  # (node, nodes, numbers)
+        for peers in self.levels:
+            if peers.size() > 1:
+                sent = parts.bfloat16().contiguous()
+                parts = torch.empty_like(sent)
+                dist.all_to_all_single(parts, sent, group=peers)
+            parts = parts.sum(0, dtype=torch.float32)
+        output_tensor.copy_(parts)
 
 
 def deal(named: list[Named], ranks: int) -> list[list[Named]]:
@@ -83,9 +126,17 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to_local()
 
 
+def broadcast(tensor: torch.Tensor | None, shape, dtype, device, source=0, group=None):
+    """The tensor of the group's rank `source`, on every rank's device."""
+    mine = dist.get_rank(group) == source
+    tensor = tensor.to(device) if mine else torch.empty(shape, dtype=dtype, device=device)
+    dist.broadcast(tensor, group_src=source, group=group)
+    return tensor
+
+
 class ManyRanks(OneRank):
-    """Of a model that `shard` has prepared. owned: this rank's rows of embedding and head, and its
-    matrices, which are whole, and there at all, only during the update."""
+    """Of a model that `shard` has prepared. owned: this rank's rows of embedding and head, and in
+    the place of its matrices their shapes alone."""
 
     def __init__(self, model, config: StageConfig):
         mesh = model.lm_head.weight.device_mesh
@@ -93,18 +144,27 @@ class ManyRanks(OneRank):
         self.copies = mesh.get_group(0) if mesh.ndim == 2 else None
         self.rank, self.ranks = self.group.rank(), self.group.size()
         self.model, self.sync_always = model, config.shard
+        self.sent_dtype = getattr(torch, config.reduce_dtype)
+        # what the next forward pass begins with; a tied embedding is the root's
+        self.first = model if model.config.tie_word_embeddings else model.model.embed_tokens
         self.named, self.empty = dict(model.named_parameters()), torch.empty(0, device=model.device)
         muon = [item for item in self.named.items() if optimizer_of(item[0]) == "muon"]
         self.rounds = deal(muon, self.ranks)
         self.tables = {n: local(p) for n, p in self.named.items() if optimizer_of(n) == "adamw"}
-        mine = [round[self.rank] for round in self.rounds if self.owns(round)]
-        self.owned = self.tables | {name: self.empty.new_empty(p.shape) for name, p in mine}
+        mine = [round[self.rank] for round in self.rounds if self.rank < len(round)]
+        self.owned = self.tables | {n: self.empty.new_empty(1).expand(p.shape) for n, p in mine}
 
-    def exchange(self, flat: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
-        """Each rank of the group sends each other so many of its numbers; what came, by rank."""
+    def exchange(self, round: list[Named], flat: torch.Tensor, back=False) -> tuple:
+        """Sends all rows of a round of matrices to their owners, or back; what came, by rank."""
+        rows = [rows_of_ranks(len(p), self.ranks) for _, p in round]
+        sizes = [[n * p.shape[1] for n in of] for of, (_, p) in zip(rows, round, strict=True)]
+        sizes += [[0] * self.ranks] * (self.ranks - len(round))  # they own none
+        received, sent = sizes[self.rank], [of_ranks[self.rank] for of_ranks in sizes]
+        if back:
+            received, sent = sent, received
         result = flat.new_empty(sum(received))
         dist.all_to_all_single(result, flat, received, sent, group=self.group)
-        return result
+        return result.split(received)
 
     # ------------------------------------------------------------ a step
 
@@ -129,79 +189,60 @@ class ManyRanks(OneRank):
             rows.grad = local(self.named[name].grad)
         adamw.step()
         for round in self.rounds:
-            self.assemble(round)
-        muon.step()
+            flat = torch.cat([local(p.grad).flatten() for _, p in round]).to(self.sent_dtype)
+            parts = self.exchange(round, flat)
+            for name, p in round[self.rank :][:1]:  # the one that this rank owns, if any
+                self.owned[name].grad = torch.cat(parts).float().view(p.shape)
+        for p in (*self.named.values(), *self.tables.values()):
+            p.grad = None
+        self.first.unshard(async_op=True)  # travels while Muon computes
+        directions = {}
+        for _, params, found in muon.directions():
+            directions |= zip(params, found.to(muon.dtype), strict=True)
         for round in self.rounds:
-            self.deliver(round)
-
-    def row_counts(self, p: torch.Tensor) -> list[int]:
-        return [p.shape[1] * rows for rows in rows_of_ranks(len(p), self.ranks)]
-
-    def counts(self, round: list[Named]) -> tuple[list[int], list[int]]:
-        """(this rank's numbers of each owner's matrix, each rank's numbers of this one's)"""
-        nothing = [0] * self.ranks
-        of_owners = [self.row_counts(p)[self.rank] for _, p in round] + nothing[len(round) :]
-        return of_owners, self.row_counts(round[self.rank][1]) if self.owns(round) else nothing
-
-    def owns(self, round: list[Named]) -> bool:
-        return self.rank < len(round)
-
-    def assemble(self, round: list[Named]) -> None:
-        """Puts the matrices of a round, and their gradients, together at their owners."""
-        wholes = []
-        for tensors in ([p for _, p in round], [p.grad for _, p in round]):
-            flat = torch.cat([local(tensor).flatten() for tensor in tensors])
-            wholes.append(self.exchange(flat, *self.counts(round)))
-        if self.owns(round):
-            name, p = round[self.rank]
-            own = self.owned[name]
-            own.data, own.grad = (whole.view(p.shape) for whole in wholes)
-
-    def deliver(self, round: list[Named]) -> None:
-        """Sends every rank its rows of the new matrices, which are freed."""
-        flat, (of_owners, of_ranks) = self.empty, self.counts(round)
-        if self.owns(round):
-            own = self.owned[round[self.rank][0]]
-            flat, own.grad, own.data = own.flatten(), None, self.empty
-        parts = self.exchange(flat, of_ranks, of_owners).split(of_owners)
-        for (_, p), part in zip(round, parts, strict=False):
-            local(p).copy_(part.view(-1, p.shape[1]))
+            flat = self.empty.to(muon.dtype)
+            for name, _ in round[self.rank :][:1]:
+                flat = directions[self.owned[name]].flatten()
+            for (_, p), part in zip(round, self.exchange(round, flat, back=True), strict=False):
+                descend([local(p)], [part.view(-1, p.shape[1])], muon.param_groups[0])
 
     # ------------------------------------------------------------ what is saved and resumed
 
-    def to_first(self, mine: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """All ranks' numbers, so many of each, in main memory of the group's first."""
-        nothing = [0] * self.ranks
-        sent, received = [mine.numel(), *nothing[1:]], nothing if self.rank else counts
-        return self.exchange(mine.flatten(), sent, received).cpu()
+    # Every rank gets a tensor whole, one at a time; the first of its group keeps it.
 
     def weights(self, model) -> Tensors:
-        flat = {name: self.to_first(local(p), self.row_counts(p)) for name, p in self.named.items()}
-        return (
-            {} if self.rank else {name: flat[name].view(p.shape) for name, p in self.named.items()}
-        )
+        wholes = ((name, p.detach().full_tensor()) for name, p in self.named.items())
+        return {name: whole.cpu() for name, whole in wholes if not self.rank}
 
     def whole_state(self, name: str, optimizer) -> Tensors:
+        from torch.distributed.tensor import DTensor
+
         own = optimizer.state_tensors()
-        whole = {"num_steps": own["num_steps"]}
-        parts = [(round, [p.numel() for _, p in round]) for round in self.rounds]
-        if name == "adamw":
-            parts = [([(n, self.named[n])], self.row_counts(self.named[n])) for n in self.tables]
-        for (items, counts), key in product(parts, optimizer.STATE):
-            keys = [f"{n}.{key}" for n, _ in items]
-            mine = next((own[k] for k in keys if k in own), self.empty)
-            flat = self.to_first(mine, counts + [0] * (self.ranks - len(counts)))
-            split = flat.split([p.numel() for _, p in items]) if not self.rank else ()
-            whole |= {k: t.view(p.shape) for k, t, (_, p) in zip(keys, split, items, strict=False)}
-        return whole
+        wholes = {"num_steps": own["num_steps"]}
+        owners = {n: rank for round in self.rounds for rank, (n, _) in enumerate(round)}
+        for n, key in product(owners if name == "muon" else self.tables, optimizer.STATE):
+            p, mine = self.named[n], own.get(f"{n}.{key}")
+            if n in owners:
+                whole = broadcast(mine, p.shape, p.dtype, p.device, owners[n], self.group)
+            else:
+                rows = DTensor.from_local(
+                    mine, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()
+                )
+                whole = rows.full_tensor()
+            if not self.rank:
+                wholes[f"{n}.{key}"] = whole.cpu()
+        return wholes
 
     def own_state(self, name: str, whole: Tensors) -> Tensors:
-        own = {"num_steps": whole["num_steps"]}
-        for key, tensor in whole.items():
-            if (n := key.rpartition(".")[0]) in self.tables:
-                first = sum(rows_of_ranks(len(tensor), self.ranks)[: self.rank])
-                own[key] = tensor[first : first + len(self.tables[n])]
-            elif n in self.owned:
+        own, device = {}, self.empty.device
+        kinds = on_rank0(
+            lambda: {key: (tensor.shape, tensor.dtype) for key, tensor in whole.items()}
+        )
+        for key, kind in kinds.items():
+            tensor, n = broadcast(whole.get(key), *kind, device), key.rpartition(".")[0]
+            if n in self.tables:
+                tensor = tensor.split(rows_of_ranks(len(tensor), self.ranks))[self.rank]
+            if n in self.owned or not n:
                 own[key] = tensor
         return own
 

@@ -20,9 +20,12 @@ from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
 from nanochat.common import ConfigError, compute_init, on_rank0, print0, rank_and_world
+from nanochat.conversation import stop_ids
 from nanochat.dataloader import Batch, batches
+from nanochat.gpt import GPT
 from nanochat.hardware import attention_backends, peak_rss
 from nanochat.loss import LossFn
+from nanochat.tokenizer import Tokenizer
 from nanochat.train import DivergedError, LoopState, LossScaler, Periodic, train
 from nanochat.training.batch_plan import BatchPlan, can_compile, out_of_memory, plan_batch
 from nanochat.training.config import StageConfig, check_settings
@@ -71,10 +74,17 @@ class Stage:
         self.resume_from = on_rank0(lambda: find_resume(name, tag, config))
         self.saved = self.resume_from  # the newest checkpoint of this run
         place = torch.device("cpu") if ranks > 1 else device  # where a whole model finds room
-        if source := self.resume_from or self.parent:
-            model, self.tokenizer, self.meta = load_folder(source, place, "train")
-        else:
-            model, self.tokenizer = new_model(place)
+        loaded = []  # on rank 0, which alone reads the disk: the others get its weights in shard()
+
+        def load() -> tuple:
+            source = self.resume_from or self.parent
+            found = load_folder(source, place, "train") if source else (*new_model(place), None)
+            loaded.extend(found[:2])
+            return found[0].config, found[1].parts, found[2] if self.resume_from else None
+
+        shape, parts, self.meta = on_rank0(load)
+        model, self.tokenizer = loaded or (GPT.from_weights(shape, None), Tokenizer(parts))
+        model.stop_ids = stop_ids(self.tokenizer)
         if config.fp8:
             model.use_fp8()
         for block in model.model.layers[: config.checkpoint_blocks]:
@@ -165,11 +175,16 @@ class Stage:
     def restore(self, num_steps: int | None) -> tuple[LoopState, int]:
         """(loop state, cursor) of resume_from; restores optimizers, scaler, random generators."""
         path, config = self.resume_from, self.config
-        saved, generators, tensors = load_training_state(path)
-        if missing := self.optimizers.keys() - tensors.keys():
-            raise ConfigError(f"{path} has no optimizers {sorted(missing)}: it cannot be resumed")
+        tensors = {}  # on rank 0
+
+        def load() -> list:
+            *rest, found = load_training_state(path)
+            tensors.update(found)
+            return rest
+
+        saved, generators = on_rank0(load)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_tensors(self.ranks.own_state(name, tensors[name]))
+            optimizer.load_state_tensors(self.ranks.own_state(name, tensors.get(name, {})))
         restore_rng(generators)
         print_differences(saved["environment"], self.model.device)
         state = LoopState(**saved["loop"])

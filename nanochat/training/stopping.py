@@ -2,31 +2,22 @@
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nanochat.common import rank_and_world
+import torch.distributed as dist
 
-# torchrun also asks all ranks to stop when one has died. A slow step must not be taken
-# for that. The recipes give torchrun 300 s.
-SECONDS_TO_STOP = 240
+from nanochat.common import barrier, rank_and_world
+
+BEAT_SECONDS, MISSED_BEATS = 5, 8
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields asked(): whether SIGTERM or Ctrl-C came; a second one ends the program at once. Where
-    no step ends within SECONDS_TO_STOP, because another rank is dead or hangs, so does this one."""
+    """Yields asked(): whether SIGTERM or Ctrl-C came; a second one ends the program at once."""
     received: list[int] = []
-    previous, left = {}, threading.Event()
-    arrival, wakeup = socket.socketpair()
-    wakeup.setblocking(False)
-
-    def watch() -> None:  # in a thread, because the main one may wait for a dead rank in C code
-        if arrival.recv(1) and not left.wait(SECONDS_TO_STOP):
-            print(f"no step ended in {SECONDS_TO_STOP} s: a rank is dead, or hangs", flush=True)
-            os._exit(1)
+    previous = {}
 
     def handle(number, frame):
         received.append(number)
@@ -36,13 +27,48 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     for name in (signal.SIGTERM, signal.SIGINT):
         previous[name] = signal.signal(name, handle)
-    signal.set_wakeup_fd(wakeup.fileno())
-    if rank_and_world()[1] > 1:
-        threading.Thread(target=watch, daemon=True).start()
     try:
-        yield lambda: bool(received)
+        with heartbeat():
+            yield lambda: bool(received)
     finally:
-        left.set()
-        signal.set_wakeup_fd(-1)
         for name, handler in previous.items():
             signal.signal(name, handler)
+
+
+@contextmanager
+def heartbeat() -> Iterator[None]:
+    """Ends this process when another rank is not heard of for MISSED_BEATS: it is dead or stopped,
+    or its machine gone. Threads beat and listen, so that steps and saves may take any time, and
+    the main thread may wait for the dead rank in C code."""
+    rank, world = rank_and_world()
+    if world == 1:
+        yield
+        return
+    # subtle: a connection of its own, because others wait on theirs
+    store = dist.PrefixStore("heartbeat", dist.distributed_c10d._get_default_store().clone())
+    names, left = [str(r) for r in range(world)], threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while not left.wait(BEAT_SECONDS):
+            try:
+                heard = [(n, r) for r, n in enumerate(store.multi_get(names)) if n != b"left"]
+                # subtle: beats are counted, not seconds, which go on while all are suspended
+                oldest, silent = min((int(n), r) for n, r in heard)
+                beats = max(beats + 1, *(int(n) for n, _ in heard))
+                store.set(names[rank], str(beats))
+            except dist.DistError:
+                oldest, silent = -MISSED_BEATS, 0  # its machine has the store
+            if beats - oldest >= MISSED_BEATS:
+                seconds = MISSED_BEATS * BEAT_SECONDS
+                print(f"rank {rank} ends: rank {silent} is silent for {seconds} s", flush=True)
+                os._exit(1)
+
+    store.set(names[rank], "0")
+    barrier()  # each name has a value
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        store.set(names[rank], "left")

@@ -184,6 +184,29 @@ def test_two_runs_at_once_share_the_work(tokenizer):
     assert [part.reads for part in source.parts] == [1, 1, 1]
 
 
+def local_rank_main(rank: int, tokenizer, folder: Path) -> None:
+    """One of two ranks, each the first of a node with a disk of its own."""
+    os.environ |= {"LOCAL_RANK": "0", "NANOCHAT_BASE_DIR": str(folder / f"node{rank}")}
+    torch.distributed.init_process_group("gloo", f"file://{folder}/s", rank=rank, world_size=2)
+    source = collection()
+    shards = tokenize_source(source, tokenizer, "train", local_data=True)
+    found = [[part.reads for part in source.parts], documents(shards)]
+    (folder / f"local{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_without_a_common_disk_one_rank_of_each_node_tokenizes(tokenizer, tmp_path):
+    context = multiprocessing.get_context("fork")
+    arguments = [(rank, tokenizer, tmp_path) for rank in range(2)]
+    ranks = [context.Process(target=local_rank_main, args=given) for given in arguments]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    found = [json.loads((tmp_path / f"local{r}.json").read_text()) for r in range(2)]
+    assert found[0] == found[1] and found[0][0] == [1, 1, 1]
+
+
 def rank_main(rank: int, tokenizer, folder: Path) -> None:
     """One of two ranks: notes who read which shard, and what came out."""
     store = f"file://{folder}/store"

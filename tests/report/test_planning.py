@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hardware import CARDS
+from nanochat.hardware import CARDS, LINKS
 from nanochat.report.planning import (
     MEASURED_MFU,
     NODE,
@@ -17,6 +17,7 @@ from nanochat.report.planning import (
     num_params,
     print_plan,
     rows_that_fit,
+    send_seconds,
     step_seconds,
     traffic,
 )
@@ -52,7 +53,7 @@ def test_traffic_by_hand():
     params = num_params(D20)
     assert eight["gather"] == 2 * params * 7 / 8 and eight["reduce"] == 4 * params * 7 / 8
     matrices = params - 2 * 65_536 * 1280
-    assert eight["muon"] == pytest.approx(12 * matrices / 8 * 7 / 8) and eight["copies"] == 0
+    assert eight["muon"] == pytest.approx(6 * matrices / 8 * 7 / 8) and eight["copies"] == 0
     nodes = traffic(replace(one, gpus=64, group=8))
     assert nodes["copies"] == pytest.approx(4 * params / 8 * 2 * 7 / 8)
 
@@ -69,12 +70,26 @@ def test_sharding_and_computing_again_take_less_memory_and_more_traffic():
 
 
 @pytest.mark.parametrize("depth", [20, 32])
-def test_eight_gpus_are_nearly_eight_times_as_fast(depth):
-    whole = Setting(GPTConfig.from_depth(depth, 65_536), gpus=NODE, group=NODE, rows=8)
-    assert 0.97 < efficiency(whole, "H100") <= 1
-    alone = step_seconds(Setting(whole.model), "H100")["compute"]
-    flops = flops_per_token(whole.model) * 524_288
+def test_many_gpus_are_nearly_as_many_times_as_fast(depth):
+    one_node = Setting(GPTConfig.from_depth(depth, 65_536), gpus=NODE, group=NODE, rows=8)
+    assert 0.97 < efficiency(one_node, "H100") <= 1
+    nodes = replace(one_node, gpus=64, group=64, rows=4)
+    assert 0.95 <= efficiency(nodes, "H100") < efficiency(one_node, "H100")
+    groups = replace(nodes, group=NODE)  # each node updates for itself
+    assert efficiency(groups, "H100") < efficiency(nodes, "H100")
+    assert efficiency(nodes, "H100") < efficiency(replace(nodes, reduce_itemsize=2), "H100")
+    alone = step_seconds(Setting(one_node.model), "H100")["compute"]
+    flops = flops_per_token(one_node.model) * 524_288
     assert alone == pytest.approx(flops / (MEASURED_MFU * CARDS["H100"].flops))
+
+
+def test_seconds_of_a_collective_on_two_nodes_by_hand():
+    s = Setting(D20, gpus=16, group=16)
+    link = LINKS["H100"]
+    hops = 14 * link.node_hop + link.network_hop
+    assert send_seconds(s, "H100", 0, 1, 0) == pytest.approx(hops)
+    assert send_seconds(s, "H100", 8e9, 0, 1 / 8) == pytest.approx(1e9 / link.network / 0.75)
+    assert send_seconds(s, "H100", 8e9, 0, 0) == pytest.approx(8e9 / link.node / 0.75)
 
 
 def test_the_page(capsys, monkeypatch):

@@ -7,7 +7,6 @@ from itertools import repeat
 import pytest
 import torch
 from conftest import make_batch, make_model
-from rank_jobs import run_jobs
 
 from bench import scale
 from nanochat.common import rank_and_world
@@ -16,7 +15,7 @@ from nanochat.files import base_dir
 from nanochat.loss import LossFn
 from nanochat.train import LoopState, train
 from nanochat.training.config import StageConfig
-from nanochat.training.distributed import deal, join, rows_of_ranks, shard
+from nanochat.training.distributed import ReduceIn16Bits, deal, join, rows_of_ranks, shard
 from nanochat.training.optimizers import build_optimizers, make_schedule
 
 STEPS, ROWS, ACCUM = 3, 24, 2
@@ -38,7 +37,7 @@ def micro_batches() -> list[Batch]:
 def start(config: StageConfig, weights: dict | None = None, tied: bool = False):
     """(model, with random weights by default, ranks, optimizers)"""
     model = make_model(**SHAPE, tie_word_embeddings=tied)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + rank_and_world()[0])  # rank 0's are the model's
     with torch.no_grad():
         for name, p in model.named_parameters():
             drawn = torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5
@@ -70,12 +69,13 @@ def states(ranks, optimizers) -> dict:
 
 def train_job(resume_from=None, tied=False, **settings) -> dict:
     config, saved = StageConfig(weight_decay=0.1, **settings), {}
-    if resume_from:
+    if resume_from and rank_and_world()[0] == 0:
         saved = torch.load(base_dir() / f"{resume_from}-0.pt", weights_only=False)
     model, ranks, optimizers = start(config, saved.get("weights"), tied)
     if resume_from:
+        whole = saved.get("whole", {})
         for name, optimizer in optimizers.items():
-            optimizer.load_state_tensors(ranks.own_state(name, saved["whole"][name]))
+            optimizer.load_state_tensors(ranks.own_state(name, whole.get(name, {})))
     owned = {name: tuple(tensor.shape) for name, tensor in ranks.owned.items()}
     resumed = copy.deepcopy(states(ranks, optimizers))
     figures = go_on(model, ranks, optimizers, config, first=STEPS if resume_from else 0)
@@ -91,7 +91,7 @@ def train_job(resume_from=None, tied=False, **settings) -> dict:
 
 def drift_job() -> tuple[str | None, str | None]:
     """A bit of one rank's weights turns over."""
-    model, ranks, _ = start(StageConfig())
+    model, ranks, _ = start(StageConfig(shard_group=2))
     before = ranks.first_difference(model)
     if rank_and_world()[0] == 1:
         weight = model.model.layers[1].mlp.fc1.weight.to_local().data
@@ -101,9 +101,10 @@ def drift_job() -> tuple[str | None, str | None]:
 
 SMALL = {"depth": 2, "vocab_size": 512, "sequence_len": 16, "rows_per_step": 24}
 BYTES = {
-    "bytes of three": (3, {}),
-    "bytes of two nodes": (4, {"shard_group": 2}),
-    "bytes of shards": (4, {"shard": True}),
+    "bytes of three": (3, 3, {}),
+    "bytes of two nodes": (4, 2, {"shard_group": 2}),
+    "bytes of shards": (4, 4, {"shard": True}),
+    "bytes of 16 bits": (4, 2, {"reduce_dtype": "bfloat16"}),
 }
 
 
@@ -111,13 +112,24 @@ def bytes_job(**settings) -> dict:
     return scale.measure(scale.Config(**SMALL, **settings))
 
 
+def sum_job() -> torch.Tensor:
+    """256 + 1: bfloat16 has no 257, so a sum in it would be 256. The second half is rank 1's."""
+    rank, world = rank_and_world()
+    reduce, found = ReduceIn16Bits(torch.device("cpu"), world, world, node=2), torch.empty(2)
+    mine = torch.tensor([256.0, 0.0, 1.0, 2.0]) if rank == 0 else torch.tensor([1.0, 0.0, 1.0, 4.0])
+    reduce(output_tensor=found, input_tensor=mine, group=None, op=None)
+    return found
+
+
 JOBS = {
-    **{name: (bytes_job, world, world, settings) for name, (world, settings) in BYTES.items()},
+    **{name: (bytes_job, *given) for name, given in BYTES.items()},
+    "sum": (sum_job, 2, 2, {}),
+    "16 bits": (train_job, 4, 2, {"reduce_dtype": "bfloat16"}),
     "two": (train_job, 2, 2, {}),
     "three": (train_job, 3, 3, {}),
     "four": (train_job, 4, 4, {}),
     "four again": (train_job, 4, 4, {}),
-    "two nodes": (train_job, 4, 2, {}),
+    "two nodes": (train_job, 4, 2, {"shard_group": 2}),
     "clipped": (train_job, 3, 3, {"grad_clip": 0.01}),
     "tied": (train_job, 3, 3, {"tied": True}),
     "tied shards": (train_job, 2, 2, {"tied": True, "shard": True}),
@@ -126,7 +138,7 @@ JOBS = {
     "shards of three": (train_job, 3, 3, {"shard": True, "checkpoint_blocks": 2}),
     "two groups of shards": (train_job, 4, 4, {"shard": True, "shard_group": 2}),
     "1 to 3": (train_job, 3, 3, {"resume_from": "alone"}),
-    "3 to 4": (train_job, 4, 2, {"resume_from": "three"}),
+    "3 to 4": (train_job, 4, 2, {"resume_from": "three", "shard_group": 2}),
     "4 to 2": (train_job, 2, 2, {"resume_from": "two nodes"}),
     "shards to 4": (train_job, 4, 4, {"resume_from": "shards of three"}),
 }
@@ -135,12 +147,12 @@ SHARDED = ["shards of two", "shards of three", "two groups of shards"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, rank_processes):
     folder = tmp_path_factory.mktemp("ranks")
     alone = train_job()
     torch.save(alone, folder / "alone-0.pt")
     with pytest.MonkeyPatch.context() as patch:
-        done = run_jobs(JOBS, folder)
+        done = rank_processes.run(JOBS, folder)
         torch.save(done["two"][0], folder / "two-0.pt")
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
         more = {f"{name} to 1": [train_job(resume_from=name)] for name in ("alone", "two")}
@@ -180,6 +192,13 @@ def test_n_ranks_equal_one(results, alone, job):
 
 
 @pytest.mark.slow
+def test_gradients_in_16_bits_are_summed_in_32(results, alone):
+    assert [found.tolist() for found in results["sum"]] == [[257, 0], [2, 6]]
+    losses, expected = ([loss for loss, _ in r["figures"]] for r in (results["16 bits"][0], alone))
+    assert losses == pytest.approx(expected, rel=2e-3) and losses != expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["two nodes", "two groups of shards", "3 to 4"])
 def test_copies_have_the_same_bits(results, job):
     """Also as a comparison of all: rank 2 is the first of its group and has them whole."""
@@ -214,7 +233,7 @@ def test_clipping_is_by_the_norm_over_all_ranks_and_a_tied_head_is_one(results, 
 @pytest.mark.parametrize("job", BYTES)
 def test_the_planner_knows_the_bytes_that_travel(results, job):
     """Headers and the counts of a step are 2% at most, even of so small a model."""
-    world, settings = BYTES[job]
+    world, _, settings = BYTES[job]
     planned = scale.planned_bytes(scale.Config(**SMALL, **settings), world)
     assert sum(rank["sent"] for rank in results[job]) / world == pytest.approx(planned, rel=0.02)
 

@@ -2,17 +2,20 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from forked import run_ranks
 
 from nanochat.checkpoint.writing import Writer
 from nanochat.common import CheckpointError, ConfigError, on_rank0
+from nanochat.files import base_dir
 from nanochat.train import (
     DivergedError,
     LoopState,
@@ -21,25 +24,16 @@ from nanochat.train import (
     optimizer_step,
     read_step,
 )
+from nanochat.training import stopping
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume, move_aside
 from nanochat.training.stage import Stage
 
-RANKS = 3
 
-
-def start(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["NANOCHAT_BASE_DIR"] = folder
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    try:
-        for work in (begin_anew, hear_a_failure):
-            work(rank, Path(folder))
-    finally:
-        dist.barrier()
-        dist.destroy_process_group()
+def start() -> None:
+    for work in (begin_anew, hear_a_failure):
+        work(dist.get_rank(), base_dir())
 
 
 def begin_anew(rank: int, folder: Path) -> None:
@@ -72,11 +66,39 @@ def hear_a_failure(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_decide_and_hear_as_one(tmp_path):
+def test_ranks_decide_and_hear_as_one(tmp_path, rank_processes):
+    rank_processes.run({"start": (start, 3, 3, {})}, tmp_path)
+
+
+def beat(rank: int, port: int) -> None:
+    """Three ranks: in a step that takes longer than the beats that may be missed, then with one
+    that has stopped."""
+    stopping.BEAT_SECONDS = 0.2
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    with stopping.heartbeat():
+        time.sleep(stopping.BEAT_SECONDS * stopping.MISSED_BEATS * 2)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_slow_step_is_waited_for_and_a_rank_that_hangs_is_not(capfd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run_ranks(start, RANKS, port, str(tmp_path))
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=beat, args=(rank, port)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for rank in (0, 2):
+        ranks[rank].join(300)
+        assert ranks[rank].exitcode == 1
+    ranks[1].kill()
+    ranks[1].join()
+    printed = capfd.readouterr().out
+    assert "rank 0 ends: rank 1 is silent" in printed and "rank 2 ends" in printed
 
 
 def test_8_bit_products_are_refused_where_there_are_none():

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from forked import run_ranks
 
 from nanochat import loss
 from nanochat.common import DataError
@@ -236,33 +235,26 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(tok
     assert last["prompt"] == "xxxxx<|user_end|><|assistant_start|>"
 
 
-def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+def measure_on_rank(folder: str) -> tuple:
     tokenizer = Tokenizer.load(folder)
     torch.manual_seed(0)
     engine = Engine(random_model(), tokenizer)
-    path = f"{folder}/two.jsonl"
-    result = evaluate_task("letters", Letters(), engine, answers_path=path)
+    result = evaluate_task("letters", Letters(), engine, answers_path=f"{folder}/two.jsonl")
+    rank = torch.distributed.get_rank()
     batch = tiny_batch([[rank]], [[rank + 1]])
     token_bytes = torch.tensor([1, 1, 3]).repeat(107)[:320]
-    measured = bits_per_byte(flat_model(), [batch], 1, token_bytes)
-    torch.save((result, measured), f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return result, bits_per_byte(flat_model(), [batch], 1, token_bytes)
 
 
 @pytest.mark.slow
-def test_two_ranks_measure_what_one_does(tokenizer, tmp_path):
+def test_two_ranks_measure_what_one_does(tokenizer, tmp_path, rank_processes):
     tokenizer.save(tmp_path)
     torch.manual_seed(0)
     alone = evaluate_task(
         "letters", Letters(), Engine(random_model(), tokenizer), answers_path=tmp_path / "one.jsonl"
     )
-    run_ranks(rank_main, 2, str(tmp_path))
-    for rank in range(2):
-        result, (bpb, num_bytes) = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+    job = measure_on_rank, 2, 2, {"folder": str(tmp_path)}
+    for result, (bpb, num_bytes) in rank_processes.run({"measure": job}, tmp_path)["measure"]:
         assert result == alone
         # rank 0 measures token 1 of 1 byte, rank 1 token 2 of 3 bytes: 2 log2(320) bits / 4 bytes
         assert num_bytes == 4 and math.isclose(bpb, 2 * math.log2(320) / 4, rel_tol=1e-6)
