@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
-OWN_FOLDERS = ("nanochat", "scripts", "tasks", "tests", "bench", "runs", "docs", "dev")
+OWN_FOLDERS = ("nanochat", "scripts", "tasks", "tests", "bench", "runs", "docs", "dev", "notebooks")
 IGNORED_FLAGS = {"help", "standalone", "nproc_per_node", "nodes"}  # of tyro, torchrun and sbatch
 
 
