@@ -7,6 +7,7 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from nanochat.common import ConfigError, choose_dtype, print0
 from nanochat.configurator import cli
@@ -16,6 +17,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.report.planning import print_plan
 from nanochat.tokenizer import Tokenizer
@@ -24,6 +26,9 @@ from nanochat.training.config import StageConfig
 from nanochat.training.stage import StageData, start_stage
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
+
+MODEL = ("plan", "depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap")
+MODEL += ("tie_word_embeddings",)  # settings of a new model
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,15 @@ def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
 
 
 def main(config: Config) -> None:
+    given = [name for name in MODEL if getattr(config, name) != getattr(Config, name)]
+    if config.from_ and given:
+        raise ConfigError(f"--from {config.from_} has a shape of its own; leave out --{given[0]}")
     if config.plan:
         print_plan(config)
         return
-    stage = start_stage(
-        "base", config, tag=f"d{config.depth}", new_model=lambda device: new_model(config, device)
-    )
+    make = partial(new_model, config)
+    start = {"parent": find_parent(config), "tag": f"d{config.depth}", "new_model": make}
+    stage = start_stage("base", config, **start)
     model, tokenizer = stage.model, stage.tokenizer
     T = model.config.sequence_len
     print0(

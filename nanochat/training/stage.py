@@ -2,7 +2,7 @@
 
 A script starts the stage, makes rows for its batch plan, and trains on them:
 
-    stage = start_stage("sft", config, parent=("mid", None, None))
+    stage = start_stage("sft", config, parent=lambda: find_checkpoint("mid"))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
     stage.train(StageData(rows, val_rows, fingerprint, report, planned_steps), plan)
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint.index import checkpoint_of, prune, run_dir, step_dir
+from nanochat.checkpoint.index import prune, run_dir, step_dir
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
@@ -49,17 +49,17 @@ def start_stage(
     name: str,
     config: StageConfig,
     *,
-    parent: tuple[str, str | None, int | None] | None = None,
+    parent: Callable[[], Path] | None = None,
     tag: str = "",
     new_model: Callable[[torch.device], tuple] | None = None,
 ) -> "Stage":
     """Joins the ranks and loads what the stage begins with: its own checkpoint with --resume, else
-    `parent` (stage, tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name,
+    that in the folder parent(), else new_model(device) -> (model, tokenizer). tag: the run's name,
     unless --model-tag or the parent gives one."""
     *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
     check_settings(name, config, device)
     compiled = can_compile(device, config.compile)
-    folder = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
+    folder = on_rank0(parent) if parent else None
     tag = config.model_tag or (folder.parent.name if folder else tag)
     locks = []  # rank 0's, which a Stage holds
     on_rank0(lambda: locks.append(lock_run(name, tag)))
@@ -67,6 +67,8 @@ def start_stage(
     place = torch.device("cpu") if ranks > 1 else device  # where a whole model finds room
     if resume_from:
         model, tokenizer, meta = load_folder(resume_from, place, "train")
+        if (began := meta.get("parent")) and Path(began).is_dir():
+            folder = Path(began)  # not what is the newest by now
     elif folder:
         model, tokenizer, _ = load_folder(folder, place, "train")
     else:
