@@ -7,6 +7,7 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from nanochat.common import choose_dtype, print0
 from nanochat.configurator import cli
@@ -15,6 +16,7 @@ from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.report.planning import print_plan
 from nanochat.tokenizer import Tokenizer
@@ -23,6 +25,9 @@ from nanochat.training.config import StageConfig
 from nanochat.training.stage import Stage, StageData
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
+
+MODEL = ("plan", "depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap")
+MODEL += ("tie_word_embeddings",)  # settings of a new model
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,14 @@ def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
 
 
 def main(config: Config) -> None:
+    given = [name for name in MODEL if getattr(config, name) != getattr(Config, name)]
+    if config.from_ and given:
+        raise ConfigError(f"--from {config.from_} has a shape of its own; leave out --{given[0]}")
     if config.plan:
         print_plan(config)
         return
-    stage = Stage(
-        "base", config, tag=f"d{config.depth}", new_model=lambda device: new_model(config, device)
-    )
+    make, tag = partial(new_model, config), f"d{config.depth}"
+    stage = Stage("base", config, parent=find_parent(config), tag=tag, new_model=make)
     model, tokenizer = stage.model, stage.tokenizer
     T = model.config.sequence_len
     print0(

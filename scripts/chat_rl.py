@@ -21,6 +21,7 @@ from nanochat.evaluation.policy import (
     on_policy_error,
 )
 from nanochat.evaluation.rewards import Rewards
+from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
@@ -58,7 +59,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = config.parent, config.parent_tag, config.parent_step
+    parent = find_parent(config, config.parent, config.parent_tag, config.parent_step)
     stage = Stage("rl", config, parent=parent)
     name, source = split_name(config.task)
     task, held_out = (

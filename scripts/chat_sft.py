@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nanochat.common import ConfigError
 from nanochat.configurator import cli
 from nanochat.dataloader import PaddedRows
+from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import Stage, StageData
@@ -39,7 +40,7 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     if config.parent not in ("base", "mid"):
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
-    parent = config.parent, config.parent_tag, config.parent_step
+    parent = find_parent(config, config.parent, config.parent_tag, config.parent_step)
     stage = Stage("sft", config, parent=parent)
     context = stage.model.config.sequence_len
     T = config.max_tokens or context

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nanochat.common import print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows
+from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.training.config import StageConfig
 from nanochat.training.stage import Stage, StageData
@@ -36,7 +37,8 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    stage = Stage("mid", config, parent=("base", config.base_tag, config.base_step))
+    parent = find_parent(config, "base", config.base_tag, config.base_step)
+    stage = Stage("mid", config, parent=parent)
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)

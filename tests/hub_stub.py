@@ -1,4 +1,4 @@
-"""As much of the hub as an upload needs, served on loopback."""
+"""As much of the hub as an upload and a download need, served on loopback."""
 
 import base64
 import hashlib
@@ -91,12 +91,26 @@ class Hub(BaseHTTPRequestHandler):
             self.server.parts[oid, int(number)] = content
         self.answer({}, etag=number)
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
         files = self.server.files
+        if "/me/nothing" in self.path:
+            return self.answer({}, 404, **{"X-Error-Code": "RepoNotFound"})
+        if "/resolve/" in self.path:
+            content = files[self.path.partition("/resolve/")[2].partition("/")[2]]
+            self.send_response(200)
+            etag = hashlib.sha256(content).hexdigest()
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.server.commit}
+            for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            return self.command == "GET" and self.wfile.write(content)
         if "/tree/" in self.path:
             return self.answer([entry(self.server, path) for path in files])
         siblings = [{"rfilename": path} for path in files]
-        about = {"id": "me/model", "sha": "1", "private": self.server.private}
+        about = {"id": "me/model", "sha": self.server.commit, "private": self.server.private}
         return self.answer({**about, "siblings": siblings})
 
     def answer(self, reply, status=200, **headers):
@@ -133,8 +147,11 @@ def serve(monkeypatch):
     server.large, server.part, server.fail_put = math.inf, math.inf, None
     server.objects, server.parts, server.puts, server.stored_apart = {}, {}, [], set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.commit = "1" * 40
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage has no stand-in
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     yield server

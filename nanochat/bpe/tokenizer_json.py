@@ -47,6 +47,10 @@ def to_json(parts: Parts) -> str:
         names[token_id] = "".join(alphabet[byte] for byte in token)
     specials = sorted((token_id, name) for name, token_id in parts.special_ids.items())
     special_numbers = set(parts.special_ids.values())
+    # subtle: a special token outside `vocab` gets the next free id, whatever the file says
+    last = special_numbers == {*range(parts.vocab_size - len(specials), parts.vocab_size)}
+    for token_id, name in specials:
+        names[token_id] = name
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     unset = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     off = ("fuse_unk", "byte_fallback", "ignore_merges")
@@ -78,7 +82,9 @@ def to_json(parts: Parts) -> str:
             "type": "BPE",
             **dict.fromkeys(unset),
             **dict.fromkeys(off, False),
-            "vocab": {name: i for i, name in enumerate(names) if i not in special_numbers},
+            "vocab": {
+                name: i for i, name in enumerate(names) if not last or i not in special_numbers
+            },
             "merges": visible_merges(parts.merges),
         },
     }

@@ -24,7 +24,7 @@ from nanochat.common import CheckpointError, ConfigError, print0
 from nanochat.conversation import chat_template
 from nanochat.gpt import EMBEDDING, HEAD, GPTConfig
 from nanochat.publishing.export_files import CARD, PARITY, TOKENIZER, changed_files, read_record
-from nanochat.publishing.import_tokenizer import read_tokenizer_json
+from nanochat.publishing.import_tokenizer import read_tokenizer_json, read_with_marks
 from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read_karpathy_checkpoint
 from nanochat.publishing.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
@@ -62,8 +62,13 @@ class ImportedModel:
     dtype: str = "float32"  # what the weights were stored in
 
 
-def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel:
-    """A Hugging Face folder, or a karpathy/nanochat checkpoint with its pickled tokenizer."""
+def read_published(
+    folder: Path, tokenizer: Path | None = None, add_marks: bool = False
+) -> ImportedModel:
+    """A Hugging Face folder, or a karpathy/nanochat checkpoint with its pickled tokenizer.
+
+    add_marks: a tokenizer without our special tokens gets them (see import_tokenizer.with_marks).
+    """
     if is_karpathy_checkpoint(folder):
         weights, config, found, meta = read_karpathy_checkpoint(folder, tokenizer)
         check_finite(weights, folder)
@@ -77,9 +82,14 @@ def read_published(folder: Path, tokenizer: Path | None = None) -> ImportedModel
         )
     for problem in changed_files(folder):
         print0(f"{folder}: {problem}")
-    config = read_config(folder)
-    weights, dtype = read_weights(folder, config)
-    found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
+    old_size = vocab_size_of(folder) if add_marks else None
+    if old_size:
+        found = read_with_marks(folder, old_size)
+        config = read_config(folder, found.vocab_size)
+    else:
+        config = read_config(folder)
+        found = read_tokenizer_json(folder / TOKENIZER, config.vocab_size)
+    weights, dtype = read_weights(folder, config, old_size)
     template = folder / TEMPLATE
     if not template.is_file() or template.read_bytes() != chat_template().encode():
         print0(f"{folder}: nanochat's chat template takes the place of its own")
@@ -123,20 +133,38 @@ def read_run(folder: Path, dtype: str) -> dict:
 # ---------------------------------------------------------------- config and weights
 
 
-def read_config(folder: Path) -> GPTConfig:
-    """The config; a printed line for each default and each unknown setting, ConfigError for one
-    that this model cannot compute."""
+def read_settings(folder: Path) -> dict:
+    """config.json, of the class that we compute."""
     where = folder / CONFIG
     settings = read_record(where)
     if settings is None:
         expected = "a Hugging Face folder, or one with a model_<step>.pt"
         raise CheckpointError(f"{where} is missing; expected {expected}")
-    for name in REFUSED:
-        if settings.get(name):
-            raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
     classes = settings.get("architectures") or ["NanoChatForCausalLM"]
     if classes != ["NanoChatForCausalLM"]:
         raise ConfigError(f"{where}: the class is {classes!s:.80}, expected NanoChatForCausalLM")
+    return settings
+
+
+def vocab_size_of(folder: Path) -> int:
+    size = read_settings(folder).get("vocab_size")
+    if type(size) is not int or not 0 < size < 2**32:
+        what = "a whole number from 1 to 2^32 - 1: token ids are stored in 32 bits"
+        raise CheckpointError(f"{folder / CONFIG} has vocab_size = {size!r:.60}, expected {what}")
+    return size
+
+
+def read_config(folder: Path, vocab_size: int | None = None) -> GPTConfig:
+    """The config; a printed line for each default and each
+    unknown setting, ConfigError for one that this model cannot compute.
+
+    vocab_size: in place of its own, for a vocabulary that has grown."""
+    where, settings = folder / CONFIG, read_settings(folder)
+    if vocab_size:
+        settings["vocab_size"] = vocab_size
+    for name in REFUSED:
+        if settings.get(name):
+            raise ConfigError(f"{where} has {name} = {settings[name]!r}; that cannot be imported")
     for old, new in OLD_NAMES.items():
         if old in settings and settings.setdefault(new, settings[old]) == settings[old]:
             del settings[old]
@@ -169,8 +197,11 @@ def rope_theta(settings: dict, where: Path) -> float:
     return (ropes[1] or ropes[0]).get("rope_theta", settings.get("rope_theta", 10_000.0))
 
 
-def read_weights(folder: Path, config: GPTConfig) -> tuple[dict, str]:
-    """(float32 tensors by name, the dtype that they were stored in) of one file or several."""
+def read_weights(folder: Path, config: GPTConfig, old_size: int | None = None) -> tuple[dict, str]:
+    """(float32 tensors by name, the dtype that they were stored in) of one file or several.
+
+    old_size: of a vocabulary that has grown; the rows of the new ids are the mean of the others.
+    """
     weights, dtypes = {}, set()
     for name in weight_files(folder):
         path = folder / name
@@ -190,6 +221,10 @@ def read_weights(folder: Path, config: GPTConfig) -> tuple[dict, str]:
         head = weights.setdefault(HEAD, weights[EMBEDDING])
         if not torch.equal(head, weights[EMBEDDING]):
             raise CheckpointError(f"{folder}: {HEAD} and {EMBEDDING} should be tied but differ")
+    for name in (EMBEDDING, HEAD):
+        if name in weights and len(weights[name]) == old_size:
+            mean = weights[name].mean(0, keepdim=True).expand(config.vocab_size - old_size, -1)
+            weights[name] = torch.cat([weights[name], mean])
     check_names_and_shapes(weights, config, folder)
     check_finite(weights, folder)
     if len(dtypes) > 1:

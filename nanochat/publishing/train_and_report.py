@@ -1,10 +1,11 @@
-"""A stage's training with what the platform adds to it: energy, a mirror, the report."""
+"""A stage's training with what the platform adds to it: energy, a mirror, a tracker, the report."""
 
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 
 from nanochat.common import compute_cleanup
 from nanochat.publishing.mirror import Mirror
+from nanochat.publishing.track import STEPS_BETWEEN_UPDATES, Tracker
 from nanochat.report.energy import open_meter
 from nanochat.report.report import remake
 from nanochat.train import Periodic
@@ -19,10 +20,14 @@ def train_and_report(
     events: tuple[Periodic, ...] = (),
     steps: Callable | None = None,
 ) -> None:
-    """stage.train with the energy measured and every checkpoint copied to --mirror; makes the
-    report of the run anew, and leaves the group of ranks."""
-    spec, meter = stage.config.mirror, open_meter(stage.model.device)
-    with closing(Mirror(spec)) if spec else nullcontext() as mirror:
+    """stage.train with the energy measured and every checkpoint copied to --mirror, the metrics
+    to --track; makes the report of the run anew, and leaves the group of ranks."""
+    config, meter = stage.config, open_meter(stage.model.device)
+    with ExitStack() as stack:
+        mirror = stack.enter_context(closing(Mirror(config.mirror))) if config.mirror else None
+        if config.track:
+            tracker = stack.enter_context(closing(Tracker(config.track, stage)))
+            events += (Periodic(tracker.update, STEPS_BETWEEN_UPDATES, at_start=True),)
         on_save = mirror.push if mirror else None
         stage.train(data, plan, events, steps, meter=meter, on_save=on_save)
     remake(stage.tag)

@@ -33,8 +33,8 @@ from nanochat.report.training import (
 )
 
 CARD = "model_card.md"
-NAMES = {"base": "pretraining", "mid": "midtraining", "sft": "fine-tuning"}
-NAMES |= {"rl": "reinforcement learning"}
+NAMES = {"imported": "an imported model", "base": "pretraining", "mid": "midtraining"}
+NAMES |= {"sft": "fine-tuning", "rl": "reinforcement learning"}
 
 
 def write_report(tag: str | None = None, given: Assumptions | None = None) -> Path:

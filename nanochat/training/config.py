@@ -1,9 +1,10 @@
 """The settings that every training stage has."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from nanochat.common import ConfigError
 
@@ -14,6 +15,8 @@ class StageConfig:
 
     model_tag: str = ""
     """Name of the run; default d<depth>, or the parent's."""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Begin with this model instead: hf://user/model, a folder, or a stage with or without :tag."""
     device_type: str = "auto"
     """auto, cuda, mps or cpu."""
     device_batch_size: int | Literal["auto"] = "auto"
@@ -56,6 +59,8 @@ class StageConfig:
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
     mirror: str = ""
     """Copy and verify every save in the background: a folder, or hf://user/repo."""
+    track: Literal["wandb", "trackio", "tensorboard"] | None = None
+    """Send the metrics there, too."""
     resume: bool = False
     """Continue the run of this tag from its newest checkpoint, if it has one."""
     fresh: bool = False

@@ -15,6 +15,7 @@ from nanochat.training.log import METRICS
 
 # Settings that a resumed run may change without a printed line, and those that it may not change.
 FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
+FREE += ("track",)
 FIXED = ("depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 FIXED += ("tie_word_embeddings",)
 WATCHED = 60  # seconds in which a run that is alive is expected to write a line of metrics
@@ -111,6 +112,6 @@ def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: s
                 f"{path} was trained with --{name} {then[name]}, it cannot go on with {now[name]}: "
                 f"leave it as it was, or start anew with --fresh or another --model-tag"
             )
-        print0(f"resumed with --{name} {now[name]}; it was {then[name]}")
+        print0(f"resumed with --{name.rstrip('_')} {now[name]}; it was {then[name]}")
     if fingerprint != meta["data_fingerprint"]:
         print0("resumed with other data than the run began with: the order of rows is another")

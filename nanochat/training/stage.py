@@ -2,7 +2,7 @@
 
 A script starts the stage, makes rows for its batch plan, and trains on them:
 
-    stage = Stage("sft", config, parent=("mid", None, None))
+    stage = Stage("sft", config, parent=lambda: find_checkpoint("mid"))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
     stage.train(StageData(rows, val_rows, fingerprint, report, planned_steps), plan)
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.checkpoint.index import checkpoint_of, prune, run_dir, step_dir
+from nanochat.checkpoint.index import prune, run_dir, step_dir
 from nanochat.checkpoint.rng import print_differences, restore_rng
 from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
@@ -56,17 +56,17 @@ class Stage:
         name: str,
         config: StageConfig,
         *,
-        parent: tuple[str, str | None, int | None] | None = None,
+        parent: Callable[[], Path] | None = None,
         tag: str = "",
         new_model: Callable[[torch.device], tuple] | None = None,
     ):
-        """The model is that of this run's own checkpoint with --resume, else of `parent` (stage,
-        tag, step), else new_model(device) -> (model, tokenizer). tag: the run's name, unless
+        """The model is that of this run's own checkpoint with --resume, else that in the folder
+        parent(), else new_model(device) -> (model, tokenizer). tag: the run's name, unless
         --model-tag or the parent gives one."""
         *_, ranks, device = compute_init(config.device_type, config.seed, config.deterministic)
         check_settings(name, config, device)
         self.compiled = can_compile(device, config.compile)
-        self.parent = on_rank0(lambda: checkpoint_of(*parent)) if parent else None
+        self.parent = on_rank0(parent) if parent else None
         tag = config.model_tag or (self.parent.parent.name if self.parent else tag)
         self.name, self.config, self.tag, self.run_folder = name, config, tag, run_dir(name, tag)
         self.locks = []  # rank 0's
@@ -80,9 +80,12 @@ class Stage:
             source = self.resume_from or self.parent
             found = load_folder(source, place, "train") if source else (*new_model(place), None)
             loaded.extend(found[:2])
-            return found[0].config, found[1].parts, found[2] if self.resume_from else None
+            meta = found[2] if self.resume_from else None
+            if meta and meta["parent"] and Path(meta["parent"]).is_dir():
+                self.parent = Path(meta["parent"])  # not what is the newest by now
+            return found[0].config, found[1].parts, meta, self.parent
 
-        shape, parts, self.meta = on_rank0(load)
+        shape, parts, self.meta, self.parent = on_rank0(load)
         model, self.tokenizer = loaded or (GPT.from_weights(shape, None), Tokenizer(parts))
         model.stop_ids = stop_ids(self.tokenizer)
         if config.fp8:
