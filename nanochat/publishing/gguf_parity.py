@@ -33,6 +33,8 @@ def prove(path: Path, checkpoint: Path, kind: str, drop_softcap: bool = False) -
     dropped = config.logit_softcap if drop_softcap else None
     if drop_softcap:
         config = replace(config, logit_softcap=None)
+    # subtle: folded, the embedding of a tied model is no longer its head
+    config = replace(config, tie_word_embeddings=False)
     native = GPT.from_weights(config, rounded_weights(weights, config, kind))
     del weights
     native.compute_dtype = torch.float32

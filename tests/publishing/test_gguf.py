@@ -175,12 +175,15 @@ def test_modelfile_holds_the_chat_markup():
     assert "{{ .Content }}" in text and "{{{" not in text
 
 
-@pytest.mark.parametrize("kind, kv_heads", [("f16", 2), ("f16", 1), ("bf16", 2), ("q8_0", 2)])
-def test_llama_cpp_agrees(kind, kv_heads, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "kv_heads", "tied"),
+    [("f16", 2, False), ("f16", 1, False), ("f16", 2, True), ("bf16", 2, False), ("q8_0", 2, True)],
+)
+def test_llama_cpp_agrees(kind, kv_heads, tied, tmp_path):
     pytest.importorskip("llama_cpp", reason="needs the package llama-cpp-python")
     from nanochat.publishing.gguf_parity import prove
 
-    model = tiny_model(n_kv_head=kv_heads)
+    model = tiny_model(n_kv_head=kv_heads, tie_word_embeddings=tied)
     model.lm_head.weight.data *= 20  # sure of its answers, and beyond the cap
     checkpoint = save(stage="sft", model=model)
     path = tmp_path / "m.gguf"
