@@ -175,7 +175,7 @@ class Policy:
 
     def steps(self, first_step: int) -> Iterator[list[Batch]]:
         """Those of first_step and after, each sampled with the weights that the model has then."""
-        return map(self.step, count(first_step))
+        yield from map(self.step, count(first_step))
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, sampled now."""

@@ -9,7 +9,7 @@ Everything follows from --depth: the width is 64 x depth, the horizon 20 tokens 
 from dataclasses import dataclass
 from functools import partial
 
-from nanochat.common import choose_dtype, print0
+from nanochat.common import ConfigError, choose_dtype, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import open_source
 from nanochat.dataloader import PackedRows, tokenize_source
