@@ -40,14 +40,21 @@ def at_home(value):
     return user_path(value) if isinstance(value, Path) else value
 
 
-class LenientFile(io.FileIO):
+class LenientStream(io.TextIOWrapper):
     """Drops what can no longer be written: `| head -1`, a full disk, a lost terminal."""
 
-    def write(self, data) -> int | None:
+    def write(self, text: str) -> int:
+        self.attempt(super().write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(super().flush)
+
+    def attempt(self, function: Callable, *arguments) -> None:
         try:
-            return super().write(data)
+            function(*arguments)
         except OSError:
-            return len(data)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def prepare_process() -> None:
@@ -58,9 +65,9 @@ def prepare_process() -> None:
         if stream is None:  # closed: the next file that is opened would get its descriptor
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
-            buffer = io.BufferedWriter(LenientFile(stream.fileno(), "w", closefd=False))
+            buffer = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115
             how = stream.encoding, "backslashreplace", None, stream.line_buffering
-            setattr(sys, name, io.TextIOWrapper(buffer, *how, stream.write_through))
+            setattr(sys, name, LenientStream(buffer, *how, stream.write_through))
     if sys.stdin and sys.stdin is sys.__stdin__:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     home = os.path.expanduser("~")
