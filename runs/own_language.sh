@@ -18,7 +18,7 @@ export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat-own-languag
 seconds() { awk -v m="$MINUTES" -v share="$1" 'BEGIN { printf "%.0f", m * 60 * share }'; }
 run() {
   say "python -m scripts.$*"
-  python -m "scripts.$@"
+  local name=$1; shift; python -m "scripts.$name" "$@"
 }
 
 if [ -z "$DATA" ]; then

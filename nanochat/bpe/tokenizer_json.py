@@ -8,6 +8,8 @@ from typing import NamedTuple
 from nanochat.common import DataError
 
 VOCAB_MULTIPLE = 64
+# What a ByteLevel step splits by when it is left to itself (Radford et al. 2019).
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def byte_alphabet() -> list[str]:
@@ -128,8 +130,10 @@ def split_pattern(step: dict) -> str:
     """The regular expression that a pre-tokenizer splits by; ValueError unless it is one."""
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     kinds = [step["type"] for step in steps]
-    if kinds != ["Split", "ByteLevel"] or steps[1].get("use_regex", True):
-        raise ValueError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel")
-    if steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-        raise ValueError(f"text is split {steps[0]['behavior']}, expected Isolated")
-    return steps[0]["pattern"]["Regex"]
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        if steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+            raise ValueError(f"text is split {steps[0]['behavior']}, expected Isolated")
+        return steps[0]["pattern"]["Regex"]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return GPT2_PATTERN
+    raise ValueError(f"text is split by {', '.join(kinds)}; expected Split, ByteLevel or ByteLevel")

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from nanochat.common import DataError, print0
 
 TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-TEXT = ("string", "large_string", "string_view")  # Arrow's types
 # Hidden, or a copy that an editor or a system left.
 HIDDEN = re.compile(r"\..*|~\$.*|#.*#|.*~|__MACOSX", re.DOTALL)
 SHOWN = 3  # malformed rows that are printed
@@ -96,24 +95,28 @@ def read_rows(
                 except DataError as error:
                     if max_malformed is None:
                         raise
-                    last = error
                     reasons[str(error).rpartition("expected ")[2]] += 1
-                    if reasons.total() <= SHOWN:
+                    bad, last = reasons.total(), error
+                    if bad > max_malformed * max(rows, ROWS_TO_JUDGE):
+                        raise too_many(error, bad, rows, max_malformed) from error
+                    if bad <= SHOWN:
                         print0(f"left out: {error}")
-                    if reasons.total() > max_malformed * max(rows, ROWS_TO_JUDGE):
-                        break
                 else:
                     yield row
     except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read after row {number}: {error}") from error
     if reasons:
         listed = "; ".join(f"{n:,} not {reason}" for reason, n in reasons.items())
-        print0(f"{path}: {reasons.total():,} malformed rows left out: {listed}")
-    if max_malformed is not None and reasons.total() > max_malformed * rows:
-        raise DataError(
-            f"{last}. {reasons.total():,} of the {rows:,} rows so far are malformed: correct them, "
-            f"or leave out a larger share than --max-malformed={max_malformed:g}"
-        )
+        print0(f"{path}: {bad:,} malformed rows left out: {listed}")
+        if bad > max_malformed * rows:
+            raise too_many(last, bad, rows, max_malformed)
+
+
+def too_many(error: DataError, bad: int, rows: int, allowed: float) -> DataError:
+    return DataError(
+        f"{error}. {bad:,} of the {rows:,} rows so far are malformed: correct them, or leave out a "
+        f"larger share than --max-malformed={allowed:g}"
+    )
 
 
 def parse(line: str | dict, where: str) -> dict:
@@ -129,14 +132,30 @@ def parse(line: str | dict, where: str) -> dict:
 
 
 def parquet_rows(path: Path, columns: list[str] | None) -> Iterator[dict]:
-    """Rows of a Parquet file; columns that it does not have are left out. Bytes are text too, and
-    what is not UTF-8 comes out as U+FFFD, but is an error within lists and structs."""
+    """Rows of a Parquet file; columns that it does not have are left out. Bytes are text too."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(1024, columns=columns):
-            # subtle: as bytes, because Arrow gives no string that is not UTF-8
-            types = [f.with_type(pa.binary()) if str(f.type) in TEXT else f for f in batch.schema]
-            for row in batch.cast(pa.schema(types), safe=False).to_pylist():
-                yield {
-                    name: value.decode(errors="replace") if isinstance(value, bytes) else value
-                    for name, value in row.items()
-                }
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                types = [field.with_type(as_bytes(field.type)) for field in batch.schema]
+                rows = batch.cast(pa.schema(types), safe=False).to_pylist()
+            yield from map(as_text, rows)
+
+
+def as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes wherever it has text."""
+    if isinstance(kind, pa.ListType | pa.LargeListType):
+        return pa.list_(as_bytes(kind.value_type))
+    if isinstance(kind, pa.StructType):
+        return pa.struct([field.with_type(as_bytes(field.type)) for field in kind])
+    return pa.binary() if str(kind) in ("string", "large_string", "string_view") else kind
+
+
+def as_text(value):
+    """The value with text wherever it has bytes; invalid UTF-8 comes out as U+FFFD."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, dict):
+        return {key: as_text(inner) for key, inner in value.items()}
+    return [as_text(inner) for inner in value] if isinstance(value, list) else value

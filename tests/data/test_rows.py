@@ -54,10 +54,13 @@ STRINGS = BYTES.cast(pa.string(), safe=False)
         (pa.array(['{"a": 1}'], pa.json_()), ['{"a": 1}']),
         (pa.nulls(2), [None, None]),
         (pa.array([1, 2]), [1, 2]),
-        (pa.array([["good", "é"], [None]]), [["good", "é"], [None]]),
-        (pa.array([["good"]], pa.large_list(pa.string())), [["good"]]),
-        (pa.array([{"role": "é"}, {"role": None}]), [{"role": "é"}, {"role": None}]),
-        (pa.array([[{"role": "good"}, {"role": "é"}]]), [[{"role": "good"}, {"role": "é"}]]),
+        (pa.ListArray.from_arrays([0, 2, 3], STRINGS), [["good", "caf\ufffd"], [None]]),
+        (pa.LargeListArray.from_arrays([0, 1], STRINGS), [["good"]]),
+        (pa.StructArray.from_arrays([STRINGS], ["role"]), [{"role": text} for text in READ]),
+        (
+            pa.ListArray.from_arrays([0, 2], pa.StructArray.from_arrays([STRINGS], ["role"])),
+            [[{"role": "good"}, {"role": "caf\ufffd"}]],
+        ),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
@@ -66,17 +69,10 @@ def test_every_arrow_type_that_holds_text(tmp_path, column, expected):
     assert [row["text"] for row in read_rows(tmp_path / "a.parquet", ["text"])] == expected
 
 
-@pytest.mark.parametrize(
-    "column",
-    [
-        pa.DictionaryArray.from_arrays(pa.array([0, 1]), STRINGS.slice(0, 2)),
-        pa.StructArray.from_arrays([STRINGS], ["role"]),
-    ],
-    ids=["dictionary", "struct"],
-)
-def test_what_arrow_itself_cannot_read_is_named(tmp_path, column):
+def test_what_arrow_itself_cannot_read_is_named(tmp_path):
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1]), STRINGS.slice(0, 2))
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet cannot be read after row 0: .*(?i:utf-?8)"):
+    with pytest.raises(DataError, match=r"a.parquet cannot be read after row 0: Invalid UTF8"):
         list(read_rows(tmp_path / "a.parquet"))
 
 
