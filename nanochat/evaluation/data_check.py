@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ MOST_DOCUMENTS, MOST_LINES, MOST_CHARACTERS = 1_000_000, 200_000, 20_000_000  # 
 LONGEST = 10_000  # characters of a document in the sample
 SHOWN = 3  # examples
 
-Part = tuple[str, Callable[[], Iterator[str | None]]]  # a file's name, and its reader
+Part = tuple[str, Callable[[Counter], Iterator[str]]]  # a file's name, and its reader; see Shard
 
 
 @cache
@@ -105,7 +105,7 @@ class Duplicates:
         }
 
 
-def read_quietly(read: Callable, notes: list[str]) -> Iterator[str | None]:
+def read_quietly(read: Callable, notes: list[str]) -> Iterator[str]:
     """What read() yields; what it prints, and the error that ends it, become notes."""
     texts, printed, text, done = iter(read()), io.StringIO(), None, object()
     while text is not done:
@@ -137,10 +137,7 @@ def check(parts: Iterable[Part]) -> tuple[dict, list[str]]:
         for name, read in parts:
             names.append(name)
             starts.append(counts["documents"])
-            for text in read_quietly(read, notes):
-                if text is None:
-                    counts["rows without text, left out"] += 1
-                    continue
+            for text in read_quietly(partial(read, counts), notes):
                 number, data = counts["documents"], text.encode("utf-8", "replace")
                 key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
                 counts.update(documents=1, characters=len(text), bytes=len(data))

@@ -101,7 +101,7 @@ def peak_bytes(model, loss_fn, rows: int, row_tokens: int) -> float:
     ids = torch.zeros(rows, row_tokens, dtype=torch.long, device=model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     try:
-        loss_fn(model, Batch(ids, ids, ids.numel()))[0].backward()
+        loss_fn(model, Batch(ids, ids, ids.numel())).backward()
         peak = torch.cuda.max_memory_allocated(model.device)
     except torch.OutOfMemoryError:
         peak = inf

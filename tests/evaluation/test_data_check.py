@@ -18,7 +18,7 @@ CLEAN = "Der Zug fährt heute später ab, und der Bahnsteig ist nicht der, der a
 
 
 def report_of(*texts):
-    return check([("part", lambda: iter(texts))])[0]
+    return check([("part", lambda counts: iter(texts))])[0]
 
 
 def run(capsys, folder, *flags):
@@ -129,7 +129,7 @@ def test_the_sample_and_the_lines_are_bounded(monkeypatch):
     rng = random.Random(2)
     footer = "Subscribe to our newsletter today"
     texts = [f"{words(rng, 20)}\n{footer}" for _ in range(200)]
-    report, sample = check([("part", lambda: iter(texts))])
+    report, sample = check([("part", lambda counts: iter(texts))])
     assert 0 < sum(map(len, sample)) <= 3000
     assert report["notes"][0] == f"200 times the same line: {footer}"
     assert report["repeated_characters"] == 199 * len(footer)
