@@ -69,10 +69,10 @@ recipe_cpu() {
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
     --tie-word-embeddings --muon-iterations=3 --total-batch-size=4096
-    --target-seconds="$(minutes_share 0.1)" --eval-tokens=30000)
+    --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss --muon-iterations=3 --total-batch-size=2048 --target-seconds="$(minutes_share 0.7)"
+    --mask-loss --muon-iterations=3 --total-batch-size=2048 --target-seconds="$(minutes_share 0.66)"
     --eval-tokens=20000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
