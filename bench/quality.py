@@ -13,13 +13,12 @@ bench/results/quality-<machine>.json. Runs are kept under NANOCHAT_BASE_DIR as q
 """
 
 import json
-import os
 import resource
 import shlex
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -39,7 +38,7 @@ PROBES = 5, 20  # steps of the two runs that find what a step costs
 
 @dataclass(frozen=True)
 class Config:
-    settings: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()
     """What is compared, each as "name: flags of the stage's script"."""
     stage: Literal["base", "mid", "sft"] = "base"
     """The stage that is trained."""
@@ -60,9 +59,7 @@ class Config:
 def run(module: str, *flags: str) -> float:
     """Runs a script; returns the processor time that it took, in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", module, *flags], env=os.environ, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"{module} {shlex.join(flags)} failed:\n{done.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
