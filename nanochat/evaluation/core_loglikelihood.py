@@ -39,10 +39,8 @@ class PaddedRows:
     token sees.
     """
 
-    kernel_rows = 0  # AttentionBatch: rows of which the C++ kernel does the attention
-
     def __init__(self, positions: torch.Tensor, before=None, mask=None):
-        self.shape, self.tokens = positions.shape, positions.numel()
+        self.shape = positions.shape
         self.positions = positions.flatten()
         self.before, self.mask = before, mask
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
