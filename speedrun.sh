@@ -30,7 +30,7 @@ Environment variables, with the default of each recipe:
   VOCAB_SIZE          8192        65536         size of the vocabulary, a multiple of 64
   SEQ_LEN             256         2048          tokens in a training row
   DEVICE_BATCH_SIZE   auto        auto          rows at once on a device; "auto" tries the largest that fits
-  RL                  0           0             1: reinforcement learning after fine-tuning (cpu: words to spell,
+  RL                  0           0             1: reinforcement learning after fine-tuning (cpu: letters to count,
                                                 GSM8K on a gpu); "compare": before it, fine-tuning on the model's own
                                                 right answers for as long, and both curves in the report
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
@@ -77,8 +77,9 @@ recipe_cpu() {
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
-  chat_rl=(--task=spell --max-tokens=64 --target-seconds="$(minutes_share 0.4)"
-    --eval-every=30 --eval-problems=1000 --eval-samples=4)
+  chat_rl=(--task=count --max-tokens=64 --target-seconds="$(minutes_share 0.46)"
+    --lr-scale=0.2 --momentum=0.97 --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
+    --eval-every=50 --eval-problems=1000 --eval-samples=4)
 }
 
 # The run of the nanochat model card: 11.2e9 tokens of FineWeb-EDU, 524,288 a step. What is not said here is the default
