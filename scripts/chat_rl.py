@@ -36,8 +36,6 @@ class Config(StageConfig):
     """Stage to begin with: sft, mid or base."""
     parent_tag: str | None = None
     """Its model; default: the newest."""
-    parent_step: int | None = None
-    """Its step; default: the newest."""
     task: str = "gsm8k"
     """Problems with answers to generate: name[@source], or package.module:Class of your own."""
     reward: str | None = None
@@ -59,7 +57,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = find_parent(config, config.parent, config.parent_tag, config.parent_step)
+    parent = find_parent(config, config.parent, config.parent_tag)
     stage = Stage("rl", config, parent=parent)
     name, source = split_name(config.task)
     task, held_out = (

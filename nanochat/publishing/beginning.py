@@ -25,15 +25,14 @@ WANTED = ("*.json", "*.safetensors", "*.jinja", "README.md")  # no pickles, no c
 
 
 def find_parent(
-    config: StageConfig, stage: str | None = None, tag: str | None = None, step: int | None = None
+    config: StageConfig, stage: str | None = None, tag: str | None = None
 ) -> Callable[[], Path] | None:
     """Stage's `parent`: of --from, else of `stage`; None for a stage that begins anew."""
     if not config.from_:
-        return (lambda: checkpoint_of(stage, tag, step)) if stage else None
-    if tag is not None or step is not None:
+        return (lambda: checkpoint_of(stage, tag)) if stage else None
+    if tag is not None:
         raise ConfigError(
-            f"--from {config.from_} says what to begin with; leave out the tag ({tag}) and the "
-            f"step ({step}) of another parent"
+            f"--from {config.from_} says what to begin with; leave out the tag ({tag}) of another"
         )
     return lambda: checkpoint_from(config.from_, config.resume)
 
