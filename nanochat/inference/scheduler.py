@@ -7,7 +7,7 @@ place (a conversation's next turn), or as a copy (a system prompt that two share
 
 from dataclasses import dataclass, field
 from itertools import count
-from operator import eq
+from os.path import commonprefix  # of any lists
 from typing import NamedTuple
 
 
@@ -73,12 +73,6 @@ class Slot:
     def tokens(self) -> list[int]:
         """Those that are in it, or will be."""
         return self.held if self.owner is None else self.owner.tokens
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many first tokens a and b share. Example: common_prefix([1, 2, 3], [1, 2, 4]) == 2."""
-    same = map(eq, a, b)
-    return next((i for i, one in enumerate(same) if not one), min(len(a), len(b)))
 
 
 class Scheduler:
@@ -157,7 +151,7 @@ class Scheduler:
         prefix's own if that gains more than it loses, else an empty one, else the one that was left
         longest ago. Where the prefix is still being computed, the sequence goes on waiting."""
         wanted = sequence.tokens[:-1]  # the last token's logits are needed
-        lengths = {slot: common_prefix(slot.tokens, wanted) for slot in self.slots}
+        lengths = {slot: len(commonprefix([slot.tokens, wanted])) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (lengths[slot], slot.owner is None))
         length = lengths[source] if lengths[source] >= self.share else 0
         if source.owner is not None and source.owner.computed < length:

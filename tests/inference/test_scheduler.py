@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.inference.scheduler import Copy, Scheduler, Sequence, common_prefix
+from nanochat.inference.scheduler import Copy, Scheduler, Sequence
 
 
 class ListCache:
@@ -106,16 +106,6 @@ def test_sequences_that_join_and_leave_at_random(events, slots, chunk, idle, sha
             alive.remove(sequence)
             scheduler.remove(sequence.id)
     assert not alive and not scheduler.running and not scheduler.waiting
-
-
-@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40))
-def test_common_prefix_equals_its_slow_twin(a, b):
-    slow = 0
-    while slow < min(len(a), len(b)) and a[slow] == b[slow]:
-        slow += 1
-    assert common_prefix(a, b) == slow
-    assert common_prefix(a, a + b) == len(a)
-    assert common_prefix([7] * 100 + a, [7] * 100 + b) == 100 + slow
 
 
 # ---------------------------------------------------------------- one rule each
