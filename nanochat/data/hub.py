@@ -28,6 +28,10 @@ def faults() -> tuple[type[Exception], ...]:
 def with_retries(what: str, function: Callable[[], object], ways_out: str | None = None):
     """function(), tried again after network faults and after a DataError (what came is damaged);
     DataError with the ways out if they stay."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     ways_out = ways_out or (
         f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
         " name a mirror in HF_ENDPOINT, or work offline with --data=packaged or --data=FOLDER"
@@ -57,10 +61,6 @@ def hub_file(repo_id: str, filename: str) -> Path:
     """A file of a hub data set on this disk: downloaded if it is not there yet, and again if its
     SHA-256 is not the hub's. Honours HF_ENDPOINT and HF_HOME."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
 
     def fetch() -> Path:
         path = Path(hf_hub_download(repo_id, filename, repo_type="dataset"))

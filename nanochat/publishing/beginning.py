@@ -6,7 +6,6 @@ any checkpoint of ours.
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,10 +83,7 @@ def import_once(folder: Path, source: str, home: Path) -> Path:
 def download(repository: str) -> Path:
     """The folder of user/model[@revision] of the hub, its weights safetensors."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ConfigError(f"--from {HUB}{repository}: expected hf://user/model or .../model@commit")
