@@ -1,6 +1,5 @@
 """Files of a model hub: downloaded with huggingface_hub, tried again, checked."""
 
-import hashlib
 import os
 import sys
 import time
@@ -9,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from nanochat.common import DataError, print0
+from nanochat.files import sha256_of
 
 ATTEMPTS = 8  # for a file of a hub that answers
 SECONDS_TO_CONNECT = 10.0  # after this a hub where nobody answers is given up
@@ -65,12 +65,10 @@ def hub_file(repo_id: str, filename: str) -> Path:
     def fetch() -> Path:
         path = Path(hf_hub_download(repo_id, filename, repo_type="dataset"))
         blob = path.resolve()
-        if len(blob.name) == 64:  # the cache names large files by their SHA-256
-            with blob.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != blob.name:
-                blob.unlink(missing_ok=True)  # else the next try would find it
-                raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
+        # the cache names large files by their SHA-256
+        if len(blob.name) == 64 and (found := sha256_of(blob)) != blob.name:
+            blob.unlink(missing_ok=True)  # else the next try would find it
+            raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
         return path
 
     return with_retries(f"{repo_id}/{filename}", fetch)
