@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import RUN, WEIGHTS, as_json, hugging_face_texts, load_checkpoint
-from nanochat.common import CheckpointError, ConfigError, print0, require_package
+from nanochat.common import DTYPES, CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.gpt import HEAD
 from nanochat.publishing import parity
@@ -28,7 +28,6 @@ from nanochat.publishing.export_files import (
     read_record,
 )
 from nanochat.publishing.mirror import upload
-from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
