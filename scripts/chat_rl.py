@@ -15,11 +15,7 @@ from nanochat.checkpoint_manager import load_folder
 from nanochat.common import ConfigError, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.evaluation.policy import (
-    check_there_is_something_to_learn,
-    measure,
-    on_policy_error,
-)
+from nanochat.evaluation.policy import check_there_is_something_to_learn, measure, on_policy_error
 from nanochat.evaluation.rewards import Rewards
 from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report

@@ -20,13 +20,7 @@ from nanochat.common import DTYPES, CheckpointError, ConfigError, print0, requir
 from nanochat.data.hub import faults
 from nanochat.gpt import HEAD
 from nanochat.publishing import parity
-from nanochat.publishing.export_files import (
-    CARD,
-    PARITY,
-    STRAY,
-    changed_files,
-    read_record,
-)
+from nanochat.publishing.export_files import CARD, PARITY, STRAY, changed_files, read_record
 from nanochat.publishing.mirror import upload
 from nanochat.report import model_card
 
@@ -41,11 +35,7 @@ LOADED = (".safetensors", ".jinja", "index.json", *STRAY)
 
 
 def export(
-    checkpoint: Path,
-    output: Path,
-    dtype: str = "bfloat16",
-    *,
-    overwrite: bool = False,
+    checkpoint: Path, output: Path, dtype: str = "bfloat16", *, overwrite: bool = False
 ) -> dict:
     """Writes `output`, a Hugging Face folder of the checkpoint, and returns the parity report.
 
