@@ -11,14 +11,6 @@ from os.path import commonprefix  # of any lists
 from typing import NamedTuple
 
 
-class Copy(NamedTuple):
-    """The first `length` tokens of slot `source` are needed in slot `target` too."""
-
-    source: int
-    target: int
-    length: int
-
-
 class Chunk(NamedTuple):
     """Tokens of a sequence to compute now, the first at position `start`; `last`: none is left, so
     the next one is sampled."""
@@ -37,7 +29,7 @@ class Chunk(NamedTuple):
 class ScheduledStep(NamedTuple):
     """First the copies, in order; then all chunks in one pass, single tokens first, by slot."""
 
-    copies: list[Copy]
+    copies: list[tuple[int, int, int]]  # what KVCache.copy takes
     chunks: list[Chunk]
 
 
@@ -146,7 +138,7 @@ class Scheduler:
         chunks.sort(key=lambda chunk: (not chunk.single, chunk.slot))
         return ScheduledStep(copies, chunks)
 
-    def _admit(self, sequence: Sequence, copies: list[Copy]) -> None:
+    def _admit(self, sequence: Sequence, copies: list[tuple]) -> None:
         """Gives the sequence the longest prefix that any slot has for it, and a free slot: the
         prefix's own if that gains more than it loses, else an empty one, else the one that was left
         longest ago. Where the prefix is still being computed, the sequence goes on waiting."""
@@ -167,7 +159,7 @@ class Scheduler:
         else:
             slot = min(kept, key=lambda slot: slot.released)  # may be the source: then no copy
         if length and slot is not source:
-            copies.append(Copy(source.number, slot.number, length))
+            copies.append((source.number, slot.number, length))
         self.reused_tokens += length
         sequence.slot, sequence.computed = slot.number, length
         slot.owner, slot.held = sequence, []

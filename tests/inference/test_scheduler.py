@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.inference.scheduler import Copy, Scheduler, Sequence
+from nanochat.inference.scheduler import Scheduler, Sequence
 
 
 class ListCache:
@@ -197,7 +197,7 @@ def test_a_conversation_is_kept_when_another_shares_only_its_beginning():
     run_alone(scheduler, cache, scheduler.sequences[0])
     scheduler.remove(0)
     scheduler.add(Sequence(1, system + [7]))
-    assert scheduler.schedule().copies == [Copy(0, 1, 20)]
+    assert scheduler.schedule().copies == [(0, 1, 20)]
     assert scheduler.slots[0].held == system + talk
 
 
