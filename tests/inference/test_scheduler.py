@@ -21,9 +21,9 @@ class ListCache:
         step = self.scheduler.schedule()
         running = {sequence.slot for sequence in self.scheduler.running}
         assert len(running) == len(self.scheduler.running), "two sequences share a slot"
-        for copy in step.copies:
-            assert copy.source != copy.target and len(self.slots[copy.source]) >= copy.length
-            self.slots[copy.target] = self.slots[copy.source][: copy.length]
+        for source, target, length in step.copies:
+            assert source != target and len(self.slots[source]) >= length
+            self.slots[target] = self.slots[source][:length]
         assert len({chunk.slot for chunk in step.chunks}) == len(step.chunks)
         for chunk in step.chunks:
             before, tokens = self.slots[chunk.slot][: chunk.start], chunk.sequence.tokens
