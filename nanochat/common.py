@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from nanochat.hardware import device_name
 
 T = TypeVar("T")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RANKS_WAIT = timedelta(hours=1)  # for each other: rank 0 may be saving, another compiling
 
 
@@ -178,11 +179,10 @@ def cpu_has_fast_bfloat16() -> bool:
 
 def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The compute dtype and the reason; NANOCHAT_DTYPE=float32|bfloat16|float16 overrides."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted := os.environ.get("NANOCHAT_DTYPE"):
-        if wanted not in names:
-            raise ConfigError(f"NANOCHAT_DTYPE={wanted!r} is unknown; choose {', '.join(names)}")
-        return names[wanted], "NANOCHAT_DTYPE says so"
+        if wanted not in DTYPES:
+            raise ConfigError(f"NANOCHAT_DTYPE={wanted!r} is unknown; choose {', '.join(DTYPES)}")
+        return DTYPES[wanted], "NANOCHAT_DTYPE says so"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from nanochat.common import print0
@@ -26,9 +27,10 @@ NO_COMPILER = f"no C++ compiler (looked for $CXX, g++, clang++, c++). {INSTALL}"
 class Source(NamedTuple):
     """What is compiled to one library."""
 
-    name: str  # of the folder below $NANOCHAT_BASE_DIR, and what printed lines begin with
+    name: str  # of the folder below $NANOCHAT_BASE_DIR; functions and printed lines begin with it
     files: tuple[Path, ...]  # the first is compiled, the others are included by it
     flags: tuple[str, ...]
+    functions: dict[str, tuple[list, type | None]]  # what each takes and returns
 
 
 def cpp_compiler() -> str | None:
@@ -40,8 +42,9 @@ def cpp_compiler() -> str | None:
     return None
 
 
-def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | None:
-    """The library; None without a compiler that works: a line says what is used instead."""
+def load(source: Source, compiler: str | None, instead: str) -> SimpleNamespace | None:
+    """The functions, `bpe_learn` as `learn`; None without a compiler that works: a line says what
+    is used instead."""
     name = source.name
     if compiler is None:
         print0(f"{name}: {NO_COMPILER}. Meanwhile {instead}")
@@ -50,7 +53,7 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
     if named and not shutil.which(shlex.split(named)[0]):
         print0(f"{name}: CXX={named!r} is not there; {compiler} is used")
     try:
-        return ctypes.CDLL(str(compile_library(source, compiler)))
+        library = ctypes.CDLL(str(compile_library(source, compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = " ".join(f"{error} {getattr(error, 'stderr', '')}".split())
         print0(
@@ -58,6 +61,10 @@ def load(source: Source, compiler: str | None, instead: str) -> ctypes.CDLL | No
             f"Mend it, or name another in CXX. {INSTALL}"
         )
         return None
+    functions = {short: getattr(library, f"{name}_{short}") for short in source.functions}
+    for short, function in functions.items():
+        function.argtypes, function.restype = source.functions[short]
+    return SimpleNamespace(**functions)
 
 
 def compile_library(source: Source, compiler: str) -> Path:

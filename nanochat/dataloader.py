@@ -155,20 +155,17 @@ class PaddedRows:
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets), int64 (length,), of row `index` >= 0 of the endless sequence."""
-        step, place = divmod(index, self.rows_per_step)
-        if step != self._step[0]:
-            self._step = (step, self._longest_first(step))
+        n = self.rows_per_step
+        step, place = divmod(index, n)
+        if step != self._step[0]:  # which may reach into the next epoch
+            rows = of_epochs(len(self), step * n, n, self.seed)
+            longest_first = np.argsort(self._starts[rows] - self._ends[rows], kind="stable")
+            self._step = step, rows[longest_first]
         k = self._step[1][place]
         start, end = self._starts[k], self._ends[k]
         targets = self.shard.tokens[start:end].astype(np.int64)
         inputs = np.concatenate([[self.bos], targets[:-1]])
         return inputs, np.where(self.shard.mask[start:end], targets, NO_LOSS)
-
-    def _longest_first(self, step: int) -> np.ndarray:
-        """The conversations of a step, which may reach into the next epoch, sorted."""
-        n = self.rows_per_step
-        rows = of_epochs(len(self), step * n, n, self.seed)
-        return rows[np.argsort(self._starts[rows] - self._ends[rows], kind="stable")]
 
 
 # ---------------------------------------------------------------- batches

@@ -80,7 +80,7 @@ class Engine:
     def add(self, request: Request) -> int:
         """Takes a request in and returns its id; ConfigError if it is impossible."""
         config, id = self.model.config, next(self._ids)
-        request.check(config.sequence_len, config.vocab_size)
+        request.check(config)
         answer = RequestState(id, request, self.tokenizer, config.sequence_len)
         self._answers[id] = answer
         self.scheduler.add(answer.sequence)
@@ -163,14 +163,14 @@ class Engine:
             if value < 1:
                 raise ConfigError(f"{name} is {value}; choose at least 1")
         params = SamplingParams(temperature, top_k, top_p, seed)
-        stop, config = None if stop is None else tuple(stop), self.model.config
+        stop = None if stop is None else tuple(stop)
         requests = [
             Request(prompt, max_tokens, params, sample, stop)
             for prompt in prompts
             for sample in range(num_samples)
         ]
         for i, request in enumerate(requests):
-            request.check(config.sequence_len, config.vocab_size, f"prompt {i // num_samples}")
+            request.check(self.model.config, f"prompt {i // num_samples}")
 
         def tokens() -> Iterator[tuple[int, int, int, bool]]:
             for index, output in self.run(requests, max_batch):

@@ -1,5 +1,6 @@
 """Files: where ours are kept, writes that a crash leaves whole, and the reader of JSON."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -43,6 +44,12 @@ def write_atomic(path: Path | str, data: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(

@@ -152,15 +152,12 @@ class Tokenizer:
         surrogate becomes U+FFFD."""
         return self._encoder.encode(text)
 
-    def encode_ordinary_batch(
-        self, texts: Iterable[str], num_threads: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def encode_ordinary_batch(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of N texts as (ids, offsets): text i is ids[offsets[i]:offsets[i + 1]].
 
-        ids is flat, uint16 (uint32 above 65,536 ids); offsets is int64 (N + 1,). num_threads: None
-        for all processors.
+        ids is flat, uint16 (uint32 above 65,536 ids); offsets is int64 (N + 1,). On all processors.
         """
-        return self._encoder.encode_batch(texts, num_threads)
+        return self._encoder.encode_batch(texts)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for: special tokens give their names, unused ids nothing."""

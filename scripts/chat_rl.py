@@ -15,11 +15,7 @@ from nanochat.checkpoint_manager import load_folder
 from nanochat.common import ConfigError, on_rank0, print0
 from nanochat.configurator import cli
 from nanochat.engine import Engine
-from nanochat.evaluation.policy import (
-    check_there_is_something_to_learn,
-    measure,
-    on_policy_error,
-)
+from nanochat.evaluation.policy import check_there_is_something_to_learn, measure, on_policy_error
 from nanochat.evaluation.rewards import Rewards
 from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
@@ -36,8 +32,6 @@ class Config(StageConfig):
     """Stage to begin with: sft, mid or base."""
     parent_tag: str | None = None
     """Its model; default: the newest."""
-    parent_step: int | None = None
-    """Its step; default: the newest."""
     task: str = "gsm8k"
     """Problems with answers to generate: name[@source], or package.module:Class of your own."""
     reward: str | None = None
@@ -59,7 +53,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = find_parent(config, config.parent, config.parent_tag, config.parent_step)
+    parent = find_parent(config, config.parent, config.parent_tag)
     stage = Stage("rl", config, parent=parent)
     name, source = split_name(config.task)
     task, held_out = (

@@ -22,8 +22,6 @@ class Config(StageConfig):
     """Stage to begin with: mid or base."""
     parent_tag: str | None = None
     """Its model; default: the newest."""
-    parent_step: int | None = None
-    """Its step; default: the newest."""
     mixture: str = "smoltalk:0.02,arc-easy:1,arc-challenge:1,gsm8k:1,identity:1,spelling:0.02"
     """name[@source]:epochs, ...; source is a hub id, a file or a folder."""
     val_mixture: str = "smoltalk:0.05"
@@ -40,7 +38,7 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     if config.parent not in ("base", "mid"):
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
-    parent = find_parent(config, config.parent, config.parent_tag, config.parent_step)
+    parent = find_parent(config, config.parent, config.parent_tag)
     stage = Stage("sft", config, parent=parent)
     context = stage.model.config.sequence_len
     T = config.max_tokens or context

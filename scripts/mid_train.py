@@ -22,8 +22,6 @@ from tasks.catalog import tokenize_mixtures
 class Config(StageConfig):
     base_tag: str | None = None
     """Base model to begin with; default: the newest."""
-    base_step: int | None = None
-    """Its step; default: the newest."""
     mixture: str = "smoltalk:1,mmlu:1,gsm8k:1,identity:2,spelling:2,arithmetic:1"
     """name[@source]:epochs, ...; source is a hub id, a file or a folder."""
     val_mixture: str = "smoltalk:0.1,gsm8k:0.3"
@@ -37,7 +35,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = find_parent(config, "base", config.base_tag, config.base_step)
+    parent = find_parent(config, "base", config.base_tag)
     stage = Stage("mid", config, parent=parent)
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)

@@ -145,12 +145,11 @@ def test_long_runs_of_white_space(tokenizer):
 
 def test_batch_equals_one_by_one(tokenizer):
     batch = ["one", "", "<|bos|> two\n\n", LANGUAGES, "a\ud800"]
-    for num_threads in (1, 3):
-        ids, offsets = tokenizer.encode_ordinary_batch(batch, num_threads)
-        assert (ids.dtype, offsets.dtype) == (np.uint16, np.int64)
-        for i, text in enumerate(batch):
-            assert ids[offsets[i] : offsets[i + 1]].tolist() == tokenizer.encode_ordinary(text)
-        assert len(offsets) == len(batch) + 1 and offsets[-1] == len(ids)
+    ids, offsets = tokenizer.encode_ordinary_batch(batch)
+    assert (ids.dtype, offsets.dtype) == (np.uint16, np.int64)
+    for i, text in enumerate(batch):
+        assert ids[offsets[i] : offsets[i + 1]].tolist() == tokenizer.encode_ordinary(text)
+    assert len(offsets) == len(batch) + 1 and offsets[-1] == len(ids)
     ids, offsets = tokenizer.encode_ordinary_batch([])
     assert ids.tolist() == [] and offsets.tolist() == [0]
 

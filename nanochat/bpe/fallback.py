@@ -34,10 +34,8 @@ class LibraryEncoder:
         known.update((piece, encoding.ids) for piece, encoding in zip(new, found, strict=True))
         return [i for piece in pieces for i in known[piece]]
 
-    def encode_batch(
-        self, texts: Iterable[str], num_threads: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, offsets); `tokenizers` decides by itself how many threads it uses."""
+    def encode_batch(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, offsets); `tokenizers` decides how many threads it uses."""
         parts = [np.empty(0, self._dtype)]
         for some in in_lists(texts):
             parts += [np.array(self.encode(text), self._dtype) for text in some]

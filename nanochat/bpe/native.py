@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -31,41 +32,31 @@ SOURCE = Source(
     "bpe",
     tuple(Path(__file__).with_name(n) for n in ("core.cpp", "scanner.h", "unicode_ranges.h")),
     ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+    {
+        "error": ([], c_char_p),
+        "split": ([c_char_p, c_int64, c_void_p], c_int64),
+        "trainer": ([], c_void_p),
+        "trainer_free": ([c_void_p], None),
+        "count": ([c_void_p, c_void_p, c_void_p, c_int64, c_int], c_int),
+        "learn": ([c_void_p, c_int64, c_void_p], c_int64),
+        "encoder": ([c_void_p, c_int64, c_void_p], c_void_p),
+        "encoder_free": ([c_void_p], None),
+        "encode": ([c_void_p, c_char_p, c_int64, c_void_p], c_int64),
+        "encode_batch": ([*[c_void_p] * 3, c_int64, c_int, c_int, c_void_p, c_void_p], c_int64),
+    },
 )
 INSTEAD = (
     "plain Python learns the merges, in a hundred times the time, and the package `tokenizers` "
     "encodes"
 )
 
-# What each function of the core takes and returns.
-SIGNATURES = {
-    "error": ([], c_char_p),
-    "split": ([c_char_p, c_int64, c_void_p], c_int64),
-    "trainer": ([], c_void_p),
-    "trainer_free": ([c_void_p], None),
-    "count": ([c_void_p, c_void_p, c_void_p, c_int64, c_int], c_int),
-    "learn": ([c_void_p, c_int64, c_void_p], c_int64),
-    "encoder": ([c_void_p, c_int64, c_void_p], c_void_p),
-    "encoder_free": ([c_void_p], None),
-    "encode": ([c_void_p, c_char_p, c_int64, c_void_p], c_int64),
-    "encode_batch": ([*[c_void_p] * 3, c_int64, c_int, c_int, c_void_p, c_void_p], c_int64),
-}
 
-
-class Core:
-    """The library's functions; one that fails raises RuntimeError with the core's reason."""
-
-    def __init__(self, library: ctypes.CDLL):
-        for name, (arguments, result) in SIGNATURES.items():
-            function = getattr(library, f"bpe_{name}")
-            function.argtypes, function.restype = arguments, result
-            setattr(self, name, function)
-
-    def checked(self, result):
-        """`result`, unless it is the null pointer or negative number of a failure."""
-        if result is None or result < 0:
-            raise RuntimeError(f"nanochat.bpe: {self.error().decode()}")
-        return result
+def checked(core, result):
+    """`result`, unless it is the null pointer or negative number of a failure: then RuntimeError
+    with the core's reason."""
+    if result is None or result < 0:
+        raise RuntimeError(f"nanochat.bpe: {core.error().decode()}")
+    return result
 
 
 class Owned:
@@ -81,11 +72,10 @@ class Owned:
 
 
 @cache
-def core(split_pattern: str = SPLIT_PATTERN) -> Core | None:
-    """core.cpp, compiled at first use; None where Python has to do the work: for another pattern,
-    and, with a printed line, without a compiler."""
-    library = load(SOURCE, cpp_compiler(), INSTEAD) if split_pattern == SPLIT_PATTERN else None
-    return Core(library) if library else None
+def core(split_pattern: str = SPLIT_PATTERN) -> SimpleNamespace | None:
+    """The functions of core.cpp, compiled at first use; None where Python has to do the work: for
+    another pattern, and, with a printed line, without a compiler."""
+    return load(SOURCE, cpp_compiler(), INSTEAD) if split_pattern == SPLIT_PATTERN else None
 
 
 # ---------------------------------------------------------------- texts for the core
@@ -151,15 +141,15 @@ def usable_processors() -> int:
 
 
 def train(
-    core: Core, texts: Iterable[str], max_merges: int, num_threads: int | None = None
+    core, texts: Iterable[str], max_merges: int, num_threads: int | None = None
 ) -> list[Pair]:
     """reference.py's learn_merges of count_words of the texts, of which only a few batches are in
     memory at a time."""
-    trainer = Owned(core.checked(core.trainer()), core.trainer_free)
+    trainer = Owned(checked(core, core.trainer()), core.trainer_free)
     threads = num_threads or usable_processors()
 
     def count(batch: Batch) -> int:
-        core.checked(core.count(trainer, *batch.arguments, threads))
+        checked(core, core.count(trainer, *batch.arguments, threads))
         return int(batch.lengths.sum())
 
     with progress("counting words", None, "bytes") as advance:
@@ -169,7 +159,7 @@ def train(
     with progress("learning merges", max_merges) as advance:
         while done < max_merges:
             most = min(MERGES_AT_ONCE, max_merges - done)
-            new = core.checked(core.learn(trainer, most, pairs[done:].ctypes.data))
+            new = checked(core, core.learn(trainer, most, pairs[done:].ctypes.data))
             done += new
             advance(new)
             if new < most:  # no pair is left
@@ -180,12 +170,12 @@ def train(
 class NativeEncoder:
     """Text to ids by the core, for any number of threads at once. ids: of the bytes and merges."""
 
-    def __init__(self, core: Core, merges: Sequence[Pair], ids: Sequence[int], dtype: type):
+    def __init__(self, core, merges: Sequence[Pair], ids: Sequence[int], dtype: type):
         self._core, self._dtype = core, np.dtype(dtype)
         pairs = np.array(merges, dtype=np.uint32).reshape(-1, 2)
         names = np.array(ids, dtype=np.uint32)
         made = core.encoder(pairs.ctypes.data, len(pairs), names.ctypes.data)
-        self._encoder = Owned(core.checked(made), core.encoder_free)
+        self._encoder = Owned(checked(core, made), core.encoder_free)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
@@ -194,7 +184,7 @@ class NativeEncoder:
         data = as_bytes(text)
         out = np.empty(len(data) + 2, np.uint32)
         count = self._core.encode(self._encoder, data, len(data), out.ctypes.data)
-        return out[: self._core.checked(count)].tolist()
+        return out[: checked(self._core, count)].tolist()
 
     def encode_batch(
         self, texts: Iterable[str], num_threads: int | None = None
@@ -208,7 +198,7 @@ class NativeEncoder:
             counts = np.empty_like(batch.lengths)
             out = self._dtype.itemsize, ids.ctypes.data, counts.ctypes.data
             used = self._core.encode_batch(self._encoder, *batch.arguments, threads, *out)
-            return ids[: self._core.checked(used)], counts
+            return ids[: checked(self._core, used)], counts
 
         nothing = np.empty(0, self._dtype), np.zeros(1, np.int64)
         ids, counts = zip(nothing, *ahead(encode, map(Batch, in_lists(texts))), strict=True)

@@ -32,24 +32,16 @@ def unicode_ranges(name: str) -> list[tuple[int, int]]:
 
 
 @cache
-def stand_ins() -> dict[str, str]:
-    """For each character that the installed `regex` classes otherwise than unicode_ranges.h does,
-    one of the right class."""
+def stand_ins() -> dict[int, str]:
+    """For each code point that the installed `regex` classes otherwise than unicode_ranges.h does,
+    a character of the right class."""
     every, found = "".join(map(chr, range(0x110000))), {}
     for name, known in (("LETTERS", r"\p{L}"), ("NUMBERS", r"\p{N}")):
-        expected = {chr(c) for a, b in unicode_ranges(name) for c in range(a, b + 1)}
-        matched = set(regex.findall(known, every))
+        expected = {c for a, b in unicode_ranges(name) for c in range(a, b + 1)}
+        matched = set(map(ord, regex.findall(known, every)))
         found |= dict.fromkeys(expected - matched, TYPICAL[name])
         found |= {c: found.get(c, TYPICAL[""]) for c in matched - expected}
     return found
-
-
-def as_in_unicode_16(text: str) -> str:
-    """The text, of equal length, with the stand-ins: what the pattern is matched against."""
-    if text.isascii():
-        return text
-    changed = stand_ins()
-    return text.translate({ord(c): changed[c] for c in changed.keys() & set(text)})
 
 
 def as_bytes(text: str) -> bytes:
@@ -75,8 +67,9 @@ class Splitter:
     def pieces(self, text: str) -> list[bytes]:
         """The pieces, which together are the text: what the pattern does not match is one too."""
         text = as_bytes(text).decode()
+        matched = text if text.isascii() else text.translate(stand_ins())  # of equal length
         cuts = {0, len(text)}
-        for found in self._pattern.finditer(as_in_unicode_16(text)):
+        for found in self._pattern.finditer(matched):
             cuts.update(found.span())
         cuts = sorted(cuts)
         return [text[a:b].encode() for a, b in zip(cuts, cuts[1:], strict=False)]

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
 from nanochat.common import DataError
 
 VOCAB_MULTIPLE = 64
@@ -53,44 +57,17 @@ def to_json(parts: Parts) -> str:
     last = special_numbers == {*range(parts.vocab_size - len(specials), parts.vocab_size)}
     for token_id, name in specials:
         names[token_id] = name
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    unset = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-    off = ("fuse_unk", "byte_fallback", "ignore_merges")
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False}
-    byte_level |= {"trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": parts.split_pattern}}
-    split |= {"behavior": "Isolated", "invert": False}
-    bos = {"SpecialToken": {"id": "<|bos|>", "type_id": 0}}
-    first, second = ({"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB"))
-    bos_ids = {"id": "<|bos|>", "ids": [parts.special_ids["<|bos|>"]], "tokens": ["<|bos|>"]}
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": token_id, "content": name, **flags, "special": True}
-            for token_id, name in specials
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [bos, first],
-            "pair": [bos, first, second],
-            "special_tokens": {"<|bos|>": bos_ids},
-        },
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            **dict.fromkeys(unset),
-            **dict.fromkeys(off, False),
-            "vocab": {
-                name: i for i, name in enumerate(names) if not last or i not in special_numbers
-            },
-            "merges": visible_merges(parts.merges),
-        },
-    }
-    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    vocab = {name: i for i, name in enumerate(names) if not last or i not in special_numbers}
+    file = tokenizers.Tokenizer(models.BPE(vocab, [*map(tuple, visible_merges(parts.merges))]))
+    split = pre_tokenizers.Split(tokenizers.Regex(parts.split_pattern), "isolated")
+    as_is = {"add_prefix_space": False, "use_regex": False}
+    file.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(**as_is)])
+    file.decoder = decoders.ByteLevel(**as_is)
+    bos = [("<|bos|>", parts.special_ids["<|bos|>"])]
+    file.post_processor = TemplateProcessing("<|bos|> $A", "<|bos|> $A $B:1", bos)
+    added = [tokenizers.AddedToken(name, normalized=False) for _, name in specials]
+    file.add_special_tokens(added)
+    return file.to_str(pretty=True) + "\n"
 
 
 def read_parts(path: Path) -> Parts:

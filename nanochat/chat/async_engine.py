@@ -70,9 +70,8 @@ class AsyncEngine:
         """Starts the requests; raises APIError if they cannot run now, ConfigError if never."""
         if self.failure is not None:
             raise APIError(503, "the engine has stopped; restart the server", "engine_stopped")
-        config = self.engine.model.config
         for request in requests:
-            request.check(config.sequence_len, config.vocab_size)
+            request.check(self.engine.model.config)
         if self.in_flight + len(requests) > self.max_in_flight:
             message = (
                 f"{self.in_flight} answers of at most {self.max_in_flight} are running or waiting; "

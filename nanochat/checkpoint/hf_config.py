@@ -20,11 +20,7 @@ NUMBERS = {
     "rope_theta": "rope_theta",
     "final_logit_softcapping": "logit_softcap",
 }
-FIXED = {
-    "model_type": "nanochat",
-    "hidden_act": "relu2",
-    "attention_bias": False,
-}
+FIXED = {"model_type": "nanochat", "hidden_act": "relu2", "attention_bias": False}
 
 
 def to_hf(config: GPTConfig) -> dict:

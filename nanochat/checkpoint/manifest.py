@@ -14,16 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanochat.common import CheckpointError, print0
-from nanochat.files import read_json, write_atomic
+from nanochat.files import read_json, sha256_of, write_atomic
 
 MANIFEST = "manifest.json"
 HIDDEN = re.compile(r"\.(.+)\.(old|tmp)-([1-9]\d{0,8})")  # name, kind, process
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_all(folder: Path, names: list[str]) -> dict[str, str]:

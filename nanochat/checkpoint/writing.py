@@ -48,8 +48,12 @@ def write_folder(
 
 def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:
     """Writes a safetensors file whose metadata names the tokenizer; equal tensors, equal bytes."""
-    metadata = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}
-    save_file({k: own_storage(tensor) for k, tensor in named.items()}, path, metadata=metadata)
+    metadata, own = {"format": "pt", "tokenizer_fingerprint": tokenizer_fingerprint}, {}
+    for name, tensor in named.items():
+        tensor = tensor.detach().cpu().contiguous()
+        part = tensor.untyped_storage().nbytes() != tensor.nbytes  # which safetensors refuses
+        own[name] = tensor.clone() if part else tensor
+    save_file(own, path, metadata=metadata)
     # subtle: safetensors orders the metadata differently in each process
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -60,12 +64,6 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
         file.seek(8)
         file.write(text.ljust(length))
     path.chmod(0o644)  # safetensors lets nobody else read it
-
-
-def own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, in storage of its own, as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

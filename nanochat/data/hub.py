@@ -1,6 +1,5 @@
 """Files of a model hub: downloaded with huggingface_hub, tried again, checked."""
 
-import hashlib
 import os
 import sys
 import time
@@ -9,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from nanochat.common import DataError, print0
+from nanochat.files import sha256_of
 
 ATTEMPTS = 8  # for a file of a hub that answers
 SECONDS_TO_CONNECT = 10.0  # after this a hub where nobody answers is given up
@@ -28,6 +28,10 @@ def faults() -> tuple[type[Exception], ...]:
 def with_retries(what: str, function: Callable[[], object], ways_out: str | None = None):
     """function(), tried again after network faults and after a DataError (what came is damaged);
     DataError with the ways out if they stay."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     ways_out = ways_out or (
         f"No local folder has that name. The hub is {os.environ.get('HF_ENDPOINT', 'the default')}:"
         " name a mirror in HF_ENDPOINT, or work offline with --data=packaged or --data=FOLDER"
@@ -57,20 +61,14 @@ def hub_file(repo_id: str, filename: str) -> Path:
     """A file of a hub data set on this disk: downloaded if it is not there yet, and again if its
     SHA-256 is not the hub's. Honours HF_ENDPOINT and HF_HOME."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
 
     def fetch() -> Path:
         path = Path(hf_hub_download(repo_id, filename, repo_type="dataset"))
         blob = path.resolve()
-        if len(blob.name) == 64:  # the cache names large files by their SHA-256
-            with blob.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != blob.name:
-                blob.unlink(missing_ok=True)  # else the next try would find it
-                raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
+        # the cache names large files by their SHA-256
+        if len(blob.name) == 64 and (found := sha256_of(blob)) != blob.name:
+            blob.unlink(missing_ok=True)  # else the next try would find it
+            raise DataError(f"{path}: its SHA-256 is {found}, the hub says {blob.name}")
         return path
 
     return with_retries(f"{repo_id}/{filename}", fetch)

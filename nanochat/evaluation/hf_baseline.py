@@ -135,8 +135,7 @@ class TransformersEngine:
         params = SamplingParams(temperature, seed=seed)
         config, device = self.model.config, self.model.device
         for i, prompt in enumerate(prompts):
-            request = Request(prompt, max_tokens, params)
-            request.check(config.sequence_len, config.vocab_size, f"prompt {i}")
+            Request(prompt, max_tokens, params).check(config, f"prompt {i}")
         stops, bos = list(self.tokenizer.stop_ids), self.tokenizer.bos
         jobs = [(i, s) for i in range(len(prompts)) for s in range(num_samples)]
         jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)

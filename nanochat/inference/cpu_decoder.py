@@ -4,13 +4,13 @@ A pass over few tokens takes as long as reading the weights, so they are kept on
 the order of reading, as float32, bfloat16 or int8 (64 inputs of an output share a scale).
 """
 
-import ctypes
 import os
 import weakref
 from collections.abc import Sequence
 from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -39,34 +39,29 @@ SIGNATURES = {
 
 
 @cache
-def library(processor: str) -> ctypes.CDLL | None:
+def library(processor: str) -> SimpleNamespace | None:
     """The compiled functions for a kind of processor: a key of OF_PROCESSOR, or any other; None
     after a line that says why."""
     folder = Path(__file__).parent
     files = folder / "decoder.cpp", *sorted(folder.glob("*.h"))
-    source = Source("decoder", files, (*FLAGS, *OF_PROCESSOR.get(processor, ())))
-    compiled = load(source, cpp_compiler(), INSTEAD)
-    if compiled is not None:
-        for name, (arguments, result) in SIGNATURES.items():
-            function = getattr(compiled, f"decoder_{name}")
-            function.argtypes, function.restype = arguments, result
-    return compiled
+    flags = *FLAGS, *OF_PROCESSOR.get(processor, ())
+    return load(Source("decoder", files, flags, SIGNATURES), cpp_compiler(), INSTEAD)
 
 
 class CpuDecoder:
     """Computes passes as `fused` would, from weights of its own; for a CPU."""
 
-    def __init__(self, fused: FusedModel, compiled: ctypes.CDLL, weights: str):
+    def __init__(self, fused: FusedModel, compiled: SimpleNamespace, weights: str):
         self.fused, self.compiled, self.weights, c = fused, compiled, weights, fused.config
         shape = (c.n_layer, c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.vocab_size, 4 * c.n_embd)
-        self.handle = compiled.decoder_new(
+        self.handle = compiled.new(
             (c_int64 * 7)(*shape), c.rms_norm_eps, c.logit_softcap or 0, fused.cos.data_ptr(),
             fused.sin.data_ptr(), KINDS.index(weights),
             fused.dtype == torch.bfloat16 and weights == "bfloat16", torch.get_num_threads(),
         )  # fmt: skip
         if not self.handle:
             raise MemoryError("no memory for the packed weights")
-        weakref.finalize(self, compiled.decoder_free, self.handle)
+        weakref.finalize(self, compiled.free, self.handle)
         self.refresh()
 
     def refresh(self) -> None:
@@ -78,7 +73,7 @@ class CpuDecoder:
                 half = weight.dtype == torch.bfloat16
                 weight = (weight if half else weight.float()).detach().contiguous()
                 place = self.handle, index, first, weight.data_ptr(), *weight.shape, half
-                self.compiled.decoder_keep(*place)
+                self.compiled.keep(*place)
                 first += len(weight)
 
     def is_faster(self, tokens: int) -> bool:
@@ -93,7 +88,7 @@ class CpuDecoder:
         assert max(places) < cache.room and max(slots) < cache.slots
         n, pointers = c_int64 * len(ids), c_void_p * len(cache.layers)
         logits = torch.empty(len(rows), self.fused.config.vocab_size)
-        done = self.compiled.decoder_run(
+        done = self.compiled.run(
             self.handle, n(*ids), n(*slots), n(*places), len(ids), self.fused.embedding.data_ptr(),
             *(pointers(*(layer[i].data_ptr() for layer in cache.layers)) for i in (0, 1)),
             cache.room, cache.dtype == torch.bfloat16, (c_int64 * len(rows))(*rows), len(rows),
@@ -107,7 +102,7 @@ class CpuDecoder:
         """As sampling.draw."""
         ids = (c_int64 * len(table))()
         addresses = logits.data_ptr(), table.data_ptr()
-        self.compiled.decoder_sample(self.handle, *addresses, len(table), ids)
+        self.compiled.sample(self.handle, *addresses, len(table), ids)
         return list(ids)
 
 

@@ -27,9 +27,9 @@ class Request:
     logprobs: int | None = None
     tools: bool = True
 
-    def check(self, context: int, vocab_size: int, name: str = "the prompt") -> None:
-        """Raises ConfigError unless a model of that context and vocabulary can answer."""
-        prompt = self.prompt
+    def check(self, config, name: str = "the prompt") -> None:
+        """Raises ConfigError unless a model of this GPTConfig can answer."""
+        prompt, context, vocab_size = self.prompt, config.sequence_len, config.vocab_size
         if not 0 < len(prompt) < context:
             raise ConfigError(
                 f"{name} has {len(prompt):,} tokens; a context of {context:,} takes "

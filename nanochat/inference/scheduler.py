@@ -7,16 +7,8 @@ place (a conversation's next turn), or as a copy (a system prompt that two share
 
 from dataclasses import dataclass, field
 from itertools import count
-from operator import eq
+from os.path import commonprefix  # of any lists
 from typing import NamedTuple
-
-
-class Copy(NamedTuple):
-    """The first `length` tokens of slot `source` are needed in slot `target` too."""
-
-    source: int
-    target: int
-    length: int
 
 
 class Chunk(NamedTuple):
@@ -37,7 +29,7 @@ class Chunk(NamedTuple):
 class ScheduledStep(NamedTuple):
     """First the copies, in order; then all chunks in one pass, single tokens first, by slot."""
 
-    copies: list[Copy]
+    copies: list[tuple[int, int, int]]  # what KVCache.copy takes
     chunks: list[Chunk]
 
 
@@ -73,12 +65,6 @@ class Slot:
     def tokens(self) -> list[int]:
         """Those that are in it, or will be."""
         return self.held if self.owner is None else self.owner.tokens
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many first tokens a and b share. Example: common_prefix([1, 2, 3], [1, 2, 4]) == 2."""
-    same = map(eq, a, b)
-    return next((i for i, one in enumerate(same) if not one), min(len(a), len(b)))
 
 
 class Scheduler:
@@ -152,12 +138,12 @@ class Scheduler:
         chunks.sort(key=lambda chunk: (not chunk.single, chunk.slot))
         return ScheduledStep(copies, chunks)
 
-    def _admit(self, sequence: Sequence, copies: list[Copy]) -> None:
+    def _admit(self, sequence: Sequence, copies: list[tuple]) -> None:
         """Gives the sequence the longest prefix that any slot has for it, and a free slot: the
         prefix's own if that gains more than it loses, else an empty one, else the one that was left
         longest ago. Where the prefix is still being computed, the sequence goes on waiting."""
         wanted = sequence.tokens[:-1]  # the last token's logits are needed
-        lengths = {slot: common_prefix(slot.tokens, wanted) for slot in self.slots}
+        lengths = {slot: len(commonprefix([slot.tokens, wanted])) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (lengths[slot], slot.owner is None))
         length = lengths[source] if lengths[source] >= self.share else 0
         if source.owner is not None and source.owner.computed < length:
@@ -173,7 +159,7 @@ class Scheduler:
         else:
             slot = min(kept, key=lambda slot: slot.released)  # may be the source: then no copy
         if length and slot is not source:
-            copies.append(Copy(source.number, slot.number, length))
+            copies.append((source.number, slot.number, length))
         self.reused_tokens += length
         sequence.slot, sequence.computed = slot.number, length
         slot.owner, slot.held = sequence, []

@@ -6,7 +6,6 @@ any checkpoint of ours.
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,15 +24,14 @@ WANTED = ("*.json", "*.safetensors", "*.jinja", "README.md")  # no pickles, no c
 
 
 def find_parent(
-    config: StageConfig, stage: str | None = None, tag: str | None = None, step: int | None = None
+    config: StageConfig, stage: str | None = None, tag: str | None = None
 ) -> Callable[[], Path] | None:
     """Stage's `parent`: of --from, else of `stage`; None for a stage that begins anew."""
     if not config.from_:
-        return (lambda: checkpoint_of(stage, tag, step)) if stage else None
-    if tag is not None or step is not None:
+        return (lambda: checkpoint_of(stage, tag)) if stage else None
+    if tag is not None:
         raise ConfigError(
-            f"--from {config.from_} says what to begin with; leave out the tag ({tag}) and the "
-            f"step ({step}) of another parent"
+            f"--from {config.from_} says what to begin with; leave out the tag ({tag}) of another"
         )
     return lambda: checkpoint_from(config.from_, config.resume)
 
@@ -85,10 +83,7 @@ def import_once(folder: Path, source: str, home: Path) -> Path:
 def download(repository: str) -> Path:
     """The folder of user/model[@revision] of the hub, its weights safetensors."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     name, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ConfigError(f"--from {HUB}{repository}: expected hf://user/model or .../model@commit")

@@ -9,12 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from nanochat.checkpoint_manager import (
-    CONFIG,
-    GENERATION,
-    TEMPLATE,
-    hugging_face_records,
-)
+from nanochat.checkpoint_manager import CONFIG, GENERATION, TEMPLATE, hugging_face_records
 from nanochat.common import CheckpointError, NanochatError
 from nanochat.conversation import chat_template
 from nanochat.gpt import GPTConfig
@@ -113,12 +108,7 @@ def recorded_fingerprints(folder: Path) -> set[str]:
 
 
 def repair(
-    model: ImportedModel,
-    output: Path,
-    variant: str,
-    recorded: set[str],
-    *,
-    overwrite: bool = False,
+    model: ImportedModel, output: Path, variant: str, recorded: set[str], *, overwrite: bool = False
 ) -> dict:
     """Exports the model with model.tokenizer to `output`, and returns the parity report.
 

@@ -16,19 +16,12 @@ from safetensors import SafetensorError
 from nanochat.checkpoint import manifest
 from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import RUN, WEIGHTS, as_json, hugging_face_texts, load_checkpoint
-from nanochat.common import CheckpointError, ConfigError, print0, require_package
+from nanochat.common import DTYPES, CheckpointError, ConfigError, print0, require_package
 from nanochat.data.hub import faults
 from nanochat.gpt import HEAD
 from nanochat.publishing import parity
-from nanochat.publishing.export_files import (
-    CARD,
-    PARITY,
-    STRAY,
-    changed_files,
-    read_record,
-)
+from nanochat.publishing.export_files import CARD, PARITY, STRAY, changed_files, read_record
 from nanochat.publishing.mirror import upload
-from nanochat.publishing.parity import DTYPES
 from nanochat.report import model_card
 
 PROOF = re.compile(r"^## Parity of this export$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -42,11 +35,7 @@ LOADED = (".safetensors", ".jinja", "index.json", *STRAY)
 
 
 def export(
-    checkpoint: Path,
-    output: Path,
-    dtype: str = "bfloat16",
-    *,
-    overwrite: bool = False,
+    checkpoint: Path, output: Path, dtype: str = "bfloat16", *, overwrite: bool = False
 ) -> dict:
     """Writes `output`, a Hugging Face folder of the checkpoint, and returns the parity report.
 

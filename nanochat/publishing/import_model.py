@@ -20,13 +20,12 @@ from nanochat.checkpoint_manager import (
     check_names_and_shapes,
     folder_texts,
 )
-from nanochat.common import CheckpointError, ConfigError, print0
+from nanochat.common import DTYPES, CheckpointError, ConfigError, print0
 from nanochat.conversation import chat_template
 from nanochat.gpt import EMBEDDING, HEAD, GPTConfig
 from nanochat.publishing.export_files import CARD, PARITY, TOKENIZER, changed_files, read_record
 from nanochat.publishing.import_tokenizer import read_tokenizer_json, read_with_marks
 from nanochat.publishing.karpathy_checkpoint import is_karpathy_checkpoint, read_karpathy_checkpoint
-from nanochat.publishing.parity import DTYPES
 from nanochat.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"  # of weights in several files

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat.checkpoint import manifest
 from nanochat.common import CheckpointError, print0
-from nanochat.files import base_dir, user_path
+from nanochat.files import base_dir, sha256_of, user_path
 
 HUB = "hf://"
 WAITS = (2, 10, 60)  # seconds before a copy that failed is tried again
@@ -59,7 +59,7 @@ def upload(path: Path, names: list[str], repo_id: str, place: str = "", **option
         # The hub knows large files by SHA-256 and small ones by git's object id.
         file = arrived.get(there[name])
         if file and file.lfs:
-            found, here = file.lfs.sha256, manifest.sha256_of(path / name)
+            found, here = file.lfs.sha256, sha256_of(path / name)
         else:
             found, here = file and file.blob_id, git_hash((path / name).read_bytes())
         if found != here:

@@ -18,7 +18,7 @@ from nanochat.checkpoint_manager import (
     hugging_face_texts,
     load_checkpoint,
 )
-from nanochat.common import CheckpointError
+from nanochat.common import DTYPES, CheckpointError
 from nanochat.conversation import render, render_for_completion, stop_ids
 from nanochat.gpt import GPT
 from nanochat.publishing import parity_texts
@@ -27,7 +27,6 @@ from nanochat.publishing.export_files import CARD, PARITY
 TOLERANCE = 1e-4  # between logits, both computed in float32
 LOGITS_AT_ONCE = 2**25  # float32 numbers: 128 MiB
 NEW_TOKENS = 64
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class ParityError(CheckpointError):

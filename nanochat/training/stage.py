@@ -129,14 +129,14 @@ class Stage:
         self.optimizers = build_optimizers(model, config, self.ranks.owned)
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
         planned = None if config.target_seconds else data.planned_steps
-        state, self.first_cursor = LoopState(num_steps=config.num_steps or planned), 0
+        state, cursor = LoopState(num_steps=config.num_steps or planned), 0
         if self.resume_from:
             compare_settings(self.resume_from, config, self.meta, data.fingerprint)
-            state, self.first_cursor = self.restore(state.num_steps)
+            state, cursor = self.restore(state.num_steps)
             if state.num_steps and state.step >= state.num_steps:
                 print0(f"{self.name} {self.tag} is finished, at step {state.step}")
                 return
-        self.first_step = state.step
+        self.origin = cursor - state.step * plan.rows_per_step  # 0, unless steps had other rows
         self.record = {
             "config": asdict(config),
             "parent": str(self.parent) if self.parent else None,
@@ -210,7 +210,7 @@ class Stage:
             self.data.rows,
             rows_per_step=self.plan.rows_per_step,
             device_batch_size=self.plan.device_batch,
-            cursor=self.first_cursor,
+            cursor=self.origin + first_step * self.plan.rows_per_step,
             device=self.model.device,
             pad_id=self.tokenizer.bos,
         )
@@ -220,24 +220,14 @@ class Stage:
 
     def loop(self, state: LoopState, events) -> bool:
         """Feeds the training loop; False when it was asked to stop."""
-        steps, attention = self.steps(state.step), attention_backends(self.model.device)
-        with closing(steps), attention, stop_on_signals() as asked_to_stop:
+        config, model, optimizers = self.config, self.model, list(self.optimizers.values())
+        settings = {"seconds": config.target_seconds, "grad_clip": config.grad_clip}
+        settings |= {"loss_fn": self.loss_fn, "schedule": make_schedule(config)}
+        settings |= {"log": self.log, "events": events, "scaler": self.scaler, "ranks": self.ranks}
+        steps, attention = self.steps(state.step), attention_backends(model.device)
+        with closing(steps), attention, stop_on_signals() as asked:
             try:
-                return train(
-                    self.model,
-                    list(self.optimizers.values()),
-                    steps,
-                    loss_fn=self.loss_fn,
-                    schedule=make_schedule(self.config),
-                    state=state,
-                    log=self.log,
-                    events=events,
-                    seconds=self.config.target_seconds,
-                    grad_clip=self.config.grad_clip,
-                    scaler=self.scaler,
-                    ranks=self.ranks,
-                    asked_to_stop=asked_to_stop,
-                )
+                return train(model, optimizers, steps, state=state, asked_to_stop=asked, **settings)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(out_of_memory(self.plan.device_batch)) from error
             except DivergedError as error:
@@ -280,10 +270,9 @@ class Stage:
             "loss": state.average_loss,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss(),
         }
-        rows = (state.step - self.first_step) * self.plan.rows_per_step
         to_resume = {
             "loop": asdict(state),
-            "cursor": self.first_cursor + rows,
+            "cursor": self.origin + state.step * self.plan.rows_per_step,
             "scaler": asdict(self.scaler) if self.scaler else None,
         }
         write = folder != self.saved and prepare_checkpoint(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.inference.scheduler import Copy, Scheduler, Sequence, common_prefix
+from nanochat.inference.scheduler import Scheduler, Sequence
 
 
 class ListCache:
@@ -21,9 +21,9 @@ class ListCache:
         step = self.scheduler.schedule()
         running = {sequence.slot for sequence in self.scheduler.running}
         assert len(running) == len(self.scheduler.running), "two sequences share a slot"
-        for copy in step.copies:
-            assert copy.source != copy.target and len(self.slots[copy.source]) >= copy.length
-            self.slots[copy.target] = self.slots[copy.source][: copy.length]
+        for source, target, length in step.copies:
+            assert source != target and len(self.slots[source]) >= length
+            self.slots[target] = self.slots[source][:length]
         assert len({chunk.slot for chunk in step.chunks}) == len(step.chunks)
         for chunk in step.chunks:
             before, tokens = self.slots[chunk.slot][: chunk.start], chunk.sequence.tokens
@@ -106,16 +106,6 @@ def test_sequences_that_join_and_leave_at_random(events, slots, chunk, idle, sha
             alive.remove(sequence)
             scheduler.remove(sequence.id)
     assert not alive and not scheduler.running and not scheduler.waiting
-
-
-@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40))
-def test_common_prefix_equals_its_slow_twin(a, b):
-    slow = 0
-    while slow < min(len(a), len(b)) and a[slow] == b[slow]:
-        slow += 1
-    assert common_prefix(a, b) == slow
-    assert common_prefix(a, a + b) == len(a)
-    assert common_prefix([7] * 100 + a, [7] * 100 + b) == 100 + slow
 
 
 # ---------------------------------------------------------------- one rule each
@@ -207,7 +197,7 @@ def test_a_conversation_is_kept_when_another_shares_only_its_beginning():
     run_alone(scheduler, cache, scheduler.sequences[0])
     scheduler.remove(0)
     scheduler.add(Sequence(1, system + [7]))
-    assert scheduler.schedule().copies == [Copy(0, 1, 20)]
+    assert scheduler.schedule().copies == [(0, 1, 20)]
     assert scheduler.slots[0].held == system + talk
 
 

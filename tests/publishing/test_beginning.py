@@ -300,7 +300,7 @@ def test_what_contradicts_itself_is_refused(theirs):
     with pytest.raises(CheckpointError, match="no complete checkpoint of sft, tag x"):
         checkpoint_from("sft:x")
     with pytest.raises(ConfigError, match=r"leave out the tag \(d4\)"):
-        find_parent(StageConfig(from_="./x"), "mid", "d4", None)
+        find_parent(StageConfig(from_="./x"), "mid", "d4")
     base_train = importlib.import_module("scripts.base_train")
     with pytest.raises(ConfigError, match="leave out --depth"):
         base_train.main(base_train.Config(from_=str(theirs[0]), depth=4))

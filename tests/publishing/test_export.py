@@ -13,7 +13,6 @@ from hub_stub import serve
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 
-from nanochat.checkpoint.manifest import sha256_of
 from nanochat.checkpoint.writing import save_tensors
 from nanochat.checkpoint_manager import (
     check_names_and_shapes,
@@ -21,6 +20,7 @@ from nanochat.checkpoint_manager import (
     load_model,
 )
 from nanochat.common import CheckpointError, ConfigError, DataError
+from nanochat.files import sha256_of
 from nanochat.gpt import GPTConfig
 from nanochat.publishing import export as exporting
 from nanochat.publishing.export import check_output, export, public_record, push, rounded
