@@ -20,6 +20,7 @@ say "Checking layout: ruff format --check"
 ruff format --check .
 say "Running the tests: pytest ${quick[*]+"${quick[*]}"} $*"
 started=$SECONDS
+export PYTHONDONTWRITEBYTECODE=  # compiled once, not by each of the many processes
 # A file's tests stay on one worker, so that they share what the file makes once.
 python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder ${quick[@]+"${quick[@]}"} "$@"
 say "All passed after $SECONDS s, $((SECONDS - started)) s of them in the tests"

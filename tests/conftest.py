@@ -26,10 +26,19 @@ settings.load_profile("nanochat")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+LONGEST = ["test_pipeline.py", "test_distributed.py", "test_notebook.py", "test_export.py"]
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no worker ends with a long one alone."""
+    """The longest files come first, and those without slow tests last, so that no worker ends with
+    a long one alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def place(item) -> int:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in slow)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

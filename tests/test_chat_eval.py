@@ -150,6 +150,7 @@ def test_chatcore_of_all_five_with_programs_in_the_sandbox(checkpoint, data, cap
     assert {"error", "extracted", "expected", "task_id"} < line.keys()
 
 
+@pytest.mark.slow
 def test_python_as_the_tool_runs_in_the_sandbox(checkpoint, data):
     try:
         with sandbox.Sandbox():
@@ -198,6 +199,7 @@ def test_a_source_is_a_file_a_folder_or_a_hub_id(data, tmp_path, monkeypatch):
     assert data_file("me/mine", *ask) == ("me/mine", name)
 
 
+@pytest.mark.slow
 def test_real_folders_load_as_they_lie(shared_data):
     hub = shared_data / "hub" / "datasets"
     sizes = {

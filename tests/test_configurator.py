@@ -92,6 +92,18 @@ def test_cli_lets_bugs_through(monkeypatch):
         cli(main, Config)
 
 
+# The programs below print nothing that PyTorch makes, and importing it takes seconds.
+WITHOUT_TORCH = """
+import sys, types
+class Module(types.ModuleType):
+    def __getattr__(self, name):
+        return object
+for name in ("torch", "torch.distributed", "torch.distributed.rendezvous", "torch.nn.attention"):
+    sys.modules[name] = Module(name)
+sys.modules["torch"].distributed = sys.modules["torch.distributed"]
+sys.modules["torch.distributed"].is_initialized = lambda: False
+"""
+
 SCRIPT = """
 import os, signal, sys, tempfile, time
 from dataclasses import dataclass
@@ -128,7 +140,7 @@ for _ in range(2):
 def test_a_script_that_is_stopped_says_so_and_clears_up(tmp_path):
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, f"--folder={tmp_path}"],
+        [sys.executable, "-c", WITHOUT_TORCH + SCRIPT, f"--folder={tmp_path}"],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -191,7 +203,7 @@ cli(main, Config)
 def surrounded(tmp_path, *, shell="{}", args="", **environment):
     """Runs PRINTS in such an environment alone; the process, when it has ended."""
     program = tmp_path / "program.py"
-    program.write_text(PRINTS, encoding="utf-8")
+    program.write_text(WITHOUT_TORCH + PRINTS, encoding="utf-8")
     command = shell.format(f"{sys.executable} {program} {args}")
     environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PATH": "/usr/bin:/bin"}
     return subprocess.run(

@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
-import textwrap
 from itertools import cycle
 from pathlib import Path
 
@@ -141,15 +141,13 @@ def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
 
 
 RANK = """
-    import json, sys
-    sys.path.insert(0, "tests")
-    from test_train import losses_of_rank
-    from nanochat.common import compute_init
+import json, sys
+sys.path.insert(0, "tests")
+from test_train import losses_of_rank
+from nanochat.common import compute_init
 
-    _, rank, _, world, _ = compute_init("cpu")
-    losses = losses_of_rank(rank, world)
-    if rank == 0:
-        print("LOSSES", json.dumps(losses))
+_, rank, _, world, _ = compute_init("cpu")
+print("LOSSES", json.dumps(losses_of_rank(rank, world)))
 """
 
 
@@ -165,14 +163,23 @@ def losses_of_rank(rank: int, world: int) -> list[float]:
 def test_two_ranks_equal_one(monkeypatch):
     """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group."""
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    out = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", textwrap.dedent(RANK)],
-        cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-2000:]
-    two = json.loads(out.stdout.split("LOSSES", 1)[1].splitlines()[0])
-    assert two == pytest.approx(losses_of_rank(0, 1), rel=1e-4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    places |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            cwd=Path(__file__).resolve().parents[1],
+            env={**os.environ, **places, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    alone = losses_of_rank(0, 1)
+    for process in ranks:
+        printed, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+        losses = json.loads(printed.split("LOSSES", 1)[1].splitlines()[0])
+        assert losses == pytest.approx(alone, rel=1e-4)

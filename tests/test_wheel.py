@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -17,33 +16,23 @@ SHAPE = "--depth=1 --head-dim=16 --sequence-len=32 --total-batch-size=64 --num-s
 # In one process, because an import of torch takes seconds.
 SCRIPTS = """
 import runpy, sys
+import nanochat.gpt
+print("imported", nanochat.gpt.__file__, flush=True)
 commands = " ".join(sys.argv[1:]).split(" then ")
 for sys.argv in map(str.split, commands):
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
-import nanochat.gpt
-print(nanochat.gpt.__file__)
 """
 
 pytestmark = pytest.mark.slow
 
 
-def run_python(folder: Path, *arguments: str) -> str:
-    """Runs Python in `folder`, where the only nanochat is the installed wheel."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def environment(folder: Path) -> dict:
+def start_python(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Python in `folder`, where the only nanochat is the installed wheel."""
     own = {"PYTHONPATH": str(folder / "site"), "NANOCHAT_BASE_DIR": str(folder / "base")}
-    return {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, **own, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +64,14 @@ def installed(tmp_path_factory, share_compiled) -> Path:
 def test_the_wheel_trains_reports_and_serves(installed):
     flags = f"{SHAPE} --data=texts --no-compile --eval-tokens=64 --model-tag=w".split()
     tok_train = ["scripts.tok_train", "--data=texts", "--vocab-size=320"]
-    where = run_python(installed, "-c", SCRIPTS, *tok_train, "then", "scripts.base_train", *flags)
-    assert Path(where.splitlines()[-1]).is_relative_to(installed / "site")
-    report = (installed / "base" / "report" / "w" / "report.html").read_text()
-    assert "<style>" in report
-
-    command = [sys.executable, "-m", "scripts.chat_web", "--source=base", "--model-tag=w"]
-    server = subprocess.Popen(
-        [*command, "--port=0"], cwd=installed, env=environment(installed),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    chat_web = ["scripts.chat_web", "--source=base", "--model-tag=w", "--port=0"]
+    stages = [*tok_train, "then", "scripts.base_train", *flags, "then", *chat_web]
+    server = start_python(installed, "-c", SCRIPTS, *stages)
     try:
-        address = address_of(server)
+        imported, address = where_and_address(server)
+        assert imported.is_relative_to(installed / "site")
+        report = (installed / "base" / "report" / "w" / "report.html").read_text()
+        assert "<style>" in report
         page = urllib.request.urlopen(address, timeout=10).read().decode()
         for name in ("style.css", "chat.js"):
             assert name in page
@@ -96,12 +81,14 @@ def test_the_wheel_trains_reports_and_serves(installed):
         server.communicate(timeout=30)
 
 
-def address_of(server: subprocess.Popen, seconds: float = 60) -> str:
-    """The address that a server prints once it answers."""
-    ends, printed = time.monotonic() + seconds, ""
-    while time.monotonic() < ends and (line := server.stdout.readline()):
+def where_and_address(server: subprocess.Popen) -> tuple[Path, str]:
+    """(the file that was imported, the address that a server prints once it answers)"""
+    printed, imported = "", None
+    while line := server.stdout.readline():
         printed += line
+        if line.startswith("imported "):
+            imported = Path(line.split()[1])
         for word in line.split():
             if word.startswith("http://"):
-                return word.rstrip("/")
+                return imported, word.rstrip("/")
     raise AssertionError(f"the server printed no address:\n{printed}")

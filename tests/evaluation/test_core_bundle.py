@@ -113,6 +113,7 @@ def test_damage_is_found_and_named(tmp_path):
         Bundle(path).read("eval_data/say.jsonl")
 
 
+@pytest.mark.slow
 def test_files_other_than_the_known_ones_are_named(shared_data, tmp_path, capsys):
     real = shared_data / "eval_bundle.zip"
     assert (

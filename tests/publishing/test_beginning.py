@@ -124,6 +124,7 @@ def record(folder) -> dict:
 # ---------------------------------------------------------------- a model of another author
 
 
+@pytest.mark.slow
 def test_the_imported_model_computes_what_transformers_does(theirs):
     folder, model, fast = theirs
     ours, tokenizer, run = load_model(checkpoint_from(str(folder)), "cpu", "eval")
@@ -138,6 +139,7 @@ def test_the_imported_model_computes_what_transformers_does(theirs):
     assert run["imported"]["source"] == str(folder)
 
 
+@pytest.mark.slow
 def test_missing_chat_marks_become_new_ids(theirs, capsys):
     """The token that begins a text keeps its id; 290 used ids grow to 320, with room for eight."""
     folder, model, _ = theirs
@@ -158,6 +160,7 @@ def test_missing_chat_marks_become_new_ids(theirs, capsys):
     assert "<|user_start|> = 312" in printed
 
 
+@pytest.mark.slow
 def test_marks_take_unused_ids_where_there_are_some(tmp_path):
     their_folder(tmp_path / "padded", vocab_size=384)
     path = checkpoint_from(str(tmp_path / "padded"))
@@ -224,6 +227,7 @@ def test_a_checkpoint_of_ours_is_not_copied(base_dir):
 # ---------------------------------------------------------------- the hub
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub(theirs, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
@@ -263,6 +267,7 @@ def change(folder, name="config.json", **settings):
     (folder / name).write_text(json.dumps(record | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -285,6 +290,7 @@ def test_a_folder_that_is_refused(theirs, tmp_path, settings, error, message, ba
     assert not list((base_dir / "imported").rglob("step_*"))
 
 
+@pytest.mark.slow
 def test_another_kind_of_tokenizer_is_refused(theirs, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(theirs[0], folder)
@@ -294,6 +300,7 @@ def test_another_kind_of_tokenizer_is_refused(theirs, tmp_path):
         checkpoint_from(str(folder))
 
 
+@pytest.mark.slow
 def test_what_contradicts_itself_is_refused(theirs):
     with pytest.raises(CheckpointError, match="expected hf://user/model, a folder that is there"):
         checkpoint_from("./nowhere")
