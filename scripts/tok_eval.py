@@ -9,9 +9,10 @@ hub's cache; else tiktoken downloads them. Without --text the counts are kept fo
 
 import inspect
 import json
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
@@ -75,17 +76,12 @@ def own_texts(config: Config) -> dict[str, str]:
     return texts
 
 
-def count_tokens(encoding: str, folder: Path | None, texts: list[str], answer) -> None:
-    """Puts the token counts of `texts`, or what went wrong, into the queue `answer`."""
-    try:
-        if folder:
-            os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
-        import tiktoken
-
-        encode = tiktoken.get_encoding(encoding).encode_ordinary
-        answer.put([len(encode(text)) for text in texts])
-    except Exception as error:  # whatever the download raised is told, not hidden
-        answer.put(type(error).__name__)
+# In a process of its own, with nothing else imported: a download has no time limit.
+COUNT_TOKENS = """
+import json, sys, tiktoken
+encode = tiktoken.get_encoding(sys.argv[1]).encode_ordinary
+print(json.dumps([len(encode(text)) for text in json.load(sys.stdin)]))
+"""
 
 
 def counts_of(name: str, texts: list[str], timeout: float) -> list[int] | str:
@@ -99,18 +95,18 @@ def counts_of(name: str, texts: list[str], timeout: float) -> list[int] | str:
     if isinstance(cached, str):
         encode = LibraryTokenizer.from_file(cached).encode
         return [len(encode(text, add_special_tokens=False).ids) for text in texts]
-    context = multiprocessing.get_context("spawn")  # subtle: a download has no time limit
-    answer = context.SimpleQueue()
-    arguments = encoding, found[0] if found else None, texts, answer
-    process = context.Process(target=count_tokens, args=arguments, daemon=True)
-    process.start()
-    process.join(timeout)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    command = [sys.executable, "-c", COUNT_TOKENS, encoding]
+    folder = {"TIKTOKEN_CACHE_DIR": str(found[0])} if found else {}
+    try:
+        counted = subprocess.run(
+            command, input=json.dumps(texts), env=os.environ | folder, timeout=timeout,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if counted.returncode == 0:
+            return json.loads(counted.stdout)
+        why = counted.stderr.strip().rpartition("\n")[2].partition(":")[0]  # the error's name
+    except subprocess.TimeoutExpired:
         why = f"not downloaded within {timeout:g} s"
-    elif isinstance(why := "ended early" if answer.empty() else answer.get(), list):
-        return why
     places = ", ".join(map(str, [*folders, f"the hub's cache of {repository}"]))
     return f"it is not in {places}; and tiktoken does not give {encoding!r}: {why}"
 

