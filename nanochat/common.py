@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from nanochat.hardware import device_name
 
 T = TypeVar("T")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RANKS_WAIT = timedelta(hours=1)  # for each other: rank 0 may be saving, another compiling
 
 

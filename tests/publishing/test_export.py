@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import export_once, without_proof
+from exports import export_once, proved_here, without_proof
 from hub_stub import serve
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import save, tiny_model, tiny_tokenizer
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, share_compiled):
-    return export_once(tmp_path_factory.mktemp, share_compiled)
+    return export_once(tmp_path_factory, share_compiled)
 
 
 def contents(folder):
@@ -93,7 +93,9 @@ def test_export_import_export_is_byte_identical(exported, tmp_path, monkeypatch,
     back = make_checkpoint(read_published(folder), "rescued", "sft")
     assert back.parent.name == "rescued" and back.name == checkpoint.name
     again = tmp_path / "again"
-    export_script.main(export_script.Config(again, source="sft", model_tag="rescued", space=True))
+    with proved_here():
+        config = export_script.Config(again, source="sft", model_tag="rescued", space=True)
+        export_script.main(config)
     assert without_time(again) == without_time(folder)
     assert "largest difference of logits" in capsys.readouterr().out
     assert (tmp_path / "again-space" / "model_id.txt").read_text() == f"{again}\n"
@@ -207,7 +209,8 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, exported, monkeypatch):
         save_tensors(path, spoiled, fingerprint)
 
     monkeypatch.setattr(exporting, "save_tensors", spoilt)
-    with pytest.raises(ParityError, match=r"(?s)logits: .* differ.*largest difference of logits"):
+    message = r"(?s)logits: .* differ.*largest difference of logits"
+    with proved_here(), pytest.raises(ParityError, match=message):
         export(checkpoint, tmp_path / "new")
     assert not [path.name for path in tmp_path.iterdir() if "new" in path.name]
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, share_compiled):
-    return export_once(tmp_path_factory.mktemp, share_compiled)
+    return export_once(tmp_path_factory, share_compiled)
 
 
 def test_the_texts_are_many_and_of_every_kind():
