@@ -54,8 +54,8 @@ def library(processor: str) -> ctypes.CDLL | None:
 
 
 class CpuDecoder:
-    """Computes passes as `fused` would, from weights of its own; for a CPU. cache_dtype: float32
-    with weights of float32, else bfloat16, for keys and values are read at every token too."""
+    """Computes passes as `fused` would, from weights of its own; for a CPU. cache_dtype: of the
+    keys and values that it reads."""
 
     def __init__(self, fused: FusedModel, compiled: ctypes.CDLL, weights: str):
         self.fused, self.compiled, self.weights, c = fused, compiled, weights, fused.config
