@@ -219,7 +219,7 @@ def print_table(found: list[dict], config: Config, title: str) -> None:
             seconds = statistics.median(r["seconds_of_prompt"])
             cells += [f"{config.long_prompt / seconds:,.0f} tokens/s", f"{r['products_share']:.0%}"]
         table.add_row(*cells)
-    Console().print(table)
+    Console(width=120).print(table)  # a file's would cut the names
 
 
 def main(config: Config) -> None:
@@ -229,8 +229,8 @@ def main(config: Config) -> None:
     print_table(found, config, f"generation, {device_name(device)}, {dtype}")
     for one in found:
         read, done = (statistics.median(one[k]) / 1e9 for k in list(one)[:2])
-        print(f"depth {one['depth']}: memory bandwidth {read:.1f} GB/s (reading a buffer as large as "
-              f"the weights), products {done:.1f} GFLOP/s; medians of turns")  # fmt: skip
+        print(f"depth {one['depth']}: memory bandwidth {read:.1f} GB/s (reading a buffer as large "
+              f"as the weights), products {done:.1f} GFLOP/s; medians of turns")  # fmt: skip
     processor = torch.backends.cpu.get_cpu_capability().lower()
     name = f"engine-{processor}" if device.type == "cpu" else "engine"
     write_record(name, config, device, {"compute_dtype": dtype, "depths": found})
