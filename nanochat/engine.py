@@ -56,7 +56,8 @@ class Engine:
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.fused = FusedModel(model)
         self.decoder = cpu_decoder(self.fused, weights)
-        self.cache = KVCache(model.config, self.fused.device, self.fused.dtype)
+        dtype = self.fused.dtype if self.decoder is None else self.decoder.cache_dtype
+        self.cache = KVCache(model.config, self.fused.device, dtype)
         cuda = self.fused.device.type == "cuda"
         self.scheduler = Scheduler(max_batch, chunk=2048 if cuda else 256)
         self.graphs = DecodeGraphs(self.fused, self.cache) if cuda and graphs else None

@@ -58,6 +58,8 @@ class Config:
     """What runs the model's tool calls; python is any program, in the sandbox."""
     unsafe_execution: bool = False
     """Run the model's programs even where no sandbox can hold them."""
+    int8: bool = False
+    """On a CPU: measure with 8 bits of each weight; figures are printed, not kept in the run."""
     batch_size: int = 32
     """Rows that one device computes at a time."""
     max_tokens: int = 512
@@ -73,8 +75,8 @@ def main(config: Config) -> None:
     names = ("batch_size", "max_tokens", "num_samples", "temperature", "seed")
     options = {name: getattr(config, name) for name in names}
     results, controls = [], {}
-    if config.tool == "python" and config.hf_path is not None:
-        raise ConfigError("--hf-path measures a model without tools; leave --tool away")
+    if config.hf_path is not None and (config.tool == "python" or config.int8):
+        raise ConfigError("--hf-path measures a model without tools; leave --tool, --int8 away")
     with ExitStack() as stack:
 
         @cache
@@ -85,12 +87,13 @@ def main(config: Config) -> None:
 
         run = calculator.evaluate if config.tool == "calculator" else python_tool(open_sandbox())
         tool = None if config.hf_path else ControlledTool(run)
-        engine, folder, place, _ = open_engine(config, device, tool)
+        weights, kept_as = ("int8", "-int8") if config.int8 else (None, "")
+        engine, folder, place, _ = open_engine(config, device, tool, weights)
 
         def evaluate(task: Task, name: str) -> Result:
             by_rule = config.limit is None and isinstance(task, GeneratedTask)
             limit, started = 500 if by_rule else config.limit, time.perf_counter()
-            path = folder / "answers" / f"{name}-step{place['step']}.jsonl"
+            path = folder / "answers" / f"{name}-step{place['step']}{kept_as}.jsonl"
             result = evaluate_task(name, task, engine, limit=limit, answers_path=path, **options)
             print0(f"{result} in {time.perf_counter() - started:.0f} s")
             return result
@@ -110,10 +113,11 @@ def main(config: Config) -> None:
                 found = figures(results, controls)
                 for table in chat_tables({place["stage"]: found}):
                     print_table(table)
-                append_metrics(folder, place | found)
+                if not config.int8:
+                    append_metrics(folder, place | found)
                 if missing := ", ".join(missing_of_chatcore(results)):
                     print0(f"ChatCORE: not given, for want of greedy answers to {missing}")
-                if config.hf_path is None:
+                if config.hf_path is None and not config.int8:
                     remake(folder.name)
     if not results:
         raise DataError(f"none of {config.tasks} could be run; the lines above say why")

@@ -180,11 +180,11 @@ class TransformersEngine:
 
 
 def open_engine(
-    config, device: torch.device, tool: Callable[[str], str] = evaluate
+    config, device: torch.device, tool: Callable[[str], str] = evaluate, weights: str | None = None
 ) -> tuple[Engine | TransformersEngine, Path, dict, dict | None]:
     """(engine, folder for its figures, {"stage", "step"}, its run's config) of the Hugging Face
     folder config.hf_path, which has no run, or else of the checkpoint that load_model finds by
-    config.source, model_tag and step."""
+    config.source, model_tag and step, whose engine keeps `weights` as Engine says."""
     if config.hf_path is not None:
         engine = TransformersEngine(*load_transformers(config.hf_path, device))
         folder = base_dir() / "hf_evaluations" / Path(config.hf_path).resolve().name
@@ -194,7 +194,8 @@ def open_engine(
     model, tokenizer, meta = load_model(*run)
     print0(f"{meta['stage']} {meta['tag']}, step {meta['step']:,}")
     place = {"stage": meta["stage"], "step": meta["step"]}
-    return Engine(model, tokenizer, tool=tool), Path(meta["path"]).parent, place, meta["config"]
+    engine = Engine(model, tokenizer, tool, weights=weights)
+    return engine, Path(meta["path"]).parent, place, meta["config"]
 
 
 def load_transformers(

@@ -7,7 +7,14 @@
 
 #include "vectors.h"
 
-constexpr int QUERIES = 4;  // that read the keys and values together
+constexpr int QUERIES = 4;        // that read the keys and values together
+constexpr int64_t AHEAD = 8;      // places whose keys or values are fetched ahead of their use
+
+// Fetches n numbers into the cache.
+template <class T>
+inline void fetch(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(p + i);
+}
 
 // y: x (n) divided by its root mean square.
 inline void rms_norm(const float* x, float* y, int64_t n, float eps) {
@@ -60,11 +67,13 @@ template <int N, int V, class T>
 inline void mix(const Query* queries, const float* const* weights, const float* totals,
                 const T* values, int64_t length, int64_t K, int64_t i) {
   Floats sums[N][V] = {};
-  for (int64_t s = 0; s < length; s++)
+  for (int64_t s = 0; s < length; s++) {
+    fetch(values + (s + AHEAD) * K + i, V * LANES);
     for (int v = 0; v < V; v++) {
       Floats value = load(values + s * K + i + v * LANES);
       for (int n = 0; n < N; n++) sums[n][v] += weights[n][s] * value;
     }
+  }
   for (int n = 0; n < N; n++)
     for (int v = 0; v < V; v++) store(queries[n].out + i + v * LANES, sums[n][v] / totals[n]);
 }
@@ -80,8 +89,10 @@ void attend(const Query* queries, const T* keys, const T* values, int64_t K,
   float *scores[N], totals[N];
   const float scale = 1 / std::sqrt((float)K);
   for (int n = 0; n < N; n++) scores[n] = scratch.data() + n * padded;
-  for (int64_t s = 0; s < longest; s++)
+  for (int64_t s = 0; s < longest; s++) {
+    fetch(s + AHEAD < longest ? keys + (s + AHEAD) * K : values + (s + AHEAD - longest) * K, K);
     for (int n = 0; n < N; n++) scores[n][s] = scale * dot(queries[n].q, keys + s * K, K);
+  }
   for (int n = 0; n < N; n++) totals[n] = softmax_weights(scores[n], queries[n].length, padded);
   const float* weights[N];
   for (int n = 0; n < N; n++) weights[n] = scores[n];

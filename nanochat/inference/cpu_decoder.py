@@ -32,8 +32,8 @@ SIGNATURES = {
     "new": ([c_void_p, c_float, c_float, c_void_p, c_void_p, c_int, c_bool, c_int], c_void_p),
     "free": ([c_void_p], None),
     "keep": ([c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int], None),
-    "run": ([*[c_void_p] * 4, c_int64, *[c_void_p] * 3, c_int64, c_int, c_void_p, c_int64,
-             c_void_p], c_bool),
+    "run": ([*[c_void_p] * 4, c_int64, c_void_p, c_int, *[c_void_p] * 2, c_int64, c_int, c_void_p,
+             c_int64, c_void_p], c_bool),
     "sample": ([c_void_p, c_void_p, c_void_p, c_int64, c_void_p], None),
 }  # fmt: skip
 
@@ -49,7 +49,8 @@ def library(processor: str) -> SimpleNamespace | None:
 
 
 class CpuDecoder:
-    """Computes passes as `fused` would, from weights of its own; for a CPU."""
+    """Computes passes as `fused` would, from weights of its own; for a CPU. cache_dtype: of the
+    keys and values that it reads."""
 
     def __init__(self, fused: FusedModel, compiled: SimpleNamespace, weights: str):
         self.fused, self.compiled, self.weights, c = fused, compiled, weights, fused.config
@@ -62,6 +63,7 @@ class CpuDecoder:
         if not self.handle:
             raise MemoryError("no memory for the packed weights")
         weakref.finalize(self, compiled.free, self.handle)
+        self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
         self.refresh()
 
     def refresh(self) -> None:
@@ -89,7 +91,8 @@ class CpuDecoder:
         n, pointers = c_int64 * len(ids), c_void_p * len(cache.layers)
         logits = torch.empty(len(rows), self.fused.config.vocab_size)
         done = self.compiled.run(
-            self.handle, n(*ids), n(*slots), n(*places), len(ids), self.fused.embedding.data_ptr(),
+            self.handle, n(*ids), n(*slots), n(*places), len(ids),
+            self.fused.embedding.data_ptr(), self.fused.dtype == torch.bfloat16,
             *(pointers(*(layer[i].data_ptr() for layer in cache.layers)) for i in (0, 1)),
             cache.room, cache.dtype == torch.bfloat16, (c_int64 * len(rows))(*rows), len(rows),
             logits.data_ptr(),

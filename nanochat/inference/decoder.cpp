@@ -36,6 +36,8 @@ struct Group {
 struct Pass {
   int64_t rows;
   const int64_t *ids, *slots, *positions;
+  const void* embedding;  // (V, D)
+  bool half_embedding;    // bfloat16, else float32
   void *const *keys, *const *values;  // of every layer, (slots, Hkv, room, K)
   int64_t room;
 };
@@ -55,16 +57,18 @@ class Decoder {
     }
   }
 
-  // T: of the embedding, the keys and the values. chosen: rows whose logits (count, V) are wanted.
+  // T: of the keys and the values. chosen: rows whose logits (count, V) are wanted.
   template <class T>
-  void run(const Pass& pass, const T* embedding, const int64_t* chosen, int64_t count,
-           float* logits) {
+  void run(const Pass& pass, const int64_t* chosen, int64_t count, float* logits) {
     const int64_t N = pass.rows, D = s_.D, heads = s_.H + 2 * s_.Hkv;
     x_.resize(N, D), normed_.resize(N, D), qkv_.resize(N, heads * s_.K);
     attended_.resize(N, s_.H * s_.K), hidden_.resize(N, s_.hidden);
     group(pass);
     for_rows(N, [&](int64_t n) {
-      for (int64_t i = 0; i < D; i++) x_[n][i] = widen(embedding[pass.ids[n] * D + i]);
+      const int64_t from = pass.ids[n] * D;
+      for (int64_t i = 0; i < D; i++)
+        x_[n][i] = pass.half_embedding ? widen(((const BFloat16*)pass.embedding)[from + i])
+                                       : ((const float*)pass.embedding)[from + i];
       rms_norm(x_[n], x_[n], D, eps_);
     });
     for (int64_t layer = 0; layer < s_.layers; layer++) {
@@ -232,17 +236,20 @@ extern "C" void decoder_keep(Decoder* decoder, int64_t index, int64_t first, con
   });
 }
 
-// Reads tokens ids[n] at positions[n] of slots[n], those of one sequence in order; embedding, keys
-// and values are float32 or bfloat16. logits (count, V): of the chosen rows. False: memory is short.
+// Reads tokens ids[n] at positions[n] of slots[n], those of one sequence in order; the embedding is
+// bfloat16 or float32, and so is the cache. logits (count, V): of the chosen rows. False: memory is
+// short.
 extern "C" bool decoder_run(Decoder* decoder, const int64_t* ids, const int64_t* slots,
                             const int64_t* positions, int64_t rows, const void* embedding,
-                            void* const* keys, void* const* values, int64_t room, int bfloat16,
-                            const int64_t* chosen, int64_t count, float* logits) try {
-  const Pass pass = {rows, ids, slots, positions, keys, values, room};
-  if (bfloat16)
-    decoder->run(pass, (const BFloat16*)embedding, chosen, count, logits);
+                            int half_embedding, void* const* keys, void* const* values,
+                            int64_t room, int half_cache, const int64_t* chosen, int64_t count,
+                            float* logits) try {
+  const Pass pass = {rows, ids, slots, positions, embedding, half_embedding != 0,
+                     keys, values, room};
+  if (half_cache)
+    decoder->run<BFloat16>(pass, chosen, count, logits);
   else
-    decoder->run(pass, (const float*)embedding, chosen, count, logits);
+    decoder->run<float>(pass, chosen, count, logits);
   return true;
 } catch (const std::bad_alloc&) {
   return false;

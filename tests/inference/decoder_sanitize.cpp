@@ -17,8 +17,8 @@ std::vector<float> random_floats(int64_t n) {
   return x;
 }
 
-// Logits of every token of three sequences, read `at_once` tokens at a time; bfloat16: also of
-// embedding and cache.
+// Logits of every token of three sequences, read `at_once` tokens at a time; bfloat16: of
+// the cache, and with bfloat16 weights of embedding and products.
 std::vector<float> logits_of(const Shape& s, int kind, bool bfloat16, int threads, int64_t at_once) {
   rng.seed(s.D);
   const int64_t slots = 3, room = 12, tokens = 9;
@@ -45,7 +45,7 @@ std::vector<float> logits_of(const Shape& s, int kind, bool bfloat16, int thread
   auto embedding = random_floats(s.V * s.D);
   std::vector<BFloat16> halves(s.V * s.D);
   for (int64_t i = 0; i < s.V * s.D; i++) narrow(embedding[i], &halves[i]);
-  const void* table = bfloat16 ? (void*)halves.data() : (void*)embedding.data();
+  const void* table = bfloat16 && kind == BFLOAT16 ? (void*)halves.data() : (void*)embedding.data();
   std::vector<float> all(slots * tokens * s.V);
   for (int64_t start = 0; start < tokens; start += at_once) {
     std::vector<int64_t> ids, in, at, chosen;
@@ -56,8 +56,8 @@ std::vector<float> logits_of(const Shape& s, int kind, bool bfloat16, int thread
         chosen.push_back(chosen.size());
       }
     std::vector<float> logits(ids.size() * s.V);
-    decoder_run(decoder, ids.data(), in.data(), at.data(), ids.size(), table, keys.data(),
-                values.data(), room, bfloat16, chosen.data(), chosen.size(), logits.data());
+    decoder_run(decoder, ids.data(), in.data(), at.data(), ids.size(), table, bfloat16 && kind == BFLOAT16,
+                keys.data(), values.data(), room, bfloat16, chosen.data(), chosen.size(), logits.data());
     for (size_t n = 0; n < ids.size(); n++)
       std::copy_n(&logits[n * s.V], s.V, &all[(in[n] * tokens + at[n]) * s.V]);
     const double settings[][5] = {{1, 1, 1, 0, .5}, {.7, 5, .9, .1, .999}, {1, 1e9, .5, 0, .2}, {2, 1e9, 1, .01, 0}};

@@ -86,9 +86,15 @@ def exact_logits(model: GPT, ids: list[int], kind: str) -> torch.Tensor:
 class Reader:
     """A decoder with a cache; reads tokens and returns the logits of all of them."""
 
-    def __init__(self, model: GPT, kind: str | None = None, decoder: CpuDecoder | None = None):
+    def __init__(
+        self,
+        model: GPT,
+        kind: str | None = None,
+        decoder: CpuDecoder | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ):
         self.decoder = decoder or cpu_decoder(FusedModel(model), kind)
-        self.cache = KVCache(model.config, "cpu", model.compute_dtype)
+        self.cache = KVCache(model.config, "cpu", cache_dtype or model.compute_dtype)
         self.cache.reserve(5, 512)
 
     def read(self, *spans: tuple[int, int, list[int]]) -> torch.Tensor:
@@ -110,6 +116,27 @@ def test_logits_are_those_of_float64_with_the_same_weights(shape, kind):
     assert (logits - exact_logits(model, IDS, kind)).abs().max() < 2e-4
     one = Reader(model, kind).read((0, 0, IDS[:1]))
     assert (one - exact_logits(model, IDS[:1], kind)).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_rows_computes_the_same(kind):
+    model = random_model(D=136, H=2, Hkv=1, K=68, n_layer=1, vocab_size=64)
+    exact = exact_logits(model, IDS, kind)
+    for rows in (*range(1, 20), 31, 32, 33, 41):
+        logits = Reader(model, kind).read((0, 0, IDS[:rows]))
+        assert (logits - exact[:rows]).abs().max() < 2e-4, rows
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_keys_and_values_of_bfloat16_are_rounded_once(kind):
+    """Of the first token attention takes the value whatever its score: rounded by at most 2^-9."""
+    model = random_model(D=72, H=3, Hkv=1, K=24)
+    exact, whole = exact_logits(model, IDS, kind), Reader(model, kind).read((0, 0, IDS))
+    reader = Reader(model, kind, cache_dtype=torch.bfloat16)
+    logits = torch.cat([reader.read((0, 0, IDS[:20])), reader.read((0, 20, IDS[20:]))])
+    assert not torch.equal(logits, whole)
+    assert (logits - exact).abs().mean() < 2**-9 * exact.abs().mean() * 4
+    assert reader.cache.layers[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("D", [1280, 2048])
