@@ -146,6 +146,8 @@ def compute_init(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # subtle: as use_deterministic_algorithms(True), which imports the compiler, for seconds
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+        # else nothing is kept of what was traced: ReluSquared has a gradient of its own
+        os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
         torch.set_deterministic_debug_mode("error")
     if ddp and not dist.is_initialized():
         # subtle: torchrun keeps its store when it starts ranks again, with dead ones' addresses

@@ -81,7 +81,7 @@ def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the split halves of x (B, T, H, K) by tables (1, T, 1, K/2).
+    """Rotates the split halves of x (B, T, H, K) by tables (T, 1, K/2).
 
     y1 = x1 cos + x2 sin, y2 = x2 cos - x1 sin.
     """
@@ -198,12 +198,12 @@ class GPT(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def init_rotary(self) -> None:
-        """Tables of every position, cos and sin (1, T, 1, K/2): made once, not in each layer."""
+        """Tables of every position, cos and sin (T, 1, K/2): made once, not in each layer."""
         c = self.config
-        positions = torch.arange(c.sequence_len, device=self.device)[None]
+        positions = torch.arange(c.sequence_len, device=self.device)
         cos, sin = rotary_tables(positions, c.head_dim, c.rope_theta)
-        self.register_buffer("cos", cos[:, :, None], persistent=False)
-        self.register_buffer("sin", sin[:, :, None], persistent=False)
+        self.register_buffer("cos", cos[:, None], persistent=False)
+        self.register_buffer("sin", sin[:, None], persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -233,13 +233,14 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor, run_block=Block.__call__) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm; T at most
-        sequence_len. The model with a cache is inference/fused_model.py."""
+        sequence_len. run_block: calls a block, maybe compiled. The model with a cache is
+        inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
         for block in self.model.layers:
-            x = block(x, self.cos[:, :T], self.sin[:, :T])
+            x = run_block(block, x, self.cos[:T], self.sin[:T])
         return norm(x, eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

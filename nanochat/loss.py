@@ -3,6 +3,8 @@
 Dimensions: N tokens (B * T), D model width, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -109,7 +111,10 @@ class LossFn:
     def __init__(self, model, compiled: bool, by_block: bool = False):
         self.gather = model.device.type == "cpu"
         self.features, self.kernel = model.features, loss_and_grad
-        if compiled and not by_block:
+        if compiled and not by_block and self.gather:  # one graph for all blocks, shapes, stages
+            run_block = torch.compile(lambda block, *rest: block(*rest), dynamic=True)
+            self.features = partial(model.features, run_block=run_block)
+        elif compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)
         if compiled:  # subtle: gathered rows differ in number, so dynamic, lest each be compiled
             self.kernel = torch.compile(loss_and_grad, dynamic=self.gather)
