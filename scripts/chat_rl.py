@@ -21,11 +21,13 @@ from nanochat.evaluation.policy import (
     on_policy_error,
 )
 from nanochat.evaluation.rewards import Rewards
+from nanochat.gpt import GPT
 from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
+from nanochat.training.distributed import read_on_rank0
 from nanochat.training.stage import Stage, StageData
 from tasks.catalog import as_bytes, find_named, fingerprint, make_task, split_name
 
@@ -75,8 +77,8 @@ def main(config: Config) -> None:
     rows = settings.prompts_per_step * settings.num_samples
     plan = replace(stage.plan_batch(rows, stage.model.config.sequence_len), rows_per_step=rows)
 
-    def first_model():
-        return load_folder(stage.parent, device, "eval")[0]
+    def first_model() -> GPT:
+        return read_on_rank0(lambda: load_folder(stage.parent, device, "eval")[0], stage.model)
 
     def note(step: int, figures: dict) -> None:
         stage.log.write({"step": step + 1, **{f"rl/{name}": x for name, x in figures.items()}})
