@@ -58,7 +58,8 @@ class ChunkedLoss(torch.autograd.Function):
         rows = max(1, at_once // weight.shape[0])
         total = torch.zeros((), device=features.device)
         grad_features = torch.empty_like(features) if need_grad else None
-        grad_weight = torch.zeros_like(weight) if need_grad else None
+        # subtle: sums are float32 also where ranks hold the weight in 16 bits
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_grad else None
         # subtle: CUDA's product of 16-bit matrices adds into float32 itself, in one pass
         adds = weight.is_cuda and cast.dtype != torch.float32
         for start in range(0, len(features), rows):

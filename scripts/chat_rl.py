@@ -17,11 +17,13 @@ from nanochat.configurator import cli
 from nanochat.engine import Engine
 from nanochat.evaluation.policy import check_there_is_something_to_learn, measure, on_policy_error
 from nanochat.evaluation.rewards import Rewards
+from nanochat.gpt import GPT
 from nanochat.publishing.beginning import find_parent
 from nanochat.publishing.train_and_report import train_and_report
 from nanochat.rl import Policy, PolicySettings
 from nanochat.train import LoopState, Periodic
 from nanochat.training.config import StageConfig
+from nanochat.training.distributed import read_on_rank0
 from nanochat.training.stage import Stage, StageData
 from tasks.catalog import as_bytes, find_named, fingerprint, make_task, split_name
 
@@ -69,8 +71,8 @@ def main(config: Config) -> None:
     rows = settings.prompts_per_step * settings.num_samples
     plan = replace(stage.plan_batch(rows, stage.model.config.sequence_len), rows_per_step=rows)
 
-    def first_model():
-        return load_folder(stage.parent, device, "eval")[0]
+    def first_model() -> GPT:
+        return read_on_rank0(lambda: load_folder(stage.parent, device, "eval")[0], stage.model)
 
     def note(step: int, figures: dict) -> None:
         stage.log.write({"step": step + 1, **{f"rl/{name}": x for name, x in figures.items()}})

@@ -18,7 +18,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["pytest", "hypothesis", "matplotlib.figure", "matplotlib.backends.backend_svg"]
     + ["nanochat.engine", "scripts.base_train", "scripts.mid_train"]
-    + ["scripts.chat_sft", "scripts.chat_rl"]
+    + ["scripts.chat_sft", "scripts.chat_rl", "torch.distributed.fsdp"]
 )
 
 
@@ -52,9 +52,10 @@ def run_ranks(function, number: int, *arguments, **variables: str) -> None:
             raise AssertionError(f"a rank ended with {process.exitcode}")
 
 
-def run_script(module: str, flags: str) -> None:
-    """What `python -m module flags` does, in silence; for a process of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def run_script(module: str, flags: str, output: Path | str = os.devnull) -> None:
+    """What `python -m module flags` does; for a process of its own. output: what it prints is
+    added to this file."""
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     sys.argv = [module, *flags.split()]
     script = importlib.import_module(module)
     cli(script.main, script.Config)

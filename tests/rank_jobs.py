@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
+from forked import CONTEXT, start
 
 from nanochat.common import compute_cleanup, compute_init
 
@@ -20,14 +20,10 @@ PROCESSES = 4
 
 class RankProcesses:
     def __init__(self):
-        context = mp.get_context("spawn")
-        self.queues, self.ended = [context.SimpleQueue() for _ in range(PROCESSES)], context.Queue()
+        self.queues, self.ended = [CONTEXT.SimpleQueue() for _ in range(PROCESSES)], CONTEXT.Queue()
         self.processes = [
-            context.Process(target=serve, args=(rank, mine, self.ended), daemon=True)
-            for rank, mine in enumerate(self.queues)
+            start(serve, rank, mine, self.ended) for rank, mine in enumerate(self.queues)
         ]
-        for process in self.processes:
-            process.start()
 
     def run(self, jobs: dict[str, tuple], folder: Path) -> dict[str, list]:
         sockets = [socket.socket() for _ in jobs]
@@ -60,7 +56,7 @@ class RankProcesses:
             process.kill()
 
 
-def serve(rank: int, jobs: mp.SimpleQueue, ended: mp.Queue) -> None:
+def serve(rank: int, jobs, ended) -> None:
     torch.set_num_threads(1)
     environment = dict(os.environ)
     while True:

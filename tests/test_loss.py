@@ -42,6 +42,21 @@ def test_bfloat16_features_stay_close_to_the_plain_twin():
     assert (a - b).norm() < 0.02 * a.norm()
 
 
+def test_a_16_bit_weights_gradient_is_summed_in_32(monkeypatch):
+    """256 and sixteen times 1, a chunk each: a sum in bfloat16 would stay 256."""
+    monkeypatch.setattr(loss_module, "CPU_CHUNK_LOGITS", 2)
+
+    def kernel(logits, targets, softcap):
+        return logits.sum().float(), torch.ones_like(logits)
+
+    features = torch.ones(17, 1, dtype=torch.bfloat16, requires_grad=True)
+    with torch.no_grad():
+        features[0] = 256
+    weight = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    chunked_loss(features, weight, torch.zeros(17, dtype=torch.long), None, kernel).backward()
+    assert weight.grad.flatten().tolist() == [272, 272] and weight.grad.dtype == torch.bfloat16
+
+
 def test_by_hand_for_two_classes():
     # logits (0, 2) without a soft-cap: loss of class 1 is ln(1 + e^-2), its gradient -/+ 1/(1+e^2).
     value, grad = loss_and_grad(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), None)

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -15,14 +16,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 import torch
-from forked import run_ranks, run_script, start
+from forked import run_script, start
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanochat.configurator import cli
 
@@ -31,8 +34,6 @@ SHAPE = "--depth=2 --head-dim=32 --sequence-len=64 --total-batch-size=512 --devi
 QUICK = "--no-compile --eval-tokens=512 --eval-every=0"
 CHATS = "identity:0.066,arithmetic:0.02,smoltalk@{chats}:1"
 
-
-TEXT = {"capture_output": True, "text": True, "check": True}
 
 pytestmark = pytest.mark.slow
 
@@ -111,14 +112,18 @@ def run_here(home: Path, module: str, flags: str) -> tuple[int, str]:
 def interrupt(home: Path, module: str, flags: str, metrics: Path, step: int, number: int) -> int:
     """Starts a script and sends it a signal once `step` is logged; returns its exit status."""
     process = start(run_script, module, flags, **environment(home))
-    deadline = time.monotonic() + 300
-    while process.is_alive() and time.monotonic() < deadline:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            os.kill(process.pid, number)
-            break
-        time.sleep(0.002)
+    wait_for_step(metrics, step, process)
+    os.kill(process.pid, number)
     process.join(300)
     return process.exitcode
+
+
+def wait_for_step(metrics: Path, step: int, process) -> None:
+    """Until a step is logged by this process, which must be alive then."""
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        assert process.is_alive() and time.monotonic() < deadline, f"no step {step}"
+        time.sleep(0.002)
 
 
 def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
@@ -201,51 +206,114 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, stage, number):
     assert [name for name in whole if not torch.equal(cut[name], whole[name])] == []
 
 
-def kill_a_rank(home: Path, module: str, flags: str, metrics: Path, step: int) -> str:
-    """What two ranks print that torchrun starts again after one is killed at `step`."""
-    launch = command(module, flags, ranks=2)
-    launch.insert(launch.index("--standalone"), "--max-restarts=1")
-    process = subprocess.Popen(
-        launch, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], **TEXT)
-            os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    printed = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == 0, printed
-    return printed
+# ---------------------------------------------------------------- ranks
 
 
-def run_as_rank(rank: int, world: int, port: int, module: str, flags: str) -> None:
-    places = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    places |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    os.environ.update({name: str(value) for name, value in places.items()})
+def train_under_torchrun(home: Path, module: str, flags: str, metrics: Path, step: int) -> None:
+    """A rank; the first time, rank 1 is killed once `step` is logged."""
+    os.environ.update(environment(home))
+    rank, restarts = (os.environ[name] for name in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
+    if (rank, restarts) == ("1", "0"):
+        threading.Thread(target=die_at, args=(metrics, step), daemon=True).start()
+    run_script(module, flags, home / f"printed-{restarts}-{rank}")
+
+
+def die_at(metrics: Path, step: int) -> None:
+    wait_for_step(metrics, step, multiprocessing.current_process())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def torchrun(function, *arguments) -> None:
+    """function(*arguments) on two ranks, which are started again once, by torchrun's own agent; in
+    forked processes, because an import of torch takes seconds."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, run_id="pipeline",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver",
+    )  # fmt: skip
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = [signal.getsignal(name) for name in names]
+    try:
+        elastic_launch(config, function)(*arguments)
+    finally:
+        for name, handler in zip(names, handlers, strict=True):
+            signal.signal(name, handler)
+
+
+def start_as_ranks(function, *arguments) -> list:
+    """Two processes that run function(rank, *arguments)."""
+    return [start(function, rank, *arguments) for rank in range(2)]
+
+
+def run_as_rank(rank: int, port: int, home: Path, module: str, flags: str, **places) -> None:
+    places = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, **places}
+    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(environment(home) | {name: str(value) for name, value in places.items()})
     run_script(module, flags)
 
 
+def free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
 def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
-    """Also where one of them is killed: torchrun starts both again, from the last checkpoint."""
+    """Also where one is killed: torchrun starts both again, from the last checkpoint. And where
+    one is asked to stop: both save and end."""
     module, flags = stage_flags(trained, "base", "ranks")
+    flags = flags.replace("--device-batch-size=4", "--device-batch-size=auto")
     metrics = trained / "base" / "base_checkpoints" / "ranks" / "metrics.jsonl"
     flags_of_all = f"{flags} --num-steps=24 --save-every=8"
-    printed = kill_a_rank(trained, module, flags_of_all, metrics, step=11)
-    assert re.search("resumed .* at step (8|16)", printed), printed
+    torchrun(train_under_torchrun, trained, module, flags_of_all, metrics, 11)
+    first, again = ((trained / f"printed-{i}-0").read_text() for i in range(2))
+    assert "resumed" not in first and re.search("resumed .* at step (8|16)", again), again
+    assert "1 micro-batches x 2 ranks x 4 rows" in again
     one, two = losses(trained, "base", "tiny"), losses(trained, "base", "ranks")
     assert [s for s, _ in one] == [s for s, _ in two]
     assert [x for _, x in one] == pytest.approx([x for _, x in two], rel=2e-3)
     # One rank goes on from the two ranks' checkpoint, and two from the one's.
     out = run(trained, module, f"{flags} --num-steps=26 --resume")
     assert "resumed with other ranks: saved with 2, now 1" in out
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags += " --num-steps=28 --resume"
-    run_ranks(run_as_rank, 2, 2, port, module, flags, **environment(trained))
-    assert [s for s, _ in losses(trained, "base", "ranks")] == list(range(1, 29))
+    processes = start_as_ranks(run_as_rank, *free_ports(1), trained, module, f"{flags} --resume")
+    wait_for_step(metrics, 27, processes[1])
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [130, 130]
+    steps = [step for step, _ in losses(trained, "base", "ranks")]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert last_step(trained, "base", "ranks").name == f"step_{steps[-1]:06d}"
+
+
+def rehearse_as_rank(rank: int, ports: list[int], home: Path, disk: Path) -> None:
+    """Every stage. disk: rank 1's own, used where ranks need no common one."""
+    for port, stage in zip(ports, ("base", "base", "mid", "sft", "rl"), strict=True):
+        module, flags = stage_flags(home, stage, "rehearsal")
+        flags += " --num-steps=2 --fresh"
+        places = {}
+        if stage == "rl" or port == ports[1]:
+            places = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # two nodes
+            places |= {"NANOCHAT_BASE_DIR": disk} if rank == 1 else {}
+            flags += " --local-data --reduce-dtype=bfloat16" if stage == "base" else ""
+        run_as_rank(rank, port, home, module, flags, **places)
+
+
+def test_two_ranks_rehearse_every_stage_with_one_disk_or_two(trained, tmp_path, share_compiled):
+    disk = share_compiled(tmp_path / "disk")
+    processes = start_as_ranks(rehearse_as_rank, free_ports(5), trained, disk)
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not list(disk.glob("*_checkpoints"))
+    for stage in ("base", "mid", "sft", "rl"):
+        assert last_step(trained, stage, "rehearsal").name == "step_000002"
+    runs = [folder.name for folder in (trained / "base" / "base_checkpoints").glob("rehearsal*")]
+    assert len(runs) == 2  # --fresh moved the first aside
+
+
+# ---------------------------------------------------------------- what a run is used for
 
 
 def test_a_finished_run_is_not_run_again_nor_overwritten(trained):

@@ -34,7 +34,7 @@ from nanochat.rl import (
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import LoopState, train
 from nanochat.training.config import StageConfig
-from nanochat.training.distributed import join, shard
+from nanochat.training.distributed import join, read_on_rank0, shard
 from nanochat.training.optimizers import build_optimizers, make_schedule
 from tasks.catalog import find_named
 
@@ -251,6 +251,7 @@ def learn(policy: Policy, num_steps: int, lr_scale: float = 1.0) -> dict:
     if rank_and_world()[1] > 1:
         shard(model, config, torch.device("cpu"), compiled=False)
     ranks = join(model, config)
+    assert on_policy_error(policy, 1) < 1e-4  # also where a rank would have no problem
     train(
         model, list(build_optimizers(model, config, ranks.owned).values()), policy.steps(0),
         loss_fn=LossFn(model, compiled=False), schedule=make_schedule(config),
@@ -385,7 +386,9 @@ def test_all_prompts_at_once_answer_as_one_at_a_time():
 
 
 def step_on_rank() -> tuple[list, dict]:
-    policy = make_policy(prompts_per_step=3, max_tokens=4)
+    policy = make_policy(prompts_per_step=3, max_tokens=4, kl_coef=0.1)
+    parents = [] if rank_and_world()[0] else [trained_a_little(make_policy().engine.model)]
+    policy.reference = read_on_rank0(parents.pop, like=policy.engine.model)
     held_out, right = measure(policy, Arms(), 1, 2)  # the second rank has no problem
     figures = [[right, *held_out.values()]]
     policy.note = lambda step, f: figures.append(

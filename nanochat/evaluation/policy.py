@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanochat.common import ConfigError, gather, print0
+from nanochat.common import ConfigError, gather, print0, rank_and_world
 from nanochat.evaluation.rewards import Rewards
 from nanochat.evaluation.tasks import pass_at_k
 from nanochat.rl import Policy, token_logprobs
@@ -15,7 +15,9 @@ def on_policy_error(policy: Policy, num_problems: int = 4) -> float:
     """The largest difference between log p of a token as it was sampled and as the training model
     has it, over a few answers: 0 but for rounding."""
     policy.engine.refresh()
-    problems = range(min(num_problems, len(policy.task)))
+    # subtle: one for each rank at least, because all put the model's weights together
+    number = max(num_problems, rank_and_world()[1])
+    problems = [i % len(policy.task) for i in range(number)]
     _, groups = policy.sample(policy.task, problems, HELD_OUT, 2, logprobs=True)
     worst = 0.0
     for rollout in (rollout for group in groups for rollout in group):
@@ -23,7 +25,7 @@ def on_policy_error(policy: Policy, num_problems: int = 4) -> float:
         found = token_logprobs(policy.engine.model, batch)[batch.targets >= 0].tolist()
         sampled = [x for x in rollout.logprobs if x is not None]
         worst = max(worst, *(abs(a - b) for a, b in zip(found, sampled, strict=True)))
-    return worst
+    return max(gather([worst]))
 
 
 def measure(

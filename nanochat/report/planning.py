@@ -96,8 +96,8 @@ def traffic(s: Setting) -> dict[str, float]:
     table, block = padded([(c.vocab_size, c.n_embd)]), padded(block_shapes(c))
     blocks = c.n_layer * block
     matrices = c.n_layer * count(block_shapes(c))
-    # gathered for the forward pass, and with --shard again for the backward pass; the head once
-    gathered = A * (2 * blocks + 2 * table + table) if s.shard else blocks + 2 * table
+    # gathered for the forward pass, and with --shard blocks again for the backward pass
+    gathered = A * (2 * blocks + 2 * table) if s.shard else blocks + 2 * table
     reduced = (A if s.shard else 1) * (blocks + 2 * table)
     others = (N - 1) / N
     return {
@@ -126,7 +126,7 @@ def memory(s: Setting) -> dict[str, float]:
     }
     if N == 1:
         parts["update"] = 2 * s.itemsize * (P - tables)
-    elif s.shard:  # a block, the next one, and the head; gradients of two
+    elif s.shard:  # a block, the next one, and a table; gradients of two
         parts["whole weights"] = s.itemsize * (2 * block + tables / 2)
         parts["whole gradients"] = 4 * (2 * block + tables / 2)
     else:
@@ -175,7 +175,8 @@ def step_seconds(s: Setting, gpu: str) -> dict[str, float]:
     # Hidden: gathering behind the forward pass (and with --shard the backward pass), reducing
     # behind the backward pass of the last micro-batch (with --shard of all).
     forward, backward = (compute * part / (1 if s.shard else A) for part in (1 / 3, 2 / 3))
-    gather = send_seconds(s, gpu, moved["gather"], units * (1 + s.shard), ring_far)
+    gathers = units + s.shard * A * c.n_layer
+    gather = send_seconds(s, gpu, moved["gather"], gathers, ring_far)
     numbers = moved["reduce"] / others / s.reduce_itemsize
     reduce = reduce_seconds(moved["reduce"], numbers, units)
     # Nothing that could hide it follows the embedding's gradient, which is the last; for the next

@@ -14,6 +14,7 @@ This file alone knows of collectives; train.OneRank is its twin in one process.
 """
 
 import os
+from collections.abc import Callable
 from itertools import compress, product
 from math import prod
 
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from nanochat.common import ConfigError, choose_dtype, on_rank0, rank_and_world
+from nanochat.gpt import GPT
 from nanochat.muon import descend
 from nanochat.train import OneRank
 from nanochat.training.config import StageConfig
@@ -34,12 +36,7 @@ def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> f
     """Splits a model over the ranks, on the device, compiled by block or not; returns the share of
     it that a rank holds at most times. The weights are those of rank 0, which alone has to have
     them: elsewhere memory is reserved and never written."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed import fsdp, init_device_mesh
 
     world = rank_and_world()[1]
     node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -49,29 +46,31 @@ def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> f
         raise ConfigError(
             f"--shard-group {ranks}: {world} ranks, {node} on a node, are not divided evenly by it"
         )
-    names = ("copies", "rows")
-    one = slice(world == ranks, None)
-    mesh = init_device_mesh(device.type, (world // ranks, ranks)[one], mesh_dim_names=names[one])
-    in_16_bits = config.reduce_dtype == "bfloat16"
-    reduce = ReduceIn16Bits(device, world, ranks, node) if in_16_bits else None
+    shape = (ranks,) if ranks == world else (world // ranks, ranks)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "rows")[-len(shape) :])
     # subtle: detached, because FSDP2 moves the parameters themselves to the device
     wholes = [p.detach() for p in model.parameters()]
     model.compute_dtype = choose_dtype(device)[0]
     for block in model.model.layers if compiled else ():
         block.compile(dynamic=False)
+    dtypes = model.compute_dtype, torch.float32  # of weights, of summed gradients
     # subtle: inputs are not cast, because rotary tables stay float32
-    policy = MixedPrecisionPolicy(model.compute_dtype, torch.float32, cast_forward_inputs=False)
+    policy = fsdp.MixedPrecisionPolicy(*dtypes, cast_forward_inputs=False)
     tables = (model.model.embed_tokens, model.lm_head)
-    for unit in (*model.model.layers, *(() if model.config.tie_word_embeddings else tables), model):
-        # subtle: the head is kept whole, because evaluation uses it more often on some ranks
-        split_again = config.shard and unit not in (model.lm_head, model)
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=split_again)
+    units = *model.model.layers, *(() if model.config.tie_word_embeddings else tables), model
+    for unit in units:
+        split_again = config.shard and unit is not model
+        fsdp.fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=split_again)
+        # subtle: tables, whose gradients do not need them, are not put together for these
+        unit.set_unshard_in_backward(unit not in tables)
         unit.set_gradient_divide_factor(1.0)  # the loss is divided by the number of targets
         unit.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
-        if reduce:
+    if config.reduce_dtype == "bfloat16":
+        reduce = ReduceIn16Bits(device, world, ranks, node)
+        for unit in units:
             unit.set_custom_reduce_scatter(reduce)
-    register_fsdp_forward_method(model, "features")
-    register_fsdp_forward_method(model.lm_head, "use_in")
+    fsdp.register_fsdp_forward_method(model, "features")
+    fsdp.register_fsdp_forward_method(model.lm_head, "use_in")
     rank = mesh.get_local_rank(mesh.ndim - 1)
     for whole, p in zip(wholes, model.parameters(), strict=True):
         whole = broadcast(whole, whole.shape, whole.dtype, device)
@@ -79,12 +78,24 @@ def shard(model, config: StageConfig, device: torch.device, compiled: bool) -> f
     return 1 / ranks if config.shard else 1.0
 
 
+def read_on_rank0(read: Callable[[], GPT], like: GPT) -> GPT:
+    """The model that read() gives on rank 0, whole on every rank; of the shape of `like`."""
+    found = []
+    on_rank0(lambda: found.append(read()))
+    model = found[0] if found else GPT.from_weights(like.config, None).to(like.device)
+    model.compute_dtype = like.compute_dtype
+    if rank_and_world()[1] > 1:
+        for p in model.parameters():
+            dist.broadcast(p.detach(), src=0)
+    return model
+
+
 class ReduceIn16Bits:
     """FSDP2's reduce-scatter with half the bytes: gradients travel in bfloat16, within nodes and
     then between them, and are summed in float32."""
 
     def __init__(self, device: torch.device, world: int, ranks: int, node: int):
-        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed import init_device_mesh
 
         names, shape = ("copies", "nodes", "node"), (world // ranks, ranks // node, node)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
@@ -106,12 +117,9 @@ class ReduceIn16Bits:
 
 
 def deal(named: list[Named], ranks: int) -> list[list[Named]]:
-    """Rounds of matrices, the i-th of a round for rank i: like cards, most work first.
-
-    Example: 5 equal matrices on 2 ranks: [[m0, m1], [m2, m3], [m4]].
-    """
-    work = lambda p: prod(p.shape) * min(p.shape)  # noqa: E731  of orthogonalising
-    dealt = sorted(named, key=lambda item: work(item[1]), reverse=True)
+    """Rounds of matrices, the i-th of a round for rank i: like cards, those first whose
+    orthogonalisation is most work. Example: 5 equal ones, 2 ranks: [[m0, m1], [m2, m3], [m4]]."""
+    dealt = sorted(named, key=lambda item: -prod(item[1].shape) * min(item[1].shape))
     return [dealt[i : i + ranks] for i in range(0, len(dealt), ranks)]
 
 
@@ -135,8 +143,8 @@ def broadcast(tensor: torch.Tensor | None, shape, dtype, device, source=0, group
 
 
 class ManyRanks(OneRank):
-    """Of a model that `shard` has prepared. owned: this rank's rows of embedding and head, and in
-    the place of its matrices their shapes alone."""
+    """Of a model that `shard` has prepared, before it is used. owned: this rank's rows of embedding
+    and head, and in the place of its matrices their shapes alone."""
 
     def __init__(self, model, config: StageConfig):
         mesh = model.lm_head.weight.device_mesh
@@ -151,13 +159,16 @@ class ManyRanks(OneRank):
         muon = [item for item in self.named.items() if optimizer_of(item[0]) == "muon"]
         self.rounds = deal(muon, self.ranks)
         self.tables = {n: local(p) for n, p in self.named.items() if optimizer_of(n) == "adamw"}
-        mine = [round[self.rank] for round in self.rounds if self.rank < len(round)]
+        mine = (item for round in self.rounds for item in self.own(round))
         self.owned = self.tables | {n: self.empty.new_empty(1).expand(p.shape) for n, p in mine}
+
+    def own(self, round: list[Named]) -> list[Named]:
+        """The matrix of a round that this rank owns, if any."""
+        return round[self.rank : self.rank + 1]
 
     def exchange(self, round: list[Named], flat: torch.Tensor, back=False) -> tuple:
         """Sends all rows of a round of matrices to their owners, or back; what came, by rank."""
-        rows = [rows_of_ranks(len(p), self.ranks) for _, p in round]
-        sizes = [[n * p.shape[1] for n in of] for of, (_, p) in zip(rows, round, strict=True)]
+        sizes = [[n * p.shape[1] for n in rows_of_ranks(len(p), self.ranks)] for _, p in round]
         sizes += [[0] * self.ranks] * (self.ranks - len(round))  # they own none
         received, sent = sizes[self.rank], [of_ranks[self.rank] for of_ranks in sizes]
         if back:
@@ -191,7 +202,7 @@ class ManyRanks(OneRank):
         for round in self.rounds:
             flat = torch.cat([local(p.grad).flatten() for _, p in round]).to(self.sent_dtype)
             parts = self.exchange(round, flat)
-            for name, p in round[self.rank :][:1]:  # the one that this rank owns, if any
+            for name, p in self.own(round):
                 self.owned[name].grad = torch.cat(parts).float().view(p.shape)
         for p in (*self.named.values(), *self.tables.values()):
             p.grad = None
@@ -201,7 +212,7 @@ class ManyRanks(OneRank):
             directions |= zip(params, found.to(muon.dtype), strict=True)
         for round in self.rounds:
             flat = self.empty.to(muon.dtype)
-            for name, _ in round[self.rank :][:1]:
+            for name, _ in self.own(round):
                 flat = directions[self.owned[name]].flatten()
             for (_, p), part in zip(round, self.exchange(round, flat, back=True), strict=False):
                 descend([local(p)], [part.view(-1, p.shape[1])], muon.param_groups[0])
@@ -249,8 +260,8 @@ class ManyRanks(OneRank):
     def first_difference(self, model) -> str | None:
         if self.copies is None:
             return None
-        tensors = [local(p).view(torch.int32) for p in self.named.values()]
-        sums = torch.stack([tensor.sum(dtype=torch.int64) for tensor in tensors])
+        bits = (local(p).view(torch.int32) for p in self.named.values())
+        sums = torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits])
         every = sums.new_empty(self.copies.size(), len(sums))
         dist.all_gather(list(every), sums, group=self.copies)
         differs = (every != sums).any(dim=0).int()

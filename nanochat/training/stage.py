@@ -95,6 +95,7 @@ class Stage:
         self.model = model
         # share: of the weights that a rank holds
         self.share = shard(model, config, device, self.compiled) if ranks > 1 else 1.0
+        self.ranks = join(model, config)
         self.loss_fn = LossFn(model, self.compiled, by_block=ranks > 1)
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
@@ -125,7 +126,6 @@ class Stage:
         """
         config, model = self.config, self.model
         self.data, self.plan = data, plan
-        self.ranks = join(model, config)
         self.optimizers = build_optimizers(model, config, self.ranks.owned)
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
         planned = None if config.target_seconds else data.planned_steps

@@ -1,6 +1,8 @@
 """The planner's arithmetic, against the model itself and by hand."""
 
 from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from nanochat.report.planning import (
     MEASURED_MFU,
     NODE,
     Setting,
+    choices,
     efficiency,
     flops_per_token,
     memory,
@@ -90,6 +93,44 @@ def test_seconds_of_a_collective_on_two_nodes_by_hand():
     assert send_seconds(s, "H100", 0, 1, 0) == pytest.approx(hops)
     assert send_seconds(s, "H100", 8e9, 0, 1 / 8) == pytest.approx(1e9 / link.network / 0.75)
     assert send_seconds(s, "H100", 8e9, 0, 0) == pytest.approx(8e9 / link.node / 0.75)
+
+
+def table_of_scaling(heading: str) -> list[list[str]]:
+    """Rows of the table of docs/scaling.md whose heading begins so."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text()
+    lines = text.split(heading, 1)[1].splitlines()[2:]
+    rows = takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
+
+
+def test_the_documents_hours_are_the_planners():
+    columns = [(1, "H100"), (8, "H100"), (64, "H100"), (8, "H200"), (8, "B200"), (8, "A100")]
+    rows = table_of_scaling("| depth | parameters |")
+    assert [row[0] for row in rows] == ["12", "20", "26", "32", "40", "48"]
+    for depth, parameters, *cells in rows:
+        model = GPTConfig.from_depth(int(depth), 65_536)
+        assert f"{num_params(model) / 1e9:.2f}e9" == parameters
+        for (gpus, gpu), cell in zip(columns, cells, strict=True):
+            _, way = choices(Setting(model, gpus), gpu)[0]
+            if cell == "none fits":
+                assert not way.rows
+                continue
+            hours, _, rows_that_fit_there = cell.partition(" (")
+            seconds = 20 * num_params(model) / way.tokens_per_step
+            seconds *= sum(step_seconds(way, gpu).values())
+            rounding = 0.51 * 10.0 ** -len(hours.partition(".")[2])
+            assert abs(float(hours) - seconds / 3600) <= rounding, (depth, gpus)
+            assert rows_that_fit_there in ("", f"{way.rows})"), (depth, gpus)
+
+
+def test_the_documents_shares_of_linear_are_the_planners():
+    for depth, *cells in table_of_scaling("| depth | 8 GPUs |"):
+        eight = Setting(GPTConfig.from_depth(int(depth), 65_536), gpus=8, group=8, rows=32)
+        many = replace(eight, gpus=64, group=64, rows=4)
+        ways = [eight, many, replace(many, reduce_itemsize=2), replace(many, group=8)]
+        ways += [replace(many, rows=8, tokens_per_step=2**20)]
+        shares = [efficiency(way, "H100") for way in ways]
+        assert list(map(float, cells)) == pytest.approx(shares, abs=0.0006)
 
 
 def test_the_page(capsys, monkeypatch):
