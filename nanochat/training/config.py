@@ -35,10 +35,8 @@ class StageConfig:
     """Muon learning rate of the block matrices."""
     muon_iterations: int = 5
     """Of Muon's orthogonalisation; 3 are enough for the small matrices of tiny models."""
-    momentum: float = 0.95
-    """Of Muon."""
     momentum_warmup: int = 300
-    """Steps over which the momentum rises by 0.1 to that."""
+    """Steps over which Muon's momentum rises from 0.85 to 0.95."""
     lr_scale: float = 1.0
     """Factor on all three learning rates."""
     weight_decay: float = 0.0

@@ -50,11 +50,11 @@ def trapezoid(progress: float, warmup: float, warmdown: float, final: float = 0.
 
 
 def make_schedule(config: StageConfig) -> Callable[[LoopState], dict]:
-    """Learning rate: a trapezoid of progress. Muon's momentum: a rise by 0.1 to config.momentum."""
+    """Learning rate: a trapezoid of progress. Muon's momentum: a rise from 0.85 to 0.95."""
 
     def schedule(state: LoopState) -> dict:
         lr = trapezoid(state.progress, config.warmup, config.warmdown, config.final_lr)
         missing = max(0.0, 1 - state.step / config.momentum_warmup) if config.momentum_warmup else 0
-        return {"lr": lr, "momentum": config.momentum - 0.1 * missing}
+        return {"lr": lr, "momentum": 0.95 - 0.1 * missing}
 
     return schedule

@@ -96,8 +96,8 @@ def test_momentum_warms_up():
     assert schedule(LoopState(step=0, num_steps=1000))["momentum"] == pytest.approx(0.85)
     assert schedule(LoopState(step=150, num_steps=1000))["momentum"] == pytest.approx(0.90)
     assert schedule(LoopState(step=900, num_steps=1000))["momentum"] == pytest.approx(0.95)
-    schedule = make_schedule(StageConfig(momentum=0.97, momentum_warmup=0))
-    assert schedule(LoopState(step=0, num_steps=1000))["momentum"] == pytest.approx(0.97)
+    schedule = make_schedule(StageConfig(momentum_warmup=0))
+    assert schedule(LoopState(step=0, num_steps=1000))["momentum"] == pytest.approx(0.95)
 
 
 def test_without_a_compiler_a_line_says_so(monkeypatch, capsys):
