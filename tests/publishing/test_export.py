@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from nanochat.common import CheckpointError, ConfigError, DataError
 from nanochat.files import sha256_of
 from nanochat.gpt import GPTConfig
 from nanochat.publishing import export as exporting
+from nanochat.publishing.beginning import checkpoint_from
 from nanochat.publishing.export import check_output, export, public_record, push, rounded
 from nanochat.publishing.import_model import make_checkpoint, read_published
 from nanochat.publishing.parity import ParityError
@@ -554,11 +556,11 @@ def test_what_was_not_proved_is_not_pushed(exported, hub, tmp_path):
     assert hub.files == {} and hub.created == []
 
 
-def test_lora_trains_a_step_on_the_export(exported):
+def test_what_lora_made_of_the_export_is_merged_and_read_again(exported, tmp_path):
     peft = pytest.importorskip("peft", reason="needs peft")
-    model = transformers.AutoModelForCausalLM.from_pretrained(exported[2], dtype=torch.float32)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "fc1"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(model, config)
+    load = partial(transformers.AutoModelForCausalLM.from_pretrained, exported[2])
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(dtype=torch.float32), config)
     ids = torch.tensor([tiny_tokenizer().encode("<|bos|>the cat sat on the mat")])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -569,6 +571,18 @@ def test_lora_trains_a_step_on_the_export(exported):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.1
+
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(load(dtype=torch.float32), tmp_path / "adapter")
+    merged = again.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    transformers.AutoTokenizer.from_pretrained(exported[2]).save_pretrained(tmp_path / "merged")
+    ours, tokenizer, _ = load_model(checkpoint_from(str(tmp_path / "merged")), "cpu", "eval")
+    assert tokenizer.fingerprint == tiny_tokenizer().fingerprint
+    with torch.no_grad():
+        ours.compute_dtype = torch.float32
+        expected = model.eval()(input_ids=ids).logits
+        assert torch.allclose(ours(ids), expected, atol=1e-4)
 
 
 # ---------------------------------------------------------------- what import refuses or says

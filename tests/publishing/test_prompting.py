@@ -1,5 +1,6 @@
 """An exported folder through transformers: every documented way to prompt it gives one answer."""
 
+import json
 from functools import partial
 
 import pytest
@@ -23,6 +24,7 @@ class Folder:
 
     def __init__(self):
         path = save(stage="sft", model=tiny_model(), tokenizer=tiny_tokenizer())
+        self.path = path
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path).float()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         self.ours, self.our_tokenizer, _ = load_model(path, "cpu", "eval")
@@ -122,6 +124,46 @@ def test_lm_evals_way(folder, to_chats, to_texts):
     rows = [tokenizer.encode(t, add_special_tokens=not t.startswith("<|bos|>")) for t in texts]
     inputs = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
     assert folder.generate(**inputs) == [*to_chats, *to_texts]
+
+
+TASK = """
+task: answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: {length}, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.mark.slow
+def test_lm_eval_itself_gets_our_answers(folder, to_chats, tmp_path, monkeypatch):
+    """Its model hf, in batches of three; it expects another answer than ours to one of five."""
+    lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval")
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    answers = [folder.tokenizer.decode(answer, skip_special_tokens=True) for answer in to_chats]
+    asked = [chat[-1]["content"] for chat in CHATS if len(chat) == 1]
+    answers = [a for a, chat in zip(answers, CHATS, strict=True) if len(chat) == 1]
+    rows = [{"question": q, "answer": a} for q, a in zip(asked, answers, strict=True)]
+    rows.append({"question": "the", "answer": "something else"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = TASK.format(file=tmp_path / "rows.jsonl", length=LENGTH)
+    (tmp_path / "answers.yaml").write_text(text)
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder.path), "dtype": "float32"},
+        device="cpu",
+        batch_size=3,
+        tasks=["answers"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        apply_chat_template=True,
+    )
+    assert found["results"]["answers"]["exact_match,none"] == 0.8
 
 
 def test_what_trl_learns_from(folder):

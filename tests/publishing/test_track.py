@@ -1,6 +1,10 @@
 """--track: the metrics of a run in other people's trackers, read back by their own readers."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +62,29 @@ def test_wandb_writes_what_the_run_wrote_without_a_network(monkeypatch, tmp_path
     run(tracker, stage)
     [file] = tmp_path.rglob("*.wandb")
     assert b"val_bpb" in file.read_bytes() and tracker.kind == "wandb"
+
+
+def test_trackio_reads_what_the_run_wrote(tmp_path):
+    """In a process of its own, for trackio looks for its folder when it is imported."""
+    pytest.importorskip("trackio", reason="needs trackio")
+    stage = begun()
+    work = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_track import StageConfig, Tracker, run
+from trackio.sqlite_storage import SQLiteStorage
+stage = SimpleNamespace(run_folder=Path({str(stage.run_folder)!r}), tag="tiny", name="base")
+stage.config = StageConfig()
+run(Tracker("trackio", stage), stage)
+rows = SQLiteStorage.get_logs("nanochat", "tiny-base")
+print("ROWS", [(row["step"], row.get("base/loss"), row.get("base/val_bpb")) for row in rows])
+"""
+    env = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    found = subprocess.run([sys.executable, "-c", work], env=env, capture_output=True, text=True)
+    rows = [(2, 0.5, None), (3, 1 / 3, None), (3, None, 1.25)]
+    assert f"ROWS {rows}" in found.stdout, found.stdout + found.stderr
 
 
 def test_a_tracker_that_fails_ends_no_training(capsys):
