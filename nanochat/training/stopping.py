@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 
@@ -21,9 +21,10 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     def handle(number, frame):
         received.append(number)
-        print(f"\n{signal.Signals(number).name}: saving after this step", flush=True)
         for name, handler in previous.items():
             signal.signal(name, handler)
+        with suppress(OSError):  # subtle: print would fail if a print was interrupted
+            os.write(1, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
     for name in (signal.SIGTERM, signal.SIGINT):
         previous[name] = signal.signal(name, handle)
