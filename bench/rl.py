@@ -1,7 +1,7 @@
 """Sampling of one step of reinforcement learning: all prompts at once, one at a time, and by
 Hugging Face's generate.
 
-    python -m bench.rl --source=sft --task=spell-long
+    python -m bench.rl --source=sft --task=facts
 
 16 answers of a trained model to each of 16 problems at temperature 1, of a task that calls no tool,
 so that all three do the same work. Hugging Face loads the same checkpoint in the same dtype, and a
@@ -37,7 +37,7 @@ class Config:
     """Stage of the model."""
     model_tag: str | None = None
     """Its run; default: the newest."""
-    task: str = "spell-long"
+    task: str = "facts"
     """Whose problems are answered."""
     prompts: int = 16
     """Problems of a step."""
