@@ -78,7 +78,7 @@ recipe_cpu() {
     --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
   chat_rl=(--task=count --max-tokens=64 --target-seconds="$(minutes_share 0.46)"
-    --lr-scale=0.2 --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
+    --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
     --eval-every=50 --eval-problems=1000 --eval-samples=4)
 }
 

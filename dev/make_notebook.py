@@ -1,7 +1,7 @@
 """Makes notebooks/train_on_colab.ipynb, whose only source this is.
 
     python dev/make_notebook.py                             keeps the outputs of unchanged cells
-    DATA=packaged MINUTES=5 python dev/make_notebook.py --execute   runs it here, for new outputs
+    DATA=packaged MINUTES=6 python dev/make_notebook.py --execute   runs it here, for new outputs
 
 The outputs are those of the run; only the folders of the machine that ran it are renamed in them.
 """
@@ -50,7 +50,7 @@ all*. With the form's defaults training takes two hours; downloads and measuring
 **If Colab disconnects**, open the notebook again and choose *Run all*: it goes on where it was,
 because every checkpoint is also on your Google Drive.
 
-The outputs that you see before you run it are of a small real run on two cores of a CPU, with five
+The outputs that you see before you run it are of a small real run on one core of a CPU, with six
 minutes of training. Yours replace them.
 """,
     ),
