@@ -396,6 +396,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         where = {"metadata": {"path": str(ROOT)}}
         NotebookClient(notebook, timeout=None, resources=where, record_timing=False).execute()
         renamed = {str(base): "/content/data", str(ROOT): "/content/nanochat", sys.prefix: "python"}
+        renamed |= {f"{tempfile.gettempdir()}/": "/content/temporary/"}
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 text = json.dumps(cell.outputs)
