@@ -203,6 +203,7 @@ def test_flags_are_spelled_as_the_scripts_read_them(colab):
     assert colab.as_flags(flags) == ["--depth=8", "--resume", "--no-tie-word-embeddings"]
 
 
+@pytest.mark.slow
 def test_a_script_that_fails_stops_the_notebook(colab):
     run = colab.Run("colab", Settings(**TINY))
     with pytest.raises(ConfigError, match="status 2"):

@@ -10,6 +10,8 @@ from tiny_checkpoint import save, tiny_model, tiny_tokenizer
 from nanochat.checkpoint_manager import load_model
 from nanochat.conversation import render_for_completion
 
+pytestmark = pytest.mark.slow  # transformers' imports
+
 transformers = pytest.importorskip("transformers", reason="needs the [export] extra")
 
 QUESTIONS = ("the cat", "the dog ran to the mat and the cat sat on the dog", "mat?", "on and on")

@@ -37,6 +37,7 @@ def test_a_signal_that_comes_in_a_print(monkeypatch, capfd):
     assert "SIGTERM: saving after this step" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_signal_when_nobody_reads_the_output():
     """The reader of a pipe is gone, as in `| head -1`: the run goes on to its save."""
     work = """

@@ -141,6 +141,7 @@ def test_fresh_moves_nothing_until_it_is_told_to(capsys):
     move_aside(folder)  # there is none any more
 
 
+@pytest.mark.slow
 def test_a_line_of_metrics_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     (tmp_path / log.METRICS).symlink_to("/dev/full")
     log.append_metrics(tmp_path, {"step": 1})
