@@ -5,6 +5,7 @@ says what was run with which version.
 """
 
 import pytest
+from lm_eval_task import exact_match
 from test_server import HI, SAYS_ONE, Running
 
 
@@ -49,35 +50,9 @@ def test_llama_indexs_client(server):
     assert "".join(part.delta or "" for part in model.stream_chat(asked)) == "one"
 
 
-CAPITALS = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 16, do_sample: false}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-"""
-
-
 @pytest.mark.slow
 def test_lm_evals_client(server, tmp_path, monkeypatch):
-    lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval")
-    from lm_eval.tasks import TaskManager
-
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = ['{"question": "Hi", "answer": "one"}', '{"question": "Ho", "answer": "two"}']
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    text = CAPITALS.format(name="one_or_two", file=tmp_path / "rows.jsonl")
-    (tmp_path / "one_or_two.yaml").write_text(text)
-    found = lm_eval.simple_evaluate(
-        model="local-chat-completions",
-        model_args={"model": "tiny", "base_url": f"{server.url}/v1/chat/completions"},
-        tasks=["one_or_two"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-        apply_chat_template=True,
-    )
-    assert found["results"]["one_or_two"]["exact_match,none"] == 0.5
+    address = {"model": "tiny", "base_url": f"{server.url}/v1/chat/completions"}
+    how = {"model": "local-chat-completions", "model_args": address}
+    assert exact_match(tmp_path, {"Hi": "one", "Ho": "two"}, 16, **how) == 0.5
