@@ -175,8 +175,7 @@ def step_seconds(s: Setting, gpu: str) -> dict[str, float]:
     # Hidden: gathering behind the forward pass (and with --shard the backward pass), reducing
     # behind the backward pass of the last micro-batch (with --shard of all).
     forward, backward = (compute * part / (1 if s.shard else A) for part in (1 / 3, 2 / 3))
-    gathers = units + s.shard * A * c.n_layer
-    gather = send_seconds(s, gpu, moved["gather"], gathers, ring_far)
+    gather = send_seconds(s, gpu, moved["gather"], units + s.shard * A * c.n_layer, ring_far)
     numbers = moved["reduce"] / others / s.reduce_itemsize
     reduce = reduce_seconds(moved["reduce"], numbers, units)
     # Nothing that could hide it follows the embedding's gradient, which is the last; for the next
