@@ -58,24 +58,30 @@ HELP
 # minutes_share 0.4: that share of MINUTES, in seconds, less 2 minutes for reading, compiling and measuring.
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
+# scaled_mixture name:4,...: with epochs for MINUTES; they are for 15 of them, and about what two cores use then.
+scaled_mixture() {
+  awk -v m="$MINUTES" -v RS=, -F: '{ printf "%s%s:%.3f", separator, $1, $2 * m / 15; separator = "," }' <<<"$1"
+}
+
 recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=facts:3,identity:3.2,unknown:3,spelling:0.9,arithmetic:0.9}"
-  : "${SFT_MIXTURE:=facts:1,identity:0.8,unknown:0.7,spelling:0.25,arithmetic:0.3}"
+  : "${MID_MIXTURE:=$(scaled_mixture facts:2.4,identity:2.56,unknown:2.4,spelling:0.72,arithmetic:0.72)}"
+  : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
+  local rates=(--muon-iterations=3 --matrix-lr=0.04 --adamw-beta2=0.999)
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
-    --tie-word-embeddings --muon-iterations=3 --total-batch-size=4096
+    --tie-word-embeddings "${rates[@]}" --total-batch-size=4096
     --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss --muon-iterations=3 --total-batch-size=2048 --target-seconds="$(minutes_share 0.66)"
+    --mask-loss "${rates[@]}" --total-batch-size=2048 --target-seconds="$(minutes_share 0.7)"
     --eval-tokens=20000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --max-tokens=64 --muon-iterations=3 --target-seconds="$(minutes_share 0.08)" --eval-tokens=20000)
+    --max-tokens=64 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
   chat_rl=(--task=count --max-tokens=64 --target-seconds="$(minutes_share 0.46)"
     --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3

@@ -101,7 +101,7 @@ class Spelling(GeneratedTask):
         expression = count_call(copied, letter) if letter else spell_call(copied)
         output = calculate(expression)
         answer = tool_answer(expression, output, output)
-        return exchange(question, answer, answer=output.lower(), phrasing=phrasing)
+        return exchange(question, answer, answer=output.lower(), word=word, phrasing=phrasing)
 
     def repeat(self, word: str, rng: random.Random) -> dict:
         """Some words, which the answer says again."""
@@ -136,6 +136,14 @@ class Spelling(GeneratedTask):
         if answer.isdigit():
             return re.findall(r"\d+", said)[-1:] == [answer]
         return re.split(r"[\s,-]+", said.lower().rstrip(".")) == answer.lower().split()
+
+    def reward(self, conversation: dict, completion: str) -> float:
+        """1 for a right answer; of a count only with the word itself in the tool call, because the
+        number is often right for another word, too."""
+        right = self.evaluate(conversation, completion)
+        if right and conversation["answer"].isdigit():
+            right = bool(re.search(rf'[" ]{conversation["word"]}"\)', completion.lower()))
+        return float(right)
 
 
 def as_it_stands(question: str, word: str) -> str:

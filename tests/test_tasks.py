@@ -287,6 +287,18 @@ def test_spelling_wants_letters_apart():
     assert not evaluate({"answer": "3"}, "13")
 
 
+def test_a_right_count_of_another_word_has_no_reward():
+    task = Spelling("train", 1, question="count")
+    conversation = {"answer": "1", "word": "cat"}
+    calls = {'(" cat")': 1, '(" CAT").lower()': 1, '(" bat")': 0, '("cats")': 0, '("concat")': 0}
+    for call, reward in calls.items():
+        completion = f'<|python_start|>{call}.count("a")<|python_end|>1<|assistant_end|>'
+        assert task.evaluate(conversation, completion)
+        assert task.reward(conversation, completion) == reward
+    assert task.reward(conversation, '<|python_start|>("cat").count("x")<|python_end|>0') == 0
+    assert Spelling("train", 1, question="spell").reward({"answer": "c a t"}, "c a t") == 1
+
+
 # ---------------------------------------------------------------- identity
 
 

@@ -11,7 +11,7 @@ from nanochat.common import ConfigError
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Settings of every training stage, which overrides some defaults."""
+    """A stage overrides some defaults."""
 
     model_tag: str = ""
     """Name of the run; default d<depth>, or the parent's."""
@@ -26,11 +26,13 @@ class StageConfig:
     num_steps: int | None = None
     """Horizon in optimizer steps."""
     target_seconds: float | None = None
-    """Horizon in seconds of training; becomes a number of steps once 20 steps have been timed."""
+    """Horizon in seconds of training: a number of steps, once 20 have been timed."""
     embedding_lr: float = 0.2
     """AdamW learning rate of the embedding at width 768; scaled by 1/sqrt(width/768)."""
     unembedding_lr: float = 0.004
     """AdamW learning rate of the head at width 768; scaled likewise."""
+    adamw_beta2: float = 0.95
+    """Decay of AdamW's squared gradients; near 1 for small steps."""
     matrix_lr: float = 0.02
     """Muon learning rate of the block matrices."""
     muon_iterations: int = 5

@@ -20,15 +20,15 @@ def build_optimizers(
     model, config: StageConfig, owned: dict[str, torch.Tensor] | None = None
 ) -> dict[str, NamedOptimizer]:
     """Muon for the block matrices, AdamW for embedding and head with lr / sqrt(D / 768); one that
-    is both learns like the head. owned: what this rank updates, by name, where that is not every
-    parameter."""
+    is both learns like the head. owned: what this rank updates, by name; default: all."""
     scale = config.lr_scale * (model.config.n_embd / 768) ** -0.5
     named = dict(model.named_parameters()) if owned is None else owned
     matrices = {name: p for name, p in named.items() if optimizer_of(name) == "muon"}
     rates = {EMBEDDING: config.embedding_lr, HEAD: config.unembedding_lr}
     if model.config.tie_word_embeddings:
         rates = {EMBEDDING: rates[HEAD]}
-    adamw = AdamW([{"params": {n: named[n]}, "lr": lr * scale} for n, lr in rates.items()])
+    vocab = [{"params": {n: named[n]}, "lr": lr * scale} for n, lr in rates.items()]
+    adamw = AdamW(vocab, betas=(0.8, config.adamw_beta2))
     muon = Muon(
         [{"params": matrices, "lr": config.matrix_lr * config.lr_scale}],
         weight_decay=config.weight_decay,

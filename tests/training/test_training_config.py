@@ -80,13 +80,14 @@ def test_the_estimate_of_memory_is_what_an_h100_took():
 
 def test_every_parameter_has_one_optimizer_and_the_right_rate(tiny_model):
     model = tiny_model()
-    optimizers = build_optimizers(model, StageConfig(lr_scale=0.5))
+    optimizers = build_optimizers(model, StageConfig(lr_scale=0.5, adamw_beta2=0.99))
     owned = [p for o in optimizers.values() for g in o.param_groups for p in g["params"]]
     assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
     embedding, head = optimizers["adamw"].param_groups
     width_factor = (32 / 768) ** -0.5
     assert embedding["lr"] == pytest.approx(0.2 * 0.5 * width_factor)
     assert head["lr"] == pytest.approx(0.004 * 0.5 * width_factor)
+    assert embedding["betas"] == head["betas"] == (0.8, 0.99)
     assert optimizers["muon"].param_groups[0]["lr"] == pytest.approx(0.01)
     assert all(p.ndim == 2 for p in optimizers["muon"].param_groups[0]["params"])
 
