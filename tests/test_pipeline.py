@@ -23,6 +23,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
+from exports import proved_here
 from forked import run_code, run_script, start
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -418,7 +419,8 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
     from nanochat.publishing.export import export
 
     folder = last_step(trained, "sft", "tiny")
-    export(folder, tmp_path / "hf_model", "float32")
+    with proved_here():
+        export(folder, tmp_path / "hf_model", "float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf_model")
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf_model")
     ours, tokenizer, _ = load_model(folder, "cpu", "eval")
@@ -445,7 +447,7 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
         ("scripts.base_train", "--depth=2 --num-kv-heads=3 --model-tag=x", "nearest that does is"),
         ("scripts.base_train", "--num-steps=1 --target-seconds=5 --depth=2", "one horizon"),
         ("scripts.base_train", "--data=/nowhere/at/all --depth=2 --model-tag=x", "/nowhere/at/all"),
-        ("scripts.tok_train", "--vocab-size=1000 --data=packaged", "Nearest: 1024"),
+        ("scripts.tok_train", "--vocab-size=1000", "Nearest: 1024"),
         ("scripts.base_train", "--depth=3 --model-tag=tiny --resume", "cannot go on with 3"),
         ("scripts.mid_train", "--base-tag=unknown", "tiny"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
@@ -455,7 +457,7 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
     ],
 )
 def test_bad_input_is_told_without_a_traceback(trained, module, flags, expected):
-    if module == "scripts.base_train" and "--data" not in flags:
+    if module in ("scripts.base_train", "scripts.tok_train") and "--data" not in flags:
         flags += f" --data={trained / 'texts'}"
     code, printed = run_here(trained, module, flags)
     assert expected in printed and "Traceback" not in printed
