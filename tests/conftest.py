@@ -26,7 +26,8 @@ settings.load_profile("nanochat")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-LONGEST = ["test_pipeline.py", "test_distributed.py", "test_notebook.py", "test_export.py"]
+LONGEST = ["test_pipeline.py", "test_page.py", "test_distributed.py", "test_notebook.py"]
+LONGEST += ["test_export.py"]
 
 
 def pytest_collection_modifyitems(items):

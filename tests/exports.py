@@ -1,4 +1,4 @@
-"""An export that several files test, made once; exports proved in this process, or not at all."""
+"""An export that several files test, made once; exports that are proved faster, or not at all."""
 
 import fcntl
 import os
@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from forked import CONTEXT
 from tiny_checkpoint import save
 
 from nanochat.publishing import parity
@@ -34,6 +35,14 @@ def proved_here():
     """Exports whose proof runs in this process: a fresh one imports transformers for seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+        yield
+
+
+@contextmanager
+def proved_forked():
+    """Exports whose proof runs in another process, which begins with torch imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "get_context", lambda kind: CONTEXT)
         yield
 
 

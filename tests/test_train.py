@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_batch, make_model
+from forked import start
 
-from nanochat.common import rank_and_world
+from nanochat.common import compute_init, rank_and_world
 from nanochat.dataloader import Batch
 from nanochat.loss import LossFn
 from nanochat.train import DivergedError, LoopState, Periodic, horizon_from_clock, train
@@ -141,14 +142,16 @@ def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
 
 
 RANK = """
-import json, sys
+import sys
 sys.path.insert(0, "tests")
-from test_train import losses_of_rank
-from nanochat.common import compute_init
-
-_, rank, _, world, _ = compute_init("cpu")
-print("LOSSES", json.dumps(losses_of_rank(rank, world)))
+from test_train import write_losses
+write_losses(sys.argv[1])
 """
+
+
+def write_losses(path: str) -> None:
+    _, rank, _, world, _ = compute_init("cpu")
+    Path(path).write_text(json.dumps(losses_of_rank(rank, world)))
 
 
 def losses_of_rank(rank: int, world: int) -> list[float]:
@@ -160,26 +163,26 @@ def losses_of_rank(rank: int, world: int) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(monkeypatch):
-    """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group."""
+def test_two_ranks_equal_one(monkeypatch, tmp_path):
+    """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group. The
+    second one is a Python of its own, which takes seconds to start."""
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     places |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK],
-            cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, **places, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
+    files = [str(tmp_path / rank) for rank in "01"]
+    second = subprocess.Popen(
+        [sys.executable, "-c", RANK, files[1]],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, **places, "RANK": "1", "LOCAL_RANK": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = start(write_losses, files[0], **places, RANK="0", LOCAL_RANK="0")
     alone = losses_of_rank(0, 1)
-    for process in ranks:
-        printed, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
-        losses = json.loads(printed.split("LOSSES", 1)[1].splitlines()[0])
-        assert losses == pytest.approx(alone, rel=1e-4)
+    first.join(300)
+    _, errors = second.communicate(timeout=300)
+    assert (first.exitcode, second.returncode) == (0, 0), errors[-2000:]
+    for file in files:
+        assert json.loads(Path(file).read_text()) == pytest.approx(alone, rel=1e-4)

@@ -6,9 +6,9 @@ import json
 import socket
 import threading
 import time
+from functools import cached_property
 
 import httpx
-import openai
 import pytest
 import uvicorn
 from chain_model import chain_model, chain_tokenizer
@@ -50,15 +50,23 @@ class Running:
             time.sleep(0.005)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url, self.address = f"http://127.0.0.1:{port}", ("127.0.0.1", port)
-        self.http = httpx.Client(base_url=self.url, timeout=20)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        # No certificates: reading them takes longer than most tests, and the address is http.
+        self.http = httpx.Client(base_url=self.url, timeout=20, verify=False)
         return self
 
     def __exit__(self, *_):
         self.http.close()
-        self.openai.close()
+        if "openai" in vars(self):
+            self.openai.close()
         self.server.should_exit = True
         self._runner.join()
+
+    @cached_property
+    def openai(self):
+        """OpenAI's own client of this server. subtle: its import takes a second."""
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def chat(self, text="Hi", **fields):
         """The response to one user message, by plain HTTP."""
@@ -342,6 +350,8 @@ def test_other_errors_have_the_same_form(one):
     ]:
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "code"}
+    import openai
+
     with pytest.raises(openai.NotFoundError, match="there is tiny"):
         one.openai.chat.completions.create(model="gpt-4", messages=HI)
 
@@ -375,6 +385,8 @@ def test_too_many_answers_are_429_until_a_client_leaves():
         refused = running.chat()
         assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
+        import openai
+
         with pytest.raises(openai.RateLimitError):
             running.openai.chat.completions.create(model="tiny", messages=HI)
         streams[0].__exit__(None, None, None)  # a client leaves in the middle
@@ -425,6 +437,8 @@ def test_time_that_is_up_before_the_first_token_is_503():
 
 
 def test_an_api_key(one):
+    import openai
+
     with Running(SAYS_ONE, api_key="sesame") as running:
         with pytest.raises(openai.AuthenticationError):
             running.openai.models.list()

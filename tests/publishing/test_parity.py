@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from exports import export_once
+from exports import export_once, proved_forked
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import tiny_tokenizer
 
 from nanochat.checkpoint_manager import hugging_face_texts, load_checkpoint
 from nanochat.common import CheckpointError
-from nanochat.publishing import parity_texts
+from nanochat.publishing import parity, parity_texts
 from nanochat.publishing.parity import Checks, check_files, compare, native_model, prove, summary
 from nanochat.tokenizer import SPECIAL_TOKENS
 
@@ -146,7 +146,8 @@ OF_FILES_ALONE = [add_a_token, heat, shorten, remote_code, stray_code]
 
 
 @pytest.mark.parametrize("tamper", TAMPERING, ids=lambda tamper: tamper.__name__)
-def test_tampering_is_caught(exported, tmp_path, tamper):
+def test_tampering_is_caught(exported, tmp_path, monkeypatch, tamper):
+    monkeypatch.setattr(parity, "NEW_TOKENS", 8)  # enough to differ
     _, checkpoint, good = exported
     folder = tmp_path / "tampered"
     shutil.copytree(good, folder)
@@ -171,16 +172,17 @@ def test_tampering_with_files_is_caught(exported, tmp_path, tamper):
         assert checks.counts["files"]["different"] == different
 
 
-def test_a_fresh_process_says_why_it_cannot_load(exported, tmp_path):
+def test_another_process_says_why_it_cannot_load(exported, tmp_path):
     _, checkpoint, good = exported
     folder = tmp_path / "tampered"
     shutil.copytree(good, folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="could not be loaded"):
+    with proved_forked(), pytest.raises(CheckpointError, match="could not be loaded"):
         prove(folder, checkpoint, "bfloat16")
 
 
-def test_the_native_side_is_rounded_as_the_export_is(exported):
+def test_the_native_side_is_rounded_as_the_export_is(exported, monkeypatch):
+    monkeypatch.setattr(parity, "NEW_TOKENS", 8)
     _, checkpoint, folder = exported
     report = json.loads((folder / "parity.json").read_text())
     unrounded = compare(folder, checkpoint, "float32")

@@ -3,10 +3,10 @@
 import io
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
+from forked import run_code
 
 from nanochat.training.stopping import stop_on_signals
 
@@ -40,15 +40,14 @@ def test_a_signal_that_comes_in_a_print(monkeypatch, capfd):
 @pytest.mark.slow
 def test_a_signal_when_nobody_reads_the_output():
     """The reader of a pipe is gone, as in `| head -1`: the run goes on to its save."""
-    work = """
+    found = run_code("""
 import os, signal
 from nanochat.training.stopping import stop_on_signals
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 1)
 with stop_on_signals() as asked:
     os.kill(os.getpid(), signal.SIGTERM)
     os.write(2, b"saved" if asked() else b"went on")
-"""
-    read, write = os.pipe()
-    os.close(read)
-    found = subprocess.run([sys.executable, "-c", work], stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    assert found.returncode == 0 and found.stderr == b"saved"
+""")
+    assert found.returncode == 0 and found.stderr == "saved"
