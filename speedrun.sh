@@ -69,7 +69,7 @@ recipe_cpu() {
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   : "${MID_MIXTURE:=$(scaled_mixture facts:2.4,identity:2.56,unknown:2.4,spelling:0.72,arithmetic:0.72)}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
-  local rates=(--muon-iterations=3 --matrix-lr=0.04 --adamw-beta2=0.999)
+  local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999)
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()

@@ -199,5 +199,7 @@ def fingerprint(examples: Iterable[bytes], held_out: Iterable[bytes] = ()) -> st
     return digest.hexdigest()
 
 
-def as_bytes(conversations: Iterable[dict]) -> Iterator[bytes]:
+def as_bytes(task: Sequence[dict]) -> Iterator[bytes]:
+    # subtle: by index, for a task of one's own may have no end when it is iterated
+    conversations = (task[i] for i in range(len(task)))
     return (json.dumps(one["messages"], sort_keys=True).encode() for one in conversations)

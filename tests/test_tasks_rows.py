@@ -22,7 +22,7 @@ from tasks.humaneval import COLUMNS, HumanEval
 from tasks.identity import Identity
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
-from tasks.task import exchange
+from tasks.task import Task, exchange
 
 
 def write(path, rows):
@@ -184,6 +184,17 @@ def test_mixture_of_quoted_paths_and_home(tmp_path, monkeypatch):
     write(tmp_path / "me.jsonl", [GOOD["identity"]])
     text = f"smoltalk@'{tmp_path}/a:b, c.jsonl':2, smoltalk@~/d.jsonl:4,identity@~/me.jsonl:0.001,"
     assert mixture(text, "train", 1).report() == [("a:b, c", 6), ("d", 4), ("identity", 6)]
+
+
+def test_a_task_without_an_end_is_read_as_far_as_it_is_long():
+    class Endless(Task):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return exchange(f"{index}?", "yes")
+
+    assert len(list(as_bytes(Endless()))) == 3
 
 
 def test_conversations_in_both_mixtures_are_counted(tmp_path, capsys):
