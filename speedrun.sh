@@ -30,9 +30,10 @@ Environment variables, with the default of each recipe:
   VOCAB_SIZE          8192        65536         size of the vocabulary, a multiple of 64
   SEQ_LEN             256         2048          tokens in a training row
   DEVICE_BATCH_SIZE   auto        auto          rows at once on a device; "auto" tries the largest that fits
-  RL                  0           0             1: reinforcement learning after fine-tuning (cpu: letters to count,
-                                                GSM8K on a gpu); "compare": before it, fine-tuning on the model's own
-                                                right answers for as long, and both curves in the report
+  RL                  0           0             1: reinforcement learning after fine-tuning (cpu: spelling words longer
+                                                than it was taught; gpu: GSM8K); "compare": before it,
+                                                fine-tuning on the model's own right answers for as long, and both
+                                                curves in the report
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
   MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
   SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
@@ -82,8 +83,8 @@ recipe_cpu() {
     --eval-tokens=20000)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
-  chat_eval=(--tasks="arithmetic|spell|count|facts|identity|unknown|free" --limit=400)
-  chat_rl=(--task=count --max-tokens=64 --target-seconds="$(minutes_share 0.46)"
+  chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free" --limit=400)
+  chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.5)" --lr-scale=0.1
     --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
     --eval-every=50 --eval-problems=1000 --eval-samples=4)
 }
