@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "int8_products.h"
 #include "products.h"
 #include "sampler.h"
 #include "thread_pool.h"
