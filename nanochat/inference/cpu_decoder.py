@@ -24,7 +24,7 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fas
          "-fno-strict-aliasing")  # fmt: skip
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 OF_PROCESSOR = {"avx2": ("-mavx2", "-mfma"), "avx512": AVX512,
-                "avx512_bf16": (*AVX512, "-mavx512bf16")}  # fmt: skip
+                "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni")}  # fmt: skip
 INSTEAD = "PyTorch's own kernels are used, in several times the time"
 MOST = 64  # tokens of a pass; for more, PyTorch's products use AMX
 KINDS = ("float32", "bfloat16", "int8")

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "int8_products.h"
 #include "products.h"
 #include "sampler.h"
 #include "thread_pool.h"
@@ -133,6 +134,10 @@ class Decoder {
   void product(Rows& x, int64_t rows, const Matrix& matrix, const Finish& finish) {
     if (!rows) return;
     if (of_pairs_) narrow_rows(x, rows, matrix.inputs);
+    if (matrix.kind == INT8) {
+      rounded_.resize(rows, matrix.inputs);
+      for_rows(rows, [&](int64_t n) { rounded_.keep(n, x[n], matrix.inputs); });
+    }
     // about 64 kB of weights at a time: less costs more than it takes
     const int64_t at_once = std::max<int64_t>(1, (64 << 10) / (matrix.panel_words() * 4) / rows);
     pool.run((matrix.panels() + at_once - 1) / at_once, [&](int64_t piece) {
@@ -142,6 +147,8 @@ class Decoder {
         auto finish_panel = [&](int64_t n, float* sums) { finish(n, o, sums, size); };
         if (of_pairs_)
           panel_product_of_pairs((uint32_t*)narrowed_.data(), rows, matrix, p, finish_panel);
+        else if (matrix.kind == INT8)
+          panel_product_of_int8(rounded_, rows, matrix, p, finish_panel);
         else
           panel_product(x[0], x.stride, rows, matrix, p, finish_panel);
       }
@@ -204,6 +211,7 @@ class Decoder {
   const bool of_pairs_;  // whether rows are rounded to bfloat16 for products
   Rows x_, normed_, qkv_, attended_, hidden_;
   std::vector<BFloat16> narrowed_;
+  RoundedRows rounded_;
   std::vector<Group> groups_;
 };
 

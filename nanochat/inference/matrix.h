@@ -2,7 +2,8 @@
 //
 // It lies in panels of 32 outputs, so that a panel's sums stay in registers while its inputs are
 // gone through one by one. A 32-bit word holds one float32, two bfloat16 of neighbouring inputs
-// (the order that dot-product instructions want), or four int8:
+// (the order that dot-product instructions want), or four int8, to which 128 is added, because one
+// factor of those instructions has no sign:
 //
 //   float32    [input][32 outputs]           bfloat16    [input / 2][32 outputs][2 inputs]
 //   int8       per 64 inputs: [32 scales], [input / 4][32 outputs][4 inputs]
@@ -77,10 +78,10 @@ void keep_row(Matrix& matrix, int64_t output, const Source* weights, int64_t inp
       for (int64_t i = start; i < end; i++) most = std::max(most, std::fabs(widen(weights[i])));
       const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
       std::memcpy(panel + lane, &scale, 4);
-      int8_t* bytes = (int8_t*)(panel + PANEL);
+      uint8_t* bytes = (uint8_t*)(panel + PANEL);
       for (int64_t i = start; i < end; i++)
         bytes[((i - start) / 4 * PANEL + lane) * 4 + (i - start) % 4] =
-            (int8_t)std::nearbyint(widen(weights[i]) * inverse);
+            (uint8_t)(128 + (int)std::nearbyint(widen(weights[i]) * inverse));
       panel += PANEL + INT8_BLOCK / 4 * PANEL;
     }
   }

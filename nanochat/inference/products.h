@@ -2,11 +2,12 @@
 // memory (matrix.h). Sums are in float32.
 //
 // A sum is taken over the inputs in their order, however many rows and threads there are, so that a
-// row's result has the same bits alone and among others. int8 sums 64 inputs before it scales.
+// row's result has the same bits alone and among others. For int8 weights the rows are rounded to
+// 7 bits; 64 inputs are summed in integers, exactly, before they are scaled.
 
 #pragma once
 
-#if defined(__AVX512BF16__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -16,7 +17,6 @@ constexpr int64_t BLOCK = INT8_BLOCK;  // inputs that all rows go through before
 constexpr int64_t SINGLE_PASS = 3;     // rows that need no blocks
 constexpr int64_t FEW_ROWS = 32;       // that wait for memory; more are computed from larger blocks
 constexpr int64_t ROWS_AT_ONCE = 96;   // whose sums stay in the cache
-constexpr int64_t INT8_WIDENED = 12;   // more rows are worth a buffer of widened int8
 constexpr int REGISTERS = LANES == 8 ? 16 : 32;
 
 // A tile's sums fill the registers. Words that have to be widened leave fewer to them, so it takes a
@@ -26,16 +26,15 @@ constexpr int TILE_VECTORS = KIND == FLOAT32 ? VECTORS : std::min(VECTORS, REGIS
 template <Kind KIND>
 constexpr int TILE_ROWS = std::min(8, (REGISTERS - 4) / TILE_VECTORS<KIND>);
 
-// Inputs in a word.
+// Inputs in a word of float32 or bfloat16.
 template <Kind KIND>
-constexpr int PER_WORD = KIND == FLOAT32 ? 1 : KIND == BFLOAT16 ? 2 : 4;
+constexpr int PER_WORD = KIND == FLOAT32 ? 1 : 2;
 
 // The part-th input of each word, as a float.
 template <Kind KIND>
 inline Floats widen_part(Words words, int part) {
   if constexpr (KIND == FLOAT32) return (Floats)words;
-  if constexpr (KIND == BFLOAT16) return (Floats)(part ? words & 0xFFFF0000u : words << 16);
-  return __builtin_convertvector((Ints)(words << (24 - 8 * part)) >> 24, Floats);
+  return (Floats)(part ? words & 0xFFFF0000u : words << 16);
 }
 
 // Fetches what the next block holds into the cache, while this one is computed.
@@ -54,7 +53,7 @@ inline void tile(const float* x, int64_t stride, const uint32_t* words, int64_t 
     for (int v = 0; v < V; v++) totals[r][v] = load(sums + r * PANEL + v * LANES);
   for (int64_t i = 0; i < inputs; i += PER_WORD<KIND>, words += PANEL) {
     if constexpr (FETCH) fetch_ahead<KIND, V>(words);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int part = 0; part < PER_WORD<KIND>; part++) {
       Floats w[V];
       for (int v = 0; v < V; v++) w[v] = widen_part<KIND>(load_words(words + v * LANES), part);
@@ -89,17 +88,6 @@ inline void tiles(const float* x, int64_t stride, int64_t rows, const uint32_t* 
   }
 }
 
-// Words of four int8 (inputs / 4, 32) as floats (inputs, 32).
-inline void widen_int8(const uint32_t* words, int64_t inputs, float* wide) {
-  for (int64_t i = 0; i < inputs; i += 4, words += PANEL) {
-    fetch_ahead<INT8, VECTORS>(words);
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; part++, wide += PANEL)
-      for (int v = 0; v < VECTORS; v++)
-        store(wide + v * LANES, widen_part<INT8>(load_words(words + v * LANES), part));
-  }
-}
-
 // Rows of x, up to ROWS_AT_ONCE, with one panel of float32 or bfloat16: sums [row][32]. The
 // first-level cache holds a block's weights while all rows use them.
 template <Kind KIND>
@@ -115,32 +103,6 @@ inline void rows_of_panel(const float* x, int64_t stride, int64_t rows, const ui
       tiles<KIND, true>(x + start, stride, rows, words, some, sums);
     else
       tiles<KIND, false>(x + start, stride, rows, words, some, sums);
-  }
-}
-
-// The same with a panel of int8.
-template <>
-inline void rows_of_panel<INT8>(const float* x, int64_t stride, int64_t rows, const uint32_t* panel,
-                                int64_t inputs, float* sums) {
-  alignas(64) float wide[INT8_BLOCK * PANEL];
-  alignas(64) float block[ROWS_AT_ONCE * PANEL];
-  for (int64_t start = 0; start < inputs; start += INT8_BLOCK) {
-    const int64_t some = std::min(INT8_BLOCK, inputs - start);
-    const float* scales = (const float*)panel;
-    panel += PANEL;
-    std::memset(block, 0, rows * PANEL * sizeof(float));
-    if (rows <= SINGLE_PASS) {
-      tiles<INT8, false>(x + start, stride, rows, panel, some, block);
-    } else if (rows <= INT8_WIDENED) {
-      tiles<INT8, true>(x + start, stride, rows, panel, some, block);
-    } else {
-      widen_int8(panel, some, wide);
-      tiles<FLOAT32, false>(x + start, stride, rows, (uint32_t*)wide, some, block);
-    }
-    for (int64_t r = 0; r < rows * PANEL; r += PANEL)
-      for (int v = 0; v < PANEL; v += LANES)
-        store(sums + r + v, load(sums + r + v) + load(scales + v) * load(block + r + v));
-    panel += some / 4 * PANEL;
   }
 }
 
@@ -191,8 +153,8 @@ void panel_product_of_pairs(const uint32_t* x, int64_t rows, const Matrix& matri
   }
 }
 
-// Panel `p` of the product of x (rows, inputs; `stride` apart) with the matrix; finish(row, sums)
-// takes the panel's 32 sums of every row.
+// Panel `p` of the product of x (rows, inputs; `stride` apart) with a float32 or bfloat16 matrix;
+// finish(row, sums) takes the panel's 32 sums of every row.
 template <class Finish>
 void panel_product(const float* x, int64_t stride, int64_t rows, const Matrix& matrix, int64_t p,
                    const Finish& finish) {
@@ -204,7 +166,6 @@ void panel_product(const float* x, int64_t stride, int64_t rows, const Matrix& m
     std::memset(sums, 0, some * PANEL * sizeof(float));
     if (matrix.kind == FLOAT32) rows_of_panel<FLOAT32>(from, stride, some, panel, inputs, sums);
     if (matrix.kind == BFLOAT16) rows_of_panel<BFLOAT16>(from, stride, some, panel, inputs, sums);
-    if (matrix.kind == INT8) rows_of_panel<INT8>(from, stride, some, panel, inputs, sums);
     for (int64_t r = 0; r < some; r++) finish(first + r, sums + r * PANEL);
   }
 }

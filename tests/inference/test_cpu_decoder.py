@@ -40,13 +40,16 @@ def as_kept(weight: torch.Tensor, kind: str) -> torch.Tensor:
     """The weights (O, I) that the packed ones stand for, float64."""
     if kind == "bfloat16":
         return weight.bfloat16().double()
-    if kind == "int8":
-        blocks = F.pad(weight, (0, -weight.shape[1] % 64)).unflatten(1, (-1, 64))
-        most = blocks.abs().amax(-1, keepdim=True)
-        inverse = torch.full_like(most, 127).div(most).nan_to_num(posinf=0)
-        kept = (blocks * inverse).round().double() * (most / 127).double()
-        return kept.flatten(1)[:, : weight.shape[1]]
-    return weight.double()
+    return rounded(weight, 127) if kind == "int8" else weight.double()
+
+
+def rounded(x: torch.Tensor, largest: int) -> torch.Tensor:
+    """x (N, I) in steps of a 1 / `largest` of the largest of 64 neighbours; float64."""
+    blocks = F.pad(x.float(), (0, -x.shape[1] % 64)).unflatten(1, (-1, 64))
+    most = blocks.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(most, largest).div(most).nan_to_num(posinf=0)
+    kept = (blocks * inverse).round().double() * (most / largest).double()
+    return kept.flatten(1)[:, : x.shape[1]]
 
 
 def exact_logits(model: GPT, ids: list[int], kind: str) -> torch.Tensor:
@@ -58,7 +61,7 @@ def exact_logits(model: GPT, ids: list[int], kind: str) -> torch.Tensor:
         return x / (x.square().mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
 
     def linear(x, layer):
-        return x @ as_kept(layer.weight, kind).T
+        return (rounded(x, 63) if kind == "int8" else x) @ as_kept(layer.weight, kind).T
 
     def turned(x):
         a, b = x.chunk(2, dim=-1)
@@ -81,6 +84,13 @@ def exact_logits(model: GPT, ids: list[int], kind: str) -> torch.Tensor:
     return (
         logits if c.logit_softcap is None else c.logit_softcap * (logits / c.logit_softcap).tanh()
     )
+
+
+def assert_close(logits: torch.Tensor, exact: torch.Tensor, kind: str) -> None:
+    """In int8 a number half-way between two steps may become either, and moves what follows."""
+    error = (logits - exact).abs()
+    assert (error.median() if kind == "int8" else error.max()) < 2e-4
+    assert error.max() < 0.1
 
 
 class Reader:
@@ -113,9 +123,9 @@ class Reader:
 def test_logits_are_those_of_float64_with_the_same_weights(shape, kind):
     model = random_model(**shape)
     logits = Reader(model, kind).read((2, 0, IDS))
-    assert (logits - exact_logits(model, IDS, kind)).abs().max() < 2e-4
+    assert_close(logits, exact_logits(model, IDS, kind), kind)
     one = Reader(model, kind).read((0, 0, IDS[:1]))
-    assert (one - exact_logits(model, IDS[:1], kind)).abs().max() < 2e-4
+    assert_close(one, exact_logits(model, IDS[:1], kind), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,10 +134,33 @@ def test_every_number_of_rows_computes_the_same(kind):
     exact = exact_logits(model, IDS, kind)
     for rows in (*range(1, 20), 31, 32, 33, 41):
         logits = Reader(model, kind).read((0, 0, IDS[:rows]))
-        assert (logits - exact[:rows]).abs().max() < 2e-4, rows
+        assert_close(logits, exact[:rows], kind)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("D", [64, 72, 136, 200, 512])
+def test_int8_products_are_exact_for_every_number_of_rows(D):
+    """Without layers the logits are one product, of rows that float32 rounds as float64 does."""
+    model = random_model(D, 1, 1, D, n_layer=0, vocab_size=192, logit_softcap=None)
+    x = F.rms_norm(model.model.embed_tokens.weight.double(), (D,), eps=model.config.rms_norm_eps)
+    blocks = F.pad(x, (0, -D % 64)).unflatten(1, (-1, 64))
+    steps = (blocks / blocks.abs().amax(-1, keepdim=True) * 63).flatten(1)
+    doubtful = ((steps - steps.floor() - 0.5).abs() < 1e-4).any(1)
+    ids = (~doubtful).nonzero().flatten().tolist()[:40]
+    exact, most = exact_logits(model, ids, "int8"), len(ids)
+    assert most == 40
+    for rows in range(1, most + 1):
+        logits = Reader(model, "int8").read((0, 0, ids[:rows]))
+        assert (logits - exact[:rows]).abs().max() < 1e-5, rows
+
+
+def test_a_nan_reaches_the_logits_of_int8():
+    model = random_model()
+    model.model.embed_tokens.weight[5, 3] = torch.nan
+    logits = Reader(model, "int8").read((0, 0, [4]), (1, 0, [5]))
+    assert logits[0].isfinite().all() and logits[1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_keys_and_values_of_bfloat16_are_rounded_once(kind):
     """Of the first token attention takes the value whatever its score: rounded by at most 2^-9."""
     model = random_model(D=72, H=3, Hkv=1, K=24)
@@ -202,8 +235,8 @@ def test_every_set_of_instructions_computes_the_same(processor):
     for kind in KINDS:
         decoder = CpuDecoder(FusedModel(model), library(processor), kind)
         reader, exact = Reader(model, decoder=decoder), exact_logits(model, IDS, kind)
-        assert (reader.read((0, 0, IDS[:20])) - exact[:20]).abs().max() < 2e-4
-        assert (reader.read((0, 20, IDS[20:21])) - exact[20]).abs().max() < 2e-4
+        assert_close(reader.read((0, 0, IDS[:20])), exact[:20], kind)
+        assert_close(reader.read((0, 20, IDS[20:21])), exact[20], kind)
 
 
 def test_new_weights_are_taken_in_place():
