@@ -64,6 +64,7 @@ class Spelling(GeneratedTask):
         super().__init__(split, size)
         self.question, self.letters = question, letters
         self.name = "spelling" if question == "all" else f"spelling-{question}"
+        self.name += "-long" if letters == LONG else ""
         self.made_up = MADE_UP if split == "train" else 0.0
         self.rows = read_phrases(PHRASES_FILE)
         small = {piece.strip() for piece in pieces}

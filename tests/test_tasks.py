@@ -12,6 +12,7 @@ from nanochat.conversation import validate
 from nanochat.inference.calculator import calculate
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic, is_test
+from tasks.catalog import make_task
 from tasks.facts import (
     Fact,
     Facts,
@@ -297,6 +298,14 @@ def test_a_right_count_of_another_word_has_no_reward():
         assert task.reward(conversation, completion) == reward
     assert task.reward(conversation, '<|python_start|>("cat").count("x")<|python_end|>0') == 0
     assert Spelling("train", 1, question="spell").reward({"answer": "c a t"}, "c a t") == 1
+
+
+def test_long_words_are_a_task_of_another_name():
+    """A table of accuracies has a line for each."""
+    short, long = make_task("spell", "test"), make_task("spell-long", "test")
+    assert (short.name, long.name) == ("spelling-spell", "spelling-spell-long")
+    letters = [len(long[i]["answer"].split()) for i in range(50)]
+    assert min(letters) >= 9 and max(letters) > 10
 
 
 # ---------------------------------------------------------------- identity
