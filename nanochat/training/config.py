@@ -40,7 +40,7 @@ class StageConfig:
     momentum_warmup: int = 300
     """Steps over which Muon's momentum rises from 0.85 to 0.95."""
     lr_scale: float = 1.0
-    """Factor on all three learning rates."""
+    """Factor on all learning rates."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the block matrices."""
     warmup: float = 0.0
@@ -58,7 +58,7 @@ class StageConfig:
     save_every: int = 1000
     """Steps between checkpoints; 0: at the end alone."""
     keep_last: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints kept."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
     mirror: str = ""

@@ -1,4 +1,4 @@
-"""Which optimizer has which parameters, with which learning rates, and the schedule."""
+"""Which optimizer has which parameters, their learning rates, and the schedule."""
 
 from collections.abc import Callable
 
