@@ -84,7 +84,7 @@ recipe_cpu() {
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free" --limit=400)
-  chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.5)" --lr-scale=0.1
+  chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1
     --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
     --eval-every=50 --eval-problems=1000 --eval-samples=4)
 }
