@@ -36,8 +36,7 @@ PYTHON
 fi
 
 chats() { echo "facts@'$TABLE':$1,identity@'$IDENTITY':$2,unknown@'$UNKNOWN':$3"; }
-train=(--model-tag="$MODEL_TAG" --muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999
-  --eval-tokens=20000 --resume)
+train=(--model-tag="$MODEL_TAG" --muon-iterations=3 --eval-tokens=20000 --resume)
 
 run data_check "$DATA" --vocab-size="$VOCAB_SIZE"
 run tok_train --data="$DATA" --vocab-size="$VOCAB_SIZE" --resume
