@@ -90,7 +90,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Attention(nn.Module):
-    """Causal attention: rotary positions, then normalised queries and keys; grouped if Hkv < H."""
+    """Causal attention on norm(x), but for o_proj: rotary positions, then normalised queries and
+    keys; grouped if Hkv < H."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -102,12 +103,13 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         B, T, _ = x.shape
         eps, K = self.config.rms_norm_eps, self.config.head_dim
+        x = norm(x, eps)
         q, k, v = (p(x).view(B, T, -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, K)
         grouped = self.config.n_kv_head != self.config.n_head
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H K)
 
 
 class MLP(nn.Module):
@@ -137,13 +139,22 @@ class Block(nn.Module):
         self.eps = config.rms_norm_eps
         self.self_attn, self.mlp = Attention(config), MLP(config)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, cos, sin, use_reentrant=False)
-        return self.compute(x, cos, sin)
+            return checkpoint(self.compute, *inputs, use_reentrant=False)
+        return self.compute(*inputs)
 
-    def compute(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(norm(x, self.eps), cos, sin)
+    def compute(self, x, cos, sin, rows, attend, finish) -> torch.Tensor:
+        """x (B, T, D) -> (B, T, D), or of `rows` of the B * T places alone (len(rows), D). attend,
+        finish: as in features."""
+        places = x.flatten(0, 1), attend(self.self_attn, x, cos, sin).flatten(0, 1)
+        if rows is None:
+            return finish(self, *places).view(x.shape)
+        return finish(self, *(place.index_select(0, rows) for place in places))
+
+    def finish(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What each place does alone: x (N, D), y (N, H K) from the heads -> (N, D)."""
+        x = x + self.self_attn.o_proj(y)
         return x + self.mlp(norm(x, self.eps))
 
 
@@ -233,15 +244,18 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
-    def features(self, inputs: torch.Tensor, run_block=Block.__call__) -> torch.Tensor:
-        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm; T at most
-        sequence_len. run_block: calls a block, maybe compiled. The model with a cache is
-        inference/fused_model.py."""
+    def features(
+        self, inputs: torch.Tensor, rows=None, attend=Attention.forward, finish=Block.finish
+    ) -> torch.Tensor:
+        """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm, T at most
+        sequence_len; of `rows` (N,) of the B * T places alone (N, D). attend, finish: may be
+        compiled. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
-        for block in self.model.layers:
-            x = run_block(block, x, self.cos[:T], self.sin[:T])
-        return norm(x, eps)
+        *blocks, last = self.model.layers
+        for block in blocks:
+            x = block(x, self.cos[:T], self.sin[:T], None, attend, finish)
+        return norm(last(x, self.cos[:T], self.sin[:T], rows, attend, finish), eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""

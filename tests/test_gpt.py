@@ -97,6 +97,20 @@ def test_no_output_depends_on_a_later_input(n_kv_head):
     assert torch.equal(torch.stack(embedded), torch.ones(10, 10).tril().bool())
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_places_asked_for_have_the_features_and_gradients_of_the_whole(recompute):
+    model, inputs = random_model(), ids(2, 10)
+    for block in model.model.layers:
+        block.recompute = recompute
+    rows = torch.tensor([17, 0, 3, 12])
+    parameters = list(model.parameters())[:-1]  # without the head
+    whole, part = model.features(inputs).flatten(0, 1)[rows], model.features(inputs, rows)
+    torch.testing.assert_close(part, whole)
+    grads = [torch.autograd.grad(x.square().sum(), parameters) for x in (part, whole)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def reference_logits(model: GPT, inputs: list[int]) -> torch.Tensor:
     """(T, V): the same function written out one position and one head at a time, in float64."""
     c = model.config

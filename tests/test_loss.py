@@ -101,9 +101,23 @@ def test_factors_weigh_each_target(tiny_model, tiny_batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_compiled_kernel_agrees(tiny_model, tiny_batch, weighted):
+def test_the_compiled_loss_and_its_gradients_agree(tiny_model, tiny_batch, weighted):
     model, batch = tiny_model(), tiny_batch()
-    if weighted:
-        batch = replace(batch, weights=torch.randn(batch.targets.shape))
-    losses = [LossFn(model, compiled)(model, batch) for compiled in (False, True)]
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-4)
+    targets = batch.targets.clone()
+    targets[:, ::3] = -1
+    weights = torch.randn(targets.shape) if weighted else None
+    batch = replace(batch, targets=targets, weights=weights)
+    features = model.features(batch.inputs).flatten(0, 1)
+    plain = plain_loss(
+        features,
+        model.lm_head.weight,
+        targets.flatten(),
+        model.config.logit_softcap,
+        weights.flatten() if weighted else None,
+    )
+    losses = [plain, *(LossFn(model, compiled)(model, batch) for compiled in (False, True))]
+    grads = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    for loss, grad in zip(losses[1:], grads[1:], strict=True):
+        torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-4)
+        for a, b in zip(grad, grads[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
