@@ -97,6 +97,15 @@ def rank_processes():
     processes.close()
 
 
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """See tests/forked.py."""
+    from forked import forked_python
+
+    with forked_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Folder of real data sets that a developer may keep beside the checkout; absent elsewhere."""
