@@ -4,6 +4,7 @@ Under pytest-xdist (runs/test.sh) every worker, and what it starts, computes wit
 """
 
 import functools
+import itertools
 import os
 from pathlib import Path
 
@@ -79,10 +80,17 @@ def base_dir_of_fixtures(share_compiled, tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def new_base(tmp_path_factory, share_compiled):
+    """Makes base folders. They are numbered here, for mktemp looks through all that there are."""
+    folder, numbers = tmp_path_factory.mktemp("bases"), itertools.count()
+    return lambda: share_compiled(folder / str(next(numbers)))
+
+
 @pytest.fixture(autouse=True)
-def base_dir(tmp_path_factory, monkeypatch, share_compiled):
+def base_dir(new_base, monkeypatch):
     """Every test writes into its own base folder, never into the user's; outside of tmp_path."""
-    base = share_compiled(tmp_path_factory.mktemp("base"))
+    base = new_base()
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
     return base
 
