@@ -1,9 +1,12 @@
 """What several test files need: a base folder of their own, tiny models, the optional shared data.
 
-Under pytest-xdist (runs/test.sh) every worker, and what it starts, computes with one thread.
+Under pytest-xdist (runs/test.sh) every worker, and what it starts, computes with one thread. The
+process that starts the workers reads this file first, and is spared an import of torch.
 """
 
 import functools
+import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -11,13 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import pytest
-import torch
 from hypothesis import settings
-
-from nanochat import hardware
-from nanochat.bpe import native
-from nanochat.dataloader import Batch
-from nanochat.gpt import GPT, GPTConfig
 
 # A busy machine is no failure: examples have no time limit.
 settings.register_profile("nanochat", deadline=None)
@@ -42,6 +39,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported here is no garbage, and looking for some among it takes seconds."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
+
+
 @pytest.fixture(scope="session")
 def share_compiled(pytestconfig):
     """share_compiled(base): a new base folder finds the C++ that an earlier one compiled.
@@ -50,6 +57,8 @@ def share_compiled(pytestconfig):
     kept in .pytest_cache, for all workers and the next run; they are named after what they are made
     of.
     """
+    from nanochat.bpe import native
+
     kept = pytestconfig.cache.mkdir("compiled")
 
     def share(base: Path) -> Path:
@@ -65,6 +74,8 @@ def share_compiled(pytestconfig):
 @pytest.fixture(scope="session", autouse=True)
 def peak_flops_are_measured_once():
     """That takes a second, which every training in this process would take again."""
+    from nanochat import hardware
+
     with pytest.MonkeyPatch.context() as patch:
         measure = functools.cache(hardware.measure_peak_flops)
         patch.setattr(hardware, "measure_peak_flops", measure)
@@ -79,10 +90,17 @@ def base_dir_of_fixtures(share_compiled, tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def new_base(tmp_path_factory, share_compiled):
+    """Makes base folders. They are numbered here, for mktemp looks through all that there are."""
+    folder, numbers = tmp_path_factory.mktemp("bases"), itertools.count()
+    return lambda: share_compiled(folder / str(next(numbers)))
+
+
 @pytest.fixture(autouse=True)
-def base_dir(tmp_path_factory, monkeypatch, share_compiled):
+def base_dir(new_base, monkeypatch):
     """Every test writes into its own base folder, never into the user's; outside of tmp_path."""
-    base = share_compiled(tmp_path_factory.mktemp("base"))
+    base = new_base()
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
     return base
 
@@ -97,6 +115,15 @@ def rank_processes():
     processes.close()
 
 
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """See tests/forked.py."""
+    from forked import forked_python
+
+    with forked_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Folder of real data sets that a developer may keep beside the checkout; absent elsewhere."""
@@ -108,20 +135,28 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def seeded():
     """The same generator state for every test; what compute_init switched on is switched off."""
+    import torch
+
     torch.manual_seed(0)
     yield
     torch.set_deterministic_debug_mode("default")
 
 
-def make_model(**overrides) -> GPT:
-    """A model small enough that a step takes milliseconds; always the same weights."""
+def make_model(**overrides):
+    """A GPT small enough that a step takes milliseconds; always the same weights."""
+    from nanochat.gpt import GPT, GPTConfig
+
     shape = {"vocab_size": 128, "head_dim": 16, "sequence_len": 32, "n_embd": 32, "n_head": 2}
     shape |= {"n_kv_head": 2, **overrides}
     return GPT(GPTConfig.from_depth(2, **shape))
 
 
-def make_batch(B: int = 4, T: int = 32, V: int = 128) -> Batch:
-    """Random ids, always the same, each predicting the next."""
+def make_batch(B: int = 4, T: int = 32, V: int = 128):
+    """A Batch of random ids, always the same, each predicting the next."""
+    import torch
+
+    from nanochat.dataloader import Batch
+
     ids = torch.randint(0, V, (B, T + 1), generator=torch.Generator().manual_seed(B * T))
     return Batch(ids[:, :-1], ids[:, 1:].clone())
 

@@ -25,7 +25,8 @@ def export_once(tmp_path_factory, share_compiled):
             patch.setenv("NANOCHAT_BASE_DIR", str(share_compiled(folder / "base")))
             run = {"config": {"depth": 2, "data": "/home/me/texts"}}
             run["parent"] = "/home/me/.cache/nanochat/mid_checkpoints/tiny/step_000009"
-            export(save(stage="sft", run=run), folder / "hf_model")
+            with proved_forked():
+                export(save(stage="sft", run=run), folder / "hf_model")
     (checkpoint,) = folder.glob("base/sft_checkpoints/tiny/step_*")
     return folder / "base", checkpoint, folder / "hf_model"
 

@@ -4,11 +4,16 @@ Starting Python and importing torch takes four seconds; this takes some millisec
 """
 
 import importlib
+import json
 import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -84,3 +89,82 @@ def execute(folder: str, code: str, arguments: tuple) -> None:
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["-c", *arguments]
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+# ---------------------------------------------------------------- for programs that start Python
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(server, [len(request).to_bytes(4)], [0, 1, 2])
+server.sendall(request)
+sys.exit(int(server.recv(9) or 1))
+"""
+
+
+@contextmanager
+def forked_python(folder: Path):
+    """The path of a program that does what `python -m module flags` does, in a process that begins
+    with torch imported; for what starts sys.executable itself. Where the program is killed, its
+    process is asked to end."""
+    program, address = folder / "python", str(folder / "socket")
+    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.chmod(0o755)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    flops = hardware.measure_peak_flops(torch.device("cpu"), torch.float32)
+    begun = (dict(os.environ), flops, fork_for_each, (listener,))
+    server = CONTEXT.Process(target=begin, args=begun)  # no daemon: that may start no process
+    server.start()
+    listener.close()
+    yield program
+    server.kill()
+    server.join()
+
+
+def fork_for_each(listener: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who have answered are no zombies
+    while True:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return answer(client)
+        client.close()
+
+
+def answer(client: socket.socket) -> None:
+    """Runs the module that a client names, in another process; tells the client its exit status."""
+    size, files, *_ = socket.recv_fds(client, 4, 3)
+    request = client.makefile("rb").read(int.from_bytes(size))
+    end, held = os.pipe()  # `held` is closed by the process's end
+    process = os.fork()
+    if process == 0:
+        client.close()
+        return run_module(*json.loads(request), files)
+    for file in (held, *files):
+        os.close(file)
+    if client in wait([client, end]):  # the client is gone
+        os.kill(process, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    with suppress(OSError):
+        client.sendall(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
+
+
+def run_module(arguments: list[str], folder: str, environment: dict, files: list[int]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    option, module, *flags = arguments
+    assert option == "-m", arguments
+    sys.path.insert(0, folder)
+    sys.argv = [module, *flags]
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

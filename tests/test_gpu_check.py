@@ -47,8 +47,8 @@ def test_the_dry_run_measures_every_part(tmp_path, monkeypatch):
     assert (tmp_path / "gpu_check.md").read_text().count("\n## ") == len(PARTS)
 
 
-def test_the_script_runs_a_part_and_reports(tmp_path):
-    variables = {"PARTS": "machine", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+def test_the_script_runs_a_part_and_reports(tmp_path, forked_python):
+    variables = {"PARTS": "machine", "PYTHON": str(forked_python)}
     done = subprocess.run(
         ["bash", "runs/gpu_check.sh", str(tmp_path / "out"), "--dry-run"],
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,

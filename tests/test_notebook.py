@@ -204,7 +204,8 @@ def test_flags_are_spelled_as_the_scripts_read_them(colab):
 
 
 @pytest.mark.slow
-def test_a_script_that_fails_stops_the_notebook(colab):
+def test_a_script_that_fails_stops_the_notebook(colab, forked_python, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(forked_python))
     run = colab.Run("colab", Settings(**TINY))
     with pytest.raises(ConfigError, match="status 2"):
         run.script("report", no_such_flag=1)
@@ -217,11 +218,12 @@ def test_a_script_that_fails_stops_the_notebook(colab):
 class Colab:
     """A Colab machine: a kernel with a stub of google.colab, a base folder, a Drive that stays."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, python: Path):
         self.base, self.drive = folder / "base", folder / "drive" / "MyDrive" / "nanochat"
         self.environment = os.environ | {
             "NANOCHAT_BASE_DIR": str(self.base), "DRIVE": str(self.drive), "OPEN_PAGE": "1",
             "PYTHONPATH": f"{STUB}:{ROOT}", "IPYTHONDIR": str(folder / "ipython"),
+            "PYTHON_OF_SCRIPTS": str(python),
             "TORCH_COMPILE_DISABLE": "1", "NANOCHAT_DTYPE": "float32",
         }  # fmt: skip
 
@@ -252,10 +254,10 @@ class Colab:
 
 
 @pytest.mark.slow
-def test_run_all_goes_on_after_the_machine_is_lost(tmp_path):
+def test_run_all_goes_on_after_the_machine_is_lost(tmp_path, forked_python):
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    machine = Colab(tmp_path)
+    machine = Colab(tmp_path, forked_python)
     # The smallest settings there are, left on Drive as if by an earlier session.
     machine.drive.mkdir(parents=True)
     kept = {"settings": TINY, "done": []}

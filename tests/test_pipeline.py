@@ -60,26 +60,19 @@ def home(tmp_path_factory, share_compiled):
     return folder
 
 
-def command(module: str, flags: str, ranks: int = 1) -> list[str]:
-    launcher = [sys.executable, "-m"]
-    if ranks > 1:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-    return [*launcher, module, *(["--"] if ranks > 1 else []), *flags.split()]
-
-
 def environment(home: Path) -> dict:
     settings = {"NANOCHAT_BASE_DIR": str(home / "base"), "OMP_NUM_THREADS": "1"}
     return {**os.environ, **settings, "NANOCHAT_DTYPE": "float32", "HF_HUB_OFFLINE": "1"}
 
 
-def run(home: Path, module: str, flags: str, *, ranks: int = 0, status: int = 0) -> str:
+def run(home: Path, module: str, flags: str, *, python: str = "", status: int = 0) -> str:
     """Runs a script to its end; returns what it printed.
 
-    ranks: 0 runs it in this process, because an import of torch takes seconds; else as a user does.
+    python: with it, `python -m module flags`; else in this process, as imports take seconds.
     """
-    if ranks:
+    if python:
         done = subprocess.run(
-            command(module, flags, ranks),
+            [python, "-m", module, *flags.split()],
             cwd=ROOT,
             env=environment(home),
             capture_output=True,
@@ -158,12 +151,13 @@ def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained(home):
+def trained(home, forked_python):
     """The four stages, uninterrupted, under the tag "tiny"."""
     for stage in ("base", "mid", "sft", "rl"):
         module, flags = stage_flags(home, stage, "tiny")
         flags += f" {STEPS} --save-every=8 --keep-last=9"
-        run(home, module, flags, ranks=int(stage == "sft"))  # one as a user does: the report says
+        python = str(forked_python) if stage == "sft" else ""  # as a user does: the report says
+        run(home, module, flags, python=python)
     return home
 
 

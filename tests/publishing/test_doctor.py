@@ -37,6 +37,14 @@ pytest.importorskip("transformers", reason="needs the [export] extra")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def a_third_of_the_text():
+    """The rows of a context of 64 are scored one by one; this many tell as well what fits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_search, "TEXT_CHARACTERS", TEXT_CHARACTERS // 3)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, share_compiled):
     """(checkpoint, its export, its tokenizer) of a model trained for seconds, made once."""
