@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
@@ -116,11 +117,11 @@ def rank_processes():
 
 
 @pytest.fixture(scope="session")
-def forked_python(tmp_path_factory):
-    """See tests/forked.py."""
+def forked_python():
+    """See tests/forked.py; the folder's name is short, as a socket's has to be."""
     from forked import forked_python
 
-    with forked_python(tmp_path_factory.mktemp("python")) as program:
+    with TemporaryDirectory(dir="/tmp") as folder, forked_python(Path(folder)) as program:
         yield program
 
 
