@@ -78,6 +78,8 @@ inline float sum(Floats x) {
 }
 
 // The sum of a[i] b[i]; four chains, because an addition takes several cycles.
+// subtle: what is left over is added by std::fma. The compiler would round a product of floats once
+// or, where it makes vectors of them, twice: the bits would depend on how many there are.
 template <class T>
 inline float dot(const float* a, const T* b, int64_t n) {
   Floats chains[4] = {};
@@ -86,7 +88,7 @@ inline float dot(const float* a, const T* b, int64_t n) {
     for (int c = 0; c < 4; c++) chains[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
   for (; i + LANES <= n; i += LANES) chains[0] += load(a + i) * load(b + i);
   float total = sum((chains[0] + chains[1]) + (chains[2] + chains[3]));
-  for (; i < n; i++) total += a[i] * widen(b[i]);
+  for (; i < n; i++) total = std::fma(a[i], widen(b[i]), total);
   return total;
 }
 

@@ -180,9 +180,9 @@ def test_wide_models(D):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("Hkv", [4, 1])
-def test_a_row_has_the_same_bits_alone_and_in_a_crowd(kind, Hkv):
-    model = random_model(Hkv=Hkv)
+@pytest.mark.parametrize("shape", [{}, {"Hkv": 1}, {"D": 66, "H": 11, "Hkv": 11, "K": 6}])
+def test_a_row_has_the_same_bits_alone_and_in_a_crowd(kind, shape):
+    model = random_model(**shape)
     whole = Reader(model, kind).read((0, 0, IDS))
     reader = Reader(model, kind)
     alone = [reader.read((1, i, [id])) for i, id in enumerate(IDS)]
