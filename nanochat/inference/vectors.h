@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX2__)
@@ -41,7 +45,11 @@ inline Words load_words(const uint32_t* p) {
 inline Floats load(const BFloat16* p) {
   Halves x;
   std::memcpy(&x, p, sizeof x);
+#if defined(__aarch64__)
+  return (Floats)vshll_n_u16((uint16x4_t)x, 16);  // GCC 12 converts x one number at a time
+#else
   return (Floats)(__builtin_convertvector(x, Words) << 16);
+#endif
 }
 
 inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
