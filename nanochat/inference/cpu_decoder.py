@@ -41,6 +41,15 @@ SIGNATURES = {
 }  # fmt: skip
 
 
+def processor() -> str:
+    """This one's key of OF_PROCESSOR, or another word."""
+    if platform.machine() == "aarch64" and CDLL(None).getauxval(AT_HWCAP) & HWCAP_ASIMDDP:
+        return "neon_dot"
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    bfloat16 = capability == "avx512" and torch.cpu._is_avx512_bf16_supported()
+    return "avx512_bf16" if bfloat16 else capability
+
+
 @cache
 def library(processor: str) -> SimpleNamespace | None:
     """The compiled functions for a kind of processor: a key of OF_PROCESSOR, or any other; None
@@ -126,10 +135,5 @@ def cpu_decoder(fused: FusedModel, weights: str | None) -> CpuDecoder | None:
         return None
     if fused.dtype == torch.bfloat16 and weights != "int8":
         weights = "bfloat16"
-    processor = torch.backends.cpu.get_cpu_capability().lower()
-    if processor == "avx512" and torch.cpu._is_avx512_bf16_supported():
-        processor = "avx512_bf16"
-    if platform.machine() == "aarch64" and CDLL(None).getauxval(AT_HWCAP) & HWCAP_ASIMDDP:
-        processor = "neon_dot"
-    compiled = library(processor)
+    compiled = library(processor())
     return None if compiled is None else CpuDecoder(fused, compiled, weights or "float32")

@@ -226,10 +226,9 @@ def test_bfloat16_rounds_as_often_as_pytorch_does(Hkv, K):
 
 @pytest.mark.parametrize("processor", ["portable", *OF_PROCESSOR])
 def test_every_set_of_instructions_computes_the_same(processor):
-    here = torch.backends.cpu.get_cpu_capability().lower()
-    bf16 = here == "avx512" and torch.cpu._is_avx512_bf16_supported()
-    has = {"portable", *{"avx2": {"avx2"}, "avx512": {"avx2", "avx512"}}.get(here, set())}
-    if processor not in has | ({"avx512_bf16"} if bf16 else set()):
+    x86, here = ["avx2", "avx512", "avx512_bf16"], module.processor()
+    has = x86[: x86.index(here) + 1] if here in x86 else [here]
+    if processor not in ("portable", *has):
         pytest.skip("this processor has other instructions")
     model = random_model(D=72, H=3, Hkv=1, K=24)
     for kind in KINDS:
