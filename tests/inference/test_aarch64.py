@@ -24,7 +24,7 @@ def logits(compiler: list[str], run: list[str], program: Path) -> np.ndarray:
 
 @pytest.mark.slow
 def test_aarch64_computes_what_this_machine_does(tmp_path):
-    """With and without dot products of bytes, each on a processor that has no more than it needs."""
+    """With and without dot products of bytes, each on a processor with no more than it needs."""
     cross, here = shutil.which("aarch64-linux-gnu-g++"), cpp_compiler()
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if not (cross and qemu and here):
