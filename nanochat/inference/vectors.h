@@ -46,7 +46,8 @@ inline Floats load(const BFloat16* p) {
   Halves x;
   std::memcpy(&x, p, sizeof x);
 #if defined(__aarch64__)
-  return (Floats)vshll_n_u16((uint16x4_t)x, 16);  // GCC 12 converts x one number at a time
+  const uint16x4_t zero = vdup_n_u16(0);  // one instruction; GCC 12 would convert number by number
+  return (Floats)vzip1q_u16(vcombine_u16(zero, zero), vcombine_u16((uint16x4_t)x, zero));
 #else
   return (Floats)(__builtin_convertvector(x, Words) << 16);
 #endif
