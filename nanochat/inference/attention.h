@@ -104,7 +104,8 @@ void attend(const Query* queries, const T* keys, const T* values, int64_t K,
   for (; i < K; i++)
     for (int n = 0; n < N; n++) {
       float total = 0;
-      for (int64_t s = 0; s < longest; s++) total += weights[n][s] * widen(values[s * K + i]);
+      for (int64_t s = 0; s < longest; s++)
+        total = std::fma(weights[n][s], widen(values[s * K + i]), total);  // as in `dot`
       queries[n].out[i] = total / totals[n];
     }
 }

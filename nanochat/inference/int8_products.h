@@ -15,7 +15,7 @@ constexpr int INT8_ROWS = LANES == 8 ? 5 : TILE_ROWS<INT8>;  // a register holds
 struct RoundedRows {
   struct Scale {
     float factor;
-    int32_t start;  // what the 128 that are added to each weight (matrix.h) make too much, negative
+    int32_t start;  // what the OFFSET of each weight (matrix.h) makes too much, negative
   };
 
   int64_t words = 0, blocks = 0;  // of a row
@@ -52,7 +52,7 @@ struct RoundedRows {
       }
       int32_t sum = 0;
       for (int lane = 0; lane < LANES; lane++) sum += total[lane];
-      scales[n * blocks + start / INT8_BLOCK] = {largest / LARGEST, -128 * sum};
+      scales[n * blocks + start / INT8_BLOCK] = {largest / LARGEST, -OFFSET * sum};
     }
   }
 };
@@ -72,6 +72,13 @@ inline Ints dot_bytes(Ints sums, uint32_t x, Words weights) {
   const Shorts numbers = (Shorts)(Words{} + x), even = numbers << 8 >> 8, odd = numbers >> 8;
   sums += (Ints)_mm_madd_epi16((__m128i)even, (__m128i)(weights & 0x00FF00FFu));
   return sums + (Ints)_mm_madd_epi16((__m128i)odd, (__m128i)(weights >> 8 & 0x00FF00FFu));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)(Words{} + x));
+#elif defined(__aarch64__)
+  const int8x16_t bytes = (int8x16_t)weights, numbers = (int8x16_t)(Words{} + x);
+  const int16x8_t low = vmull_s8(vget_low_s8(bytes), vget_low_s8(numbers));
+  const int16x8_t pairs = vpaddq_s16(low, vmull_high_s8(bytes, numbers));
+  return (Ints)vpadalq_s16((int32x4_t)sums, pairs);
 #else
 #pragma GCC unroll 4
   for (int part = 0; part < 4; part++)

@@ -2,8 +2,8 @@
 //
 // It lies in panels of 32 outputs, so that a panel's sums stay in registers while its inputs are
 // gone through one by one. A 32-bit word holds one float32, two bfloat16 of neighbouring inputs
-// (the order that dot-product instructions want), or four int8, to which 128 is added, because one
-// factor of those instructions has no sign:
+// (the order that dot-product instructions want), or four int8, to which OFFSET is added, because one
+// factor of x86's instructions has no sign:
 //
 //   float32    [input][32 outputs]           bfloat16    [input / 2][32 outputs][2 inputs]
 //   int8       per 64 inputs: [32 scales], [input / 4][32 outputs][4 inputs]
@@ -26,6 +26,11 @@ enum Kind { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 constexpr int64_t PANEL = 32;             // outputs
 constexpr int VECTORS = PANEL / LANES;    // of a panel's sums
 constexpr int64_t INT8_BLOCK = 64;        // inputs that share a scale
+#if defined(__aarch64__)
+constexpr int OFFSET = 0;
+#else
+constexpr int OFFSET = 128;
+#endif
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -81,7 +86,7 @@ void keep_row(Matrix& matrix, int64_t output, const Source* weights, int64_t inp
       uint8_t* bytes = (uint8_t*)(panel + PANEL);
       for (int64_t i = start; i < end; i++)
         bytes[((i - start) / 4 * PANEL + lane) * 4 + (i - start) % 4] =
-            (uint8_t)(128 + (int)std::nearbyint(widen(weights[i]) * inverse));
+            (uint8_t)(OFFSET + (int)std::nearbyint(widen(weights[i]) * inverse));
       panel += PANEL + INT8_BLOCK / 4 * PANEL;
     }
   }

@@ -17,14 +17,19 @@ constexpr int64_t BLOCK = INT8_BLOCK;  // inputs that all rows go through before
 constexpr int64_t SINGLE_PASS = 3;     // rows that need no blocks
 constexpr int64_t FEW_ROWS = 32;       // that wait for memory; more are computed from larger blocks
 constexpr int64_t ROWS_AT_ONCE = 96;   // whose sums stay in the cache
-constexpr int REGISTERS = LANES == 8 ? 16 : 32;
+#if defined(__aarch64__)
+constexpr int REGISTERS = 32, SPARE = 12;  // no instruction multiplies what is in memory
+#else
+constexpr int REGISTERS = LANES == 16 ? 32 : 16, SPARE = 4;
+#endif
 
-// A tile's sums fill the registers. Words that have to be widened leave fewer to them, so it takes a
-// part of a panel's vectors and more rows, which share the work.
+// A tile's sums fill the registers. Words that have to be widened leave fewer to them, and a panel's
+// vectors of 128 bits are many, so it takes a part of the vectors and more rows, which share the work.
 template <Kind KIND>
-constexpr int TILE_VECTORS = KIND == FLOAT32 ? VECTORS : std::min(VECTORS, REGISTERS / 8);
+constexpr int TILE_VECTORS =
+    KIND == FLOAT32 && LANES > 4 ? VECTORS : std::min(VECTORS, REGISTERS / 8);
 template <Kind KIND>
-constexpr int TILE_ROWS = std::min(8, (REGISTERS - 4) / TILE_VECTORS<KIND>);
+constexpr int TILE_ROWS = std::min(8, (REGISTERS - SPARE) / TILE_VECTORS<KIND>);
 
 // Inputs in a word of float32 or bfloat16.
 template <Kind KIND>
@@ -139,7 +144,7 @@ inline void tile_of_pairs(const uint32_t* x, int64_t stride, const uint32_t* pan
 template <class Finish>
 void panel_product_of_pairs(const uint32_t* x, int64_t rows, const Matrix& matrix, int64_t p,
                             const Finish& finish) {
-  constexpr int TILE = TILE_ROWS<BFLOAT16>;
+  constexpr int TILE = std::min(8, (REGISTERS - SPARE) / VECTORS);
   alignas(64) float sums[TILE * PANEL];
   const uint32_t* panel = matrix.words.get() + p * matrix.panel_words();
   const int64_t pairs = matrix.inputs / 2;

@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX2__)
@@ -41,7 +45,12 @@ inline Words load_words(const uint32_t* p) {
 inline Floats load(const BFloat16* p) {
   Halves x;
   std::memcpy(&x, p, sizeof x);
+#if defined(__aarch64__)
+  const uint16x4_t zero = vdup_n_u16(0);  // one instruction; GCC 12 would convert number by number
+  return (Floats)vzip1q_u16(vcombine_u16(zero, zero), vcombine_u16((uint16x4_t)x, zero));
+#else
   return (Floats)(__builtin_convertvector(x, Words) << 16);
+#endif
 }
 
 inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
@@ -78,6 +87,8 @@ inline float sum(Floats x) {
 }
 
 // The sum of a[i] b[i]; four chains, because an addition takes several cycles.
+// subtle: what is left over is added by std::fma. The compiler would round a product of floats once
+// or, where it makes vectors of them, twice: the bits would depend on how many there are.
 template <class T>
 inline float dot(const float* a, const T* b, int64_t n) {
   Floats chains[4] = {};
@@ -86,7 +97,7 @@ inline float dot(const float* a, const T* b, int64_t n) {
     for (int c = 0; c < 4; c++) chains[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
   for (; i + LANES <= n; i += LANES) chains[0] += load(a + i) * load(b + i);
   float total = sum((chains[0] + chains[1]) + (chains[2] + chains[3]));
-  for (; i < n; i++) total += a[i] * widen(b[i]);
+  for (; i < n; i++) total = std::fma(a[i], widen(b[i]), total);
   return total;
 }
 
