@@ -175,6 +175,7 @@ def test_modelfile_holds_the_chat_markup():
     assert "{{ .Content }}" in text and "{{{" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "kv_heads", "tied"),
     [("f16", 2, False), ("f16", 1, False), ("f16", 2, True), ("bf16", 2, False), ("q8_0", 2, True)],
