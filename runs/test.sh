@@ -2,7 +2,7 @@
 # Sets up .venv with the "dev" extra, then checks style and runs the tests, as many at once as there are cores.
 #
 #   bash runs/test.sh                      everything: 7 to 10 minutes on 2 cores
-#   bash runs/test.sh --quick              without the tests marked slow: about 90 s
+#   bash runs/test.sh --quick              without the tests marked slow: about 80 s
 #   bash runs/test.sh tests/test_gpt.py    other arguments go to pytest; -n 0 runs one test after the other
 set -euo pipefail
 cd "$(dirname "$0")/.."
