@@ -106,16 +106,16 @@ class LossFn:
     """loss_fn(model, batch) -> sum of losses, compiled by Inductor or not; with `by_block` the
     model's blocks are compiled already, one by one.
 
-    On a CPU the head and most of the last block, together half of a small model's work, are
-    computed only where there is a target; elsewhere that gather would make the host wait.
+    On a CPU the head and most of the last block are computed only where there is a target;
+    elsewhere that gather would make the host wait.
     """
 
     def __init__(self, model, compiled: bool, by_block: bool = False):
         self.gather = model.device.type == "cpu"
         self.features, self.kernel = model.features, loss_and_grad
         if compiled and not by_block and self.gather:  # one graph for all blocks, shapes, stages
-            compile = partial(torch.compile, dynamic=True)
-            parts = {"attend": compile(Attention.forward), "finish": compile(Block.finish)}
+            parts = {"attend": Attention.forward, "finish": Block.finish}
+            parts = {name: torch.compile(part, dynamic=True) for name, part in parts.items()}
             self.features = partial(model.features, **parts)
         elif compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)

@@ -223,15 +223,13 @@ def meaning_facts(leads: list[dict], limit: int) -> list[Fact]:
     found = []
     for lead in leads:
         title, description = lead["title"], lead.get("description") or ""
+        opening = re.match(r"((?:an?|the) )?([a-z]+) (?:is|was) ", lead["extract"], re.I)
+        if not opening or opening[2].lower() != title.lower():
+            continue
         if not re.fullmatch(r"[A-Z][a-z]{2,}", title):
             continue
-        name, beginning = title.lower(), lead["extract"][: len(title) + 9].lower()
-        articles = [
-            article
-            for article in ("", "a ", "an ", "the ")
-            if beginning.startswith((f"{article}{name} is ", f"{article}{name} was "))
-        ]
-        if articles and 2 <= len(description.split()) <= 7 and len(description) <= 50:
-            fact = Fact("meaning", articles[0] + name, sentence(description), description)
-            found.append((-counts[name], fact.subject, fact))
+        if 2 <= len(description.split()) <= 7 and len(description) <= 50:
+            x = (opening[1] or "").lower() + title.lower()
+            fact = Fact("meaning", x, sentence(description), description)
+            found.append((-counts[title.lower()], x, fact))
     return [fact for *_, fact in sorted(found, key=lambda entry: entry[:2])][:limit]
