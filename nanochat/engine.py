@@ -236,11 +236,10 @@ class Engine:
         for copy in scheduled.copies:
             self.cache.copy(*copy)
         params = [answer.request.params for answer in answers]
-        noise = uniform(
-            [one.seed for one in params],
-            [answer.request.sample_index for answer in answers],
-            [answer.position for answer in answers],
-        )
+        noise = [
+            uniform(one.seed, answer.request.sample_index, answer.position)
+            for one, answer in zip(params, answers, strict=True)
+        ]
         plain = all(one.repetition_penalty == 1 for one in params)
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
             return self.graphs.run(chunks, params, noise)

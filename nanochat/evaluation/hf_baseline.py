@@ -149,7 +149,7 @@ class TransformersEngine:
 
             def draw(so_far: torch.Tensor, logits: torch.Tensor, T=T, samples=samples):
                 n, position = len(samples), so_far.shape[1] - T
-                noise = uniform([seed] * n, samples, [position] * n)
+                noise = [uniform(seed, one, position) for one in samples]
                 tokens = torch.tensor(sample(logits.float(), [params] * n, noise), device=device)
                 return torch.full_like(logits, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 

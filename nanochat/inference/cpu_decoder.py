@@ -105,7 +105,7 @@ class CpuDecoder:
         done = self.compiled.run(
             self.handle, n(*ids), n(*slots), n(*places), len(ids),
             self.fused.embedding.data_ptr(), self.fused.dtype == torch.bfloat16,
-            *(pointers(*(layer[i].data_ptr() for layer in cache.layers)) for i in (0, 1)),
+            *(pointers(*addresses) for addresses in cache.addresses),
             cache.room, cache.dtype == torch.bfloat16, (c_int64 * len(rows))(*rows), len(rows),
             logits.data_ptr(),
         )  # fmt: skip

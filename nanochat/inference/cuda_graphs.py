@@ -38,7 +38,7 @@ class DecodeGraphs:
         self._pool = None
 
     def run(
-        self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: torch.Tensor
+        self, chunks: Sequence[Chunk], params: Sequence[SamplingParams], noise: Sequence[float]
     ) -> tuple[list[int], torch.Tensor]:
         """The chosen token and the logits (B, V) of every chunk, a single token; otherwise as
         `sample`."""

@@ -38,6 +38,7 @@ class KVCache:
         self.slots = self.room = 0  # R, S
         shape = (2, 0, config.n_kv_head, 0, config.head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device)] * config.n_layer
+        self.addresses: tuple[list[int], ...] = [], []  # of each layer's keys, and values
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +59,7 @@ class KVCache:
             # zeros, because a masked NaN would still reach the output as 0 * NaN
             self.layers[i] = old.new_zeros(2, self.slots, Hkv, self.room, K)
             self.layers[i][:, :R, :, :S] = old
+        self.addresses = tuple([layer[i].data_ptr() for layer in self.layers] for i in (0, 1))
         return True
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from nanochat.common import ConfigError
 
 ONE = 2.0**40  # the integer weight of the likeliest token
+MASK = 2**64 - 1
 ALL = 2**31  # a top_k that keeps every token
 
 
@@ -47,33 +47,31 @@ class SamplingParams:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose {wanted}")
 
 
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """One step of the splitmix64 generator from state x, element by element (Steele et al. 2014).
+def splitmix64(x: int) -> int:
+    """One step of the splitmix64 generator from the 64-bit state x (Steele et al. 2014).
 
-    Example: splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
+    Example: splitmix64(0) == 0xE220A8397B1DCDAF
     """
-    z = x + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z = x + 0x9E3779B97F4A7C15 & MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return z ^ z >> 31
 
 
-def uniform(seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-    """(B,) float64 in [0, 1): one number for each (seed, sample, position)."""
-    state = splitmix64(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64))
-    state = splitmix64(state ^ np.asarray(samples, dtype=np.uint64))
-    state = splitmix64(state ^ np.asarray(positions, dtype=np.uint64))
-    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+def uniform(seed: int, sample: int, position: int) -> float:
+    """A number in [0, 1) for each (seed, sample, position)."""
+    # subtle: plain integers, because an array of one costs ten times as much
+    return (splitmix64(splitmix64(splitmix64(seed & MASK) ^ sample) ^ position) >> 11) * 2.0**-53
 
 
 def sample(
     logits: torch.Tensor,
     params: Sequence[SamplingParams],
-    noise: torch.Tensor,
+    noise: Sequence[float],
     histories: Sequence[Sequence[int]] = (),
     compiled_draw: Callable[..., list[int]] | None = None,
 ) -> list[int]:
-    """The next token of each row from logits (B, V) and noise (B,) in [0, 1); histories: the ids
+    """The next token of each row from logits (B, V) and its noise in [0, 1); histories: the ids
     that each row's repetition penalty counts as seen. compiled_draw: a fast twin of `draw`."""
     if any(one.repetition_penalty != 1 for one in params):
         logits = logits.clone()
@@ -96,16 +94,16 @@ def sample(
     return ids[draw(logits[:, ids], table)].tolist()
 
 
-def sampling_table(params: Sequence[SamplingParams], noise: torch.Tensor) -> torch.Tensor:
+def sampling_table(params: Sequence[SamplingParams], noise: Sequence[float]) -> torch.Tensor:
     """(B, 5) float64: temperature, top_k, top_p, min_p and noise of each row. None becomes a number
     that keeps every token, temperature 0 becomes top_k 1."""
     settings = [
-        (1.0, 1, 1.0, 0.0)
+        (1.0, 1, 1.0, 0.0, aim)
         if one.temperature == 0
-        else (one.temperature, one.top_k or ALL, one.top_p or 1.0, one.min_p or 0.0)
-        for one in params
+        else (one.temperature, one.top_k or ALL, one.top_p or 1.0, one.min_p or 0.0, aim)
+        for one, aim in zip(params, noise, strict=True)
     ]
-    return torch.cat([torch.tensor(settings, dtype=torch.float64), noise[:, None]], dim=-1)
+    return torch.tensor(settings, dtype=torch.float64)
 
 
 def draw(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

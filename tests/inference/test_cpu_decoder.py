@@ -286,7 +286,7 @@ def test_tokens_are_drawn_as_by_pytorch(distinct):
     if not distinct:
         logits = logits.round()
     for _ in range(3):
-        noise = torch.rand(len(params), generator=generator, dtype=torch.float64)
+        noise = torch.rand(len(params), generator=generator, dtype=torch.float64).tolist()
         table = sampling_table(params, noise)
         assert decoder.draw(logits, table) == draw(logits, table).tolist()
     penalised = [SamplingParams(top_k=1, repetition_penalty=9.0)]
