@@ -12,6 +12,7 @@ from functools import partial
 from nanochat.common import ConfigError, choose_dtype, print0
 from nanochat.configurator import cli
 from nanochat.data.sources import open_source
+from nanochat.data.word_vectors import begin_with_word_vectors
 from nanochat.dataloader import PackedRows, tokenize_source
 from nanochat.engine import Engine
 from nanochat.files import base_dir
@@ -27,7 +28,7 @@ from nanochat.training.stage import Stage, StageData
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
 
 MODEL = ("plan", "depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap")
-MODEL += ("tie_word_embeddings",)  # settings of a new model
+MODEL += ("tie_word_embeddings", "word_vectors")  # settings of a new model
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Config(StageConfig):
     """Soft-cap of the logits; None switches it off."""
     tie_word_embeddings: bool = False
     """Use one matrix as embedding and head; better for tiny models."""
+    word_vectors: float | None = None
+    """Begin the embedding with vectors counted from the text, of this standard deviation (a tied
+    one: about 0.1), instead of at random; for tiny models that train for minutes, on one device."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
     column: str = "text"
@@ -114,6 +118,9 @@ def main(config: Config) -> None:
         for split in ("train", "val")
     )
     print0(rows.describe())
+    if config.word_vectors is not None and stage.resume_from is None:
+        tokens = [shard.tokens for shard in rows.shards.shards]
+        begin_with_word_vectors(model.model.embed_tokens, tokens, config.word_vectors, config.seed)
 
     def sample(state) -> None:
         prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]

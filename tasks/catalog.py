@@ -38,7 +38,7 @@ PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+
 OWN = re.compile(r"\s*([\w.]+:[A-Za-z_]\w*)\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, spell-long, count, repeat, facts, identity, unknown, free"
+    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
 )
 
 
@@ -99,7 +99,7 @@ def make_task(
         return TableFacts(split, size, source) if source else Facts(split, size)
     if source:
         raise ConfigError(f"task {name!r} is made by rule and takes no source; found {source!r}")
-    if name in ("spell", "count", "repeat"):
+    if name in ("spell", "count"):
         return Spelling(split, size, question=name, pieces=pieces)
     if name == "spell-long":
         return Spelling(split, size, question="spell", letters=LONG, pieces=pieces)

@@ -1,9 +1,9 @@
-"""Spelling: write a word letter by letter, count a letter in it, or repeat some words.
+"""Spelling: write a word letter by letter, or count a letter in it.
 
 A tokenizer hides the letters of a word, so the model copies its tokens into an expression, as they
-stand in the question, and the tool sees the letters. Repeating words teaches to copy. So that any
-word is copied, part of the training words are made up: of the tokenizer's own pieces where they are
-given, else of halves of real words.
+stand in the question, and the tool sees the letters. So that any word is copied, part of the
+training words are made up: of the tokenizer's own pieces where they are given, else of halves of
+real words.
 """
 
 import random
@@ -36,12 +36,11 @@ NUM_WORDS = 12_000  # the most frequent of the packaged texts
 MADE_UP = 0.5  # share of the train split
 UNQUOTED = 0.5
 FOLLOW_UPS = 0.15  # share of conversations that ask in a second turn
-REPEATED = (3, 16)  # words: fewest, most
-QUESTIONS = {"spell": 60, "count": 30, "repeat": 10}  # of the task that has all three
+QUESTIONS = {"spell": 2, "count": 1}  # of the task that has both
 
 
 class Spelling(GeneratedTask):
-    """Words to spell, to count a letter in or to repeat; `question` one of these or all.
+    """Words to spell or to count a letter in; `question` one of these or all.
 
     The test split has real words that no train conversation asks for: a tenth of all strings, by
     hash; half of it is in phrasings held out too. Half of the words stand without quotes. Train
@@ -74,8 +73,6 @@ class Spelling(GeneratedTask):
     def make(self, rng: random.Random, index: int) -> dict:
         kind = self.question if self.question in QUESTIONS else draw_weighted(QUESTIONS, rng)
         word = self.draw_word(rng)
-        if kind == "repeat":
-            return self.repeat(word, rng)
         if rng.random() >= FOLLOW_UPS:
             return self.ask(kind, word, self.split, rng)
         # "And garden?" after another word, "And how many e's?" of the same one
@@ -104,15 +101,6 @@ class Spelling(GeneratedTask):
         answer = tool_answer(expression, output, output)
         return exchange(question, answer, answer=output.lower(), word=word, phrasing=phrasing)
 
-    def repeat(self, word: str, rng: random.Random) -> dict:
-        """Some words, which the answer says again."""
-        phrase, phrasing = draw_phrase(self.rows["repeat"], self.split, rng)
-        more = (self.draw_word(rng) for _ in range(rng.randint(*REPEATED) - 1))
-        words = " ".join([word, *more])
-        question = compose(phrase, rng, (), words=words)
-        answer = words if words in question else words.upper()
-        return exchange(question, answer, answer=answer, phrasing=phrasing)
-
     def draw_word(self, rng: random.Random) -> str:
         """A real word of this split or a made-up one, which no string of the test split is."""
         while rng.random() < self.made_up:
@@ -131,7 +119,7 @@ class Spelling(GeneratedTask):
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
         """Spelled: the letters, apart, in any case, by spaces, hyphens or commas. Counted: the last
-        number said. Repeated: the words, in any case."""
+        number said."""
         said = final_text(completion)
         answer = conversation["answer"]
         if answer.isdigit():

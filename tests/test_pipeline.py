@@ -203,6 +203,16 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, stage, number):
     assert [name for name in whole if not torch.equal(cut[name], whole[name])] == []
 
 
+def test_word_vectors_begin_a_new_model_and_not_a_resumed_one(home):
+    module, flags = stage_flags(home, "base", "vectors")
+    flags += " --tie-word-embeddings --word-vectors=0.1 --save-every=1"
+    assert "word vectors: counted" in run(home, module, f"{flags} --num-steps=1")
+    weight = load_file(last_step(home, "base", "vectors") / "model.safetensors")
+    assert 0.09 < weight["model.embed_tokens.weight"].std() < 0.11
+    resumed = run(home, module, f"{flags} --num-steps=2 --resume")
+    assert "resumed" in resumed and "word vectors" not in resumed
+
+
 # ---------------------------------------------------------------- ranks
 
 

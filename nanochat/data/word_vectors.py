@@ -1,0 +1,98 @@
+"""Word vectors by counting: a beginning for the embedding of a model that trains for minutes.
+
+In minutes a model reads a small part of its text; in seconds one can count, in all of it, which
+tokens stand near each other. Tokens used alike get vectors alike before the first step. Dimensions:
+V vocabulary, D width of a vector.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from nanochat.common import ConfigError, print0, rank_and_world
+
+MOST_IDS = 16_384  # a vocabulary with so many takes 4 GB for its matrices
+MOST_TOKENS = 20_000_000  # of the text that is counted
+WINDOW = 2  # tokens to each side, the nearer the more
+CONTEXT_POWER = 0.75  # of a context's frequency: rare contexts count for less
+NOISE = 0.1  # keeps tokens apart that the text has never or in the same places
+ITERATIONS, MORE = 4, 32  # of the subspace, and vectors beyond D in it
+
+
+@torch.no_grad()
+def begin_with_word_vectors(
+    embedding: torch.nn.Embedding, parts: Sequence[np.ndarray], std: float, seed: int
+) -> None:
+    """Makes the weight, in place, word_vectors of this standard deviation. ConfigError where the
+    vocabulary is too large, or where several ranks share the weight."""
+    start, (vocab_size, dim) = time.monotonic(), embedding.weight.shape
+    if vocab_size > MOST_IDS:
+        raise ConfigError(
+            f"--word-vectors is for a vocabulary of at most {MOST_IDS:,} tokens, and this one has "
+            f"{vocab_size:,}; leave it out"
+        )
+    if not 0 < std < math.inf:
+        raise ConfigError(f"--word-vectors is {std}; it is a standard deviation, above 0")
+    if rank_and_world()[1] > 1:
+        raise ConfigError("--word-vectors is for one process, here are several; leave it out")
+    embedding.weight.copy_(word_vectors(parts, vocab_size, dim, seed) * std)
+    print0(f"word vectors: counted and factorized in {time.monotonic() - start:.1f} s")
+
+
+def word_vectors(parts: Sequence[np.ndarray], vocab_size: int, dim: int, seed: int) -> torch.Tensor:
+    """(V, D) float32, each row of root mean square 1, from texts of token ids.
+
+    The matrix of positive mutual information, factorized with half of its weight on either side
+    (Levy, Goldberg & Dagan 2015).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = cooccurrences(parts, vocab_size)
+    vectors = factor(positive_information(counts), min(dim, vocab_size), generator)
+    # turned at random, so that every coordinate has a part of each eigenvector
+    turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
+    vectors = unit(vectors @ turn[: vectors.shape[1]])
+    return unit(vectors + NOISE * torch.randn(vectors.shape, generator=generator))
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Rows of root mean square 1; a row of zeros stays."""
+    return vectors / vectors.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def cooccurrences(parts: Sequence[np.ndarray], vocab_size: int) -> torch.Tensor:
+    """(V, V) float32, symmetric: how often two ids stand d places apart, divided by d, summed over
+    d = 1..WINDOW. Example: cooccurrences([np.array([0, 1, 0])], 2) is [[1, 2], [2, 0]]."""
+    counts, room = np.zeros(vocab_size**2, np.float32), MOST_TOKENS
+    for part in parts:
+        tokens = part[:room].astype(np.int64)
+        room -= len(tokens)
+        for distance in range(1, WINDOW + 1):
+            pairs = tokens[:-distance] * vocab_size + tokens[distance:]
+            counts += np.bincount(pairs, minlength=len(counts)) / np.float32(distance)
+    one_way = torch.from_numpy(counts).view(vocab_size, vocab_size)
+    return one_way + one_way.T
+
+
+def positive_information(counts: torch.Tensor) -> torch.Tensor:
+    """max(0, log p(a, b) / (p(a) q(b))) from symmetric counts (V, V), with q(b) ~ p(b)^0.75; the
+    mean of both directions."""
+    of_token = counts.sum(1).clamp(min=1e-12)
+    context = of_token**CONTEXT_POWER
+    expected = torch.outer(of_token, context / context.sum())
+    information = (counts / expected).clamp_(min=1.0).log_()
+    return (information + information.T) / 2
+
+
+def factor(matrix: torch.Tensor, dim: int, generator: torch.Generator) -> torch.Tensor:
+    """(V, D): the eigenvectors of a symmetric matrix (V, V) for its D largest eigenvalues by size,
+    each times the root of its eigenvalue's; by subspace iteration (Halko et al. 2011)."""
+    size = min(dim + MORE, len(matrix))
+    basis = torch.randn(len(matrix), size, generator=generator)
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(matrix @ basis).Q
+    values, vectors = torch.linalg.eigh(basis.T @ matrix @ basis)
+    largest = values.abs().argsort(descending=True)[:dim]
+    return basis @ vectors[:, largest] * values[largest].abs().sqrt()
