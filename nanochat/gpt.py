@@ -275,6 +275,15 @@ class GPT(nn.Module):
         T = sequence_len or c.sequence_len
         return 6 * matmul_params + 12 * c.n_layer * c.n_head * c.head_dim * T
 
+    def flops_without_target(self) -> int:
+        """The part of flops_per_token that loss.py spares a place without target on a CPU."""
+        last = self.model.layers[-1]
+        return 6 * sum(
+            p.numel()
+            for m in (last.self_attn.o_proj, last.mlp, self.lm_head)
+            for p in m.parameters()
+        )
+
     @torch.no_grad()
     def generate(
         self, tokens: list[int], max_tokens: int, temperature=1.0, top_k=None, top_p=None, seed=42

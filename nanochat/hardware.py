@@ -141,11 +141,6 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def mfu(tokens_per_second: float, flops_per_token: float, peak_flops: float) -> float:
-    """Model FLOP/s as a share of the peak. Example: mfu(1000, 3e9, 6e12) == 0.5."""
-    return tokens_per_second * flops_per_token / peak_flops
-
-
 def peak_rss() -> int:
     """The most main memory that this process has held, in bytes."""
     # subtle: Linux's ru_maxrss also counts the parent process's memory.

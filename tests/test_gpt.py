@@ -44,6 +44,8 @@ def test_depth_20_has_the_parameters_and_flops_of_the_design():
     assert model.num_params() == 167_772_160 + 393_216_000 == 560_988_160
     # 6 * (393,216,000 + 83,886,080) = 2,862,612,480; 12 * 20 * 10 * 128 * 2,048 = 629,145,600
     assert model.flops_per_token() == 2_862_612_480 + 629_145_600 == 3_491_758_080
+    # head 65,536 * 1,280; of the last layer the output projection, D^2, and the MLP, 8 D^2
+    assert model.flops_without_target() == 6 * (83_886_080 + 9 * 1280**2)
 
 
 def test_fewer_key_value_heads_have_fewer_parameters():

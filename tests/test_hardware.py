@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat import hardware
-from nanochat.hardware import find_card, measure_peak_flops, mfu, peak_flops
+from nanochat.hardware import find_card, measure_peak_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -49,10 +49,6 @@ def test_a_card_that_is_not_in_the_table_is_not_taken_for_another(name):
 def test_the_peak_of_a_known_card_is_its_data_sheet_s(monkeypatch):
     monkeypatch.setattr(hardware, "device_name", lambda device: "NVIDIA H100 NVL")
     assert peak_flops(torch.device("cuda"), torch.bfloat16) == (835.5e12, "data sheet, H100 NVL")
-
-
-def test_mfu_is_the_share_of_the_peak():
-    assert mfu(1000, 3e9, 6e12) == 0.5
 
 
 def test_measured_speed_is_a_plausible_number():

@@ -73,8 +73,11 @@ class StageRecord:
 
     @property
     def flops(self) -> float | None:
-        """Training FLOPs by the model's formula."""
-        return self.sessions[-1]["flops_per_token"] * self.tokens if self.steps else None
+        """Training FLOPs by the model's formula, less what tokens without a target are spared."""
+        if not self.steps:
+            return None
+        per_token = self.sessions[-1]["flops_per_token"]  # of records that older versions made
+        return sum(r.get("flops", per_token * r["tokens_computed"]) for r in self.steps)
 
     @property
     def hours(self) -> float | None:

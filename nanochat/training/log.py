@@ -11,7 +11,7 @@ import torch
 from nanochat.checkpoint.rng import git_commit, versions
 from nanochat.common import print0, rank_and_world
 from nanochat.files import write_atomic
-from nanochat.hardware import device_name, mfu, peak_flops
+from nanochat.hardware import device_name, peak_flops
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 5  # in a log; on a terminal one line follows every step
@@ -45,8 +45,11 @@ class TrainLog:
     def __call__(self, state, metrics: dict) -> None:
         tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
         session, step, total = self.session, metrics["step"], state.num_steps
-        share = mfu(tokens_per_second, session["flops_per_token"], session["peak_flops"])
+        flops = metrics["tokens_computed"] * session["flops_per_token"]
+        flops -= (metrics["tokens_computed"] - metrics["tokens"]) * session["flops_spared"]
+        share = flops / metrics["dt"] / session["peak_flops"]
         rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
+        rates["flops"] = flops
         self.write(metrics | rates | (self.meter.record(step == total) if self.meter else {}))
         of, left = "?", "timing"
         if total:
@@ -90,6 +93,7 @@ def session_of(model, row_tokens: int) -> dict:
         "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
         "flops_per_token": model.flops_per_token(row_tokens),
+        "flops_spared": model.flops_without_target() if model.device.type == "cpu" else 0,
         "peak_flops": peak * world,
         "peak_source": source,
         "cuda": torch.version.cuda if model.device.type == "cuda" else None,
