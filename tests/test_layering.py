@@ -24,8 +24,8 @@ TASKS_MAY_IMPORT = {"common", "conversation", "data", "files", "inference.calcul
 
 # What a person reads who wants to know how a model is made: the top of nanochat/, these folders and
 # these scripts. The model card promises 83,500 tokens (bytes / 4), reinforcement learning included:
-# reached before sharded training, rows of every format and word vectors came, and the aim. The limit
-# goes down with the count.
+# reached before sharded training, rows of every format and word vectors came, and still the aim.
+# The limit goes down with the count.
 CORE_FOLDERS = ("bpe", "data", "training", "checkpoint", "inference")
 CORE_SCRIPTS = ("tok_train", "base_train", "mid_train", "chat_sft", "chat_rl", "chat_cli")
 CORE_TOKENS = 92_330
