@@ -16,6 +16,7 @@ SERIES = ("#0a0101", "#0a0202", "#0a0303")
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
 VARIABLES |= {colour: f"var(--c{i})" for i, colour in enumerate(SERIES, 1)}
 MOST_POINTS = 400  # of a curve
+NARROWEST = 0.2  # height of an axis, as a part of its values: less needs ticks of many decimals
 
 
 @contextmanager
@@ -60,6 +61,9 @@ def lines(
             axes.plot(x[every], y[every], color=colour, marker=marker, label=name)
         if from_zero:
             axes.set_ylim(bottom=0)
+        low, high = axes.get_ylim()
+        if (missing := NARROWEST * abs(high) - (high - low)) > 0:
+            axes.set_ylim(low - missing / 2, high + missing / 2)
         if len(series) > 1:
             axes.legend()
         for axis in (axes.xaxis, axes.yaxis):

@@ -315,6 +315,13 @@ def test_tokenizer_table_is_shown_for_the_run_s_own_tokenizer_alone(tmp_path):
     assert not tokenizer_section(tmp_path / "none", "f").blocks
 
 
+def test_the_ticks_of_two_close_values_are_short():
+    points = {"": [(0, 0.18931), (112, 0.18932)]}
+    svg = lines("t", points, "step", "unit", from_zero=False).svg
+    ticks = re.findall(r">(0\.\d+)<", svg)
+    assert len(ticks) > 2 and max(map(len, ticks)) <= len("0.175")
+
+
 def test_curves_are_smoothed_and_take_the_page_s_colours():
     assert running_mean([0, 3, 0]).tolist() == [1.5, 1, 1.5]
     svg = lines('A "title" <x>', {"": [(1, 3), (2, 4)]}, "step", "unit").svg
