@@ -70,14 +70,13 @@ recipe_cpu() {
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   : "${MID_MIXTURE:=$(scaled_mixture facts:2.6,identity:2.8,unknown:2.6,spelling:0.78,arithmetic:0.78)}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
-  local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002) head_dim=64
-  if [ "$DEPTH" = 3 ]; then head_dim=96; fi  # two heads of 96 learn to copy words sooner than three
+  local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
   local vectors=(--word-vectors=0.15)  # of no use in a large vocabulary, and made by one process
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
-  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim="$head_dim" --sequence-len="$SEQ_LEN"
+  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
     --tie-word-embeddings ${vectors[@]+"${vectors[@]}"} "${rates[@]}" --total-batch-size=4096
     --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
