@@ -71,7 +71,7 @@ recipe_cpu() {
   : "${MID_MIXTURE:=$(scaled_mixture facts:2.6,identity:2.8,unknown:2.6,spelling:0.78,arithmetic:0.78)}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
-  local vectors=(--word-vectors=0.15)  # of no use in a large vocabulary, and made by one process
+  local vectors=(--word-vectors=0.15)  # made by one process, for at most 16,384 ids
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)

@@ -47,7 +47,7 @@ class Config(StageConfig):
     """Use one matrix as embedding and head; better for tiny models."""
     word_vectors: float | None = None
     """Begin the embedding with vectors counted from the text, of this standard deviation (a tied
-    one: about 0.1), instead of at random; for tiny models that train for minutes, on one device."""
+    one: 0.15), instead of at random; for tiny models that train for minutes, on one device."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
     column: str = "text"

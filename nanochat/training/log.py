@@ -49,7 +49,7 @@ class TrainLog:
         flops -= (metrics["tokens_computed"] - metrics["tokens"]) * session["flops_spared"]
         share = flops / metrics["dt"] / session["peak_flops"]
         rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
-        rates["flops"] = flops
+        rates |= {"flops": flops}
         self.write(metrics | rates | (self.meter.record(step == total) if self.meter else {}))
         of, left = "?", "timing"
         if total:
