@@ -129,6 +129,7 @@ def rank_main(rank: int, world: int, port: int, config: Config, folder: str) -> 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {name: str(number) for name, number in places.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     compute_init("cpu")
     torch.save(measure(config), Path(folder) / f"{rank}.pt")
     compute_cleanup()
@@ -136,11 +137,9 @@ def rank_main(rank: int, world: int, port: int, config: Config, folder: str) -> 
 
 def start(world: int, config: Config) -> list[dict]:
     """What each rank measured."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        mp.spawn(rank_main, args=(world, port, config, folder), nprocs=world)
+    with tempfile.TemporaryDirectory() as folder:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        mp.spawn(rank_main, args=(world, store.port, config, folder), nprocs=world)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
 
 
