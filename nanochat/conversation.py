@@ -153,14 +153,17 @@ def render_batch(
     per_conversation = [segments(conversation) for conversation in conversations]
     flat = [segment for one in per_conversation for segment in one]
     text_ids, ends = tokenizer.encode_ordinary_batch([s.text for s in flat if not s.special])
-    texts = iter(np.split(text_ids, ends[1:-1]))
-    ids = [[tokenizer.special(s.text)] if s.special else next(texts) for s in flat]
-    lengths = [len(some) for some in ids]
+    special = np.array([s.special for s in flat], dtype=bool)
+    lengths = np.ones(len(flat), dtype=np.int64)
+    lengths[~special] = np.diff(ends)
+    is_special = np.repeat(special, lengths)
+    ids = np.empty(len(is_special), dtype=text_ids.dtype)
+    ids[~is_special] = text_ids
+    ids[is_special] = [tokenizer.special(s.text) for s in flat if s.special]
     mask = np.repeat(np.array([s.mask for s in flat], dtype=np.uint8), lengths)
     segment_ends = np.cumsum([0, *lengths])
     last_segments = np.cumsum([0, *map(len, per_conversation)])
-    flat_ids = np.concatenate([text_ids[:0], *ids], dtype=text_ids.dtype, casting="unsafe")
-    return flat_ids, segment_ends[last_segments], mask
+    return ids, segment_ends[last_segments], mask
 
 
 def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]:

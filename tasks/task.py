@@ -22,6 +22,7 @@ from nanochat.conversation import PART_MARKS, STOP_TOKENS
 
 FREE_QUESTIONS = Path(__file__).with_name("free_questions.jsonl")  # see tasks/free.py
 TOOL_MARKS = [(re.escape(start), re.escape(end)) for start, end, _ in PART_MARKS.values() if start]
+UNTYPED = re.compile(r"[^\w\s]|_")
 TOOL_SPAN = re.compile("|".join(f"{start}.*?(?:{end}|$)" for start, end in TOOL_MARKS), re.S)
 END = re.compile("|".join(map(re.escape, (*STOP_TOKENS, "<|user_start|>"))))
 
@@ -117,7 +118,7 @@ class GeneratedTask(Task):
 
 def as_typed(text: str) -> str:
     """A question without case and punctuation: equal for all who type the same words."""
-    return " ".join("".join(c for c in text.lower() if c.isalnum() or c.isspace()).split())
+    return " ".join(UNTYPED.sub("", text.lower()).split())
 
 
 @cache

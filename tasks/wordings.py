@@ -156,7 +156,12 @@ def small_first(text: str) -> str:
 
 
 def draw_weighted(rates: dict[str, int], rng: random.Random) -> str:
-    return rng.choices(list(rates), list(rates.values()))[0]
+    left = rng.random() * sum(rates.values())  # rng.choices takes five times as long
+    for drawn, weight in rates.items():
+        left -= weight
+        if left < 0:
+            break
+    return drawn
 
 
 def change_mark(text: str, rng: random.Random) -> str:
