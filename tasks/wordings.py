@@ -26,6 +26,7 @@ import random
 import re
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 from nanochat.common import DataError, print0
@@ -156,12 +157,9 @@ def small_first(text: str) -> str:
 
 
 def draw_weighted(rates: dict[str, int], rng: random.Random) -> str:
-    left = rng.random() * sum(rates.values())  # rng.choices takes five times as long
-    for drawn, weight in rates.items():
-        left -= weight
-        if left < 0:
-            break
-    return drawn
+    """One of the texts, by weight; as rng.choices, which takes five times as long."""
+    drawn, ends = rng.random() * sum(rates.values()), accumulate(rates.values())
+    return next(text for text, end in zip(rates, ends, strict=True) if drawn < end)
 
 
 def change_mark(text: str, rng: random.Random) -> str:
