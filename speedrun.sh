@@ -59,6 +59,20 @@ HELP
 # minutes_share 0.4: that share of MINUTES, in seconds, less 2 minutes for reading, compiling and measuring.
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
+# Seconds that midtraining of run TAG takes, so that all is done in MINUTES: what is left, less fine-tuning's share and,
+# for reading, compiling and measuring from here on, three times what the tokenizer's stages took, which a slow machine
+# lengthens alike. At most 85% of MINUTES; a run that has begun keeps its own.
+mid_seconds() {
+  local begun
+  begun=$(cat "$base_dir/mid_checkpoints/$1"/step_*/run.json 2>/dev/null |
+    sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
+  awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share 0.05)" -v spent=$((SECONDS - installed)) \
+    -v tokenizer="$tokenizer_seconds" 'BEGIN {
+      most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3 * tokenizer
+      printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
+    }'
+}
+
 # scaled_mixture name:4,...: with epochs for MINUTES; they are for 15 of them, and about what two cores use then.
 scaled_mixture() {
   awk -v m="$MINUTES" -v RS=, -F: '{ printf "%s%s:%.3f", separator, $1, $2 * m / 15; separator = "," }' <<<"$1"
@@ -81,8 +95,7 @@ recipe_cpu() {
     --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss "${rates[@]}" --total-batch-size=2048 --target-seconds="$(minutes_share 0.7)"
-    --eval-tokens=20000)
+    --mask-loss "${rates[@]}" --total-batch-size=2048 --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free" --limit=400)
@@ -160,6 +173,7 @@ train_stages() {
   stage "Evaluating the base model"
   run all scripts.base_eval ${base_eval[@]+"${base_eval[@]}"} --model-tag="$tag"
   stage "Midtraining: conversations, multiple choice and tools"
+  if [ "$RECIPE" = cpu ]; then mid_train+=(--target-seconds="$(mid_seconds "$tag")"); fi
   run all scripts.mid_train --base-tag="$tag" ${mid_train[@]+"${mid_train[@]}"} "${training[@]}" --model-tag="$tag" "$@"
   if [ "$RECIPE" = gpu ]; then
     run all scripts.chat_eval --source=mid ${chat_eval[@]+"${chat_eval[@]}"} --model-tag="$tag"
@@ -240,13 +254,14 @@ main() {
   base_dir=${base_dir/#\~/$HOME}
   if [ -z "$dry_run" ]; then set_up; fi
   trap stop INT TERM
-  local installed=$SECONDS
+  installed=$SECONDS
   pick_recipe
 
   stage "Training the tokenizer"
   run one scripts.tok_train "${tok_train[@]}"
   stage "Measuring the tokenizer"
   run one scripts.tok_eval ${tok_eval[@]+"${tok_eval[@]}"}
+  tokenizer_seconds=$((SECONDS - installed))
   if [ "${SKIP_REHEARSAL:-0}" != 1 ]; then
     if [ -d "$base_dir/base_checkpoints/$MODEL_TAG" ]; then
       say "Run \"$MODEL_TAG\" has begun before and is continued: no rehearsal"

@@ -1,6 +1,7 @@
 """The shell commands: they parse, explain themselves, install once, and use flags that exist."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -164,9 +165,26 @@ def test_minutes_scale_the_horizons():
         flags = [f for c in recipe_commands(RECIPE="cpu", MINUTES=minutes) for f in c]
         return [int(f.split("=")[1]) for f in flags if f.startswith("--target-seconds=")]
 
-    short, long = seconds("5"), seconds("20")  # 3 and 18 minutes beside the 2 that are not training
-    assert short and all(abs(b - 6 * a) <= 6 for a, b in zip(short, long, strict=True))
-    assert sum(long) < 18 * 60
+    (base, mid, sft), (long_base, long_mid, long_sft) = seconds("5"), seconds("20")
+    assert abs(long_base - 6 * base) <= 6 and abs(long_sft - 6 * sft) <= 6  # (20 - 2) / (5 - 2)
+    assert mid == 5 * 51 and long_mid == 20 * 51  # in a dry run no time has passed
+
+
+@pytest.mark.parametrize(
+    ("spent", "tokenizer", "expected"),
+    [(80, 12, 900 - 80 - 39 - 3 * 12), (20, 5, 765), (500, 40, 390), (999, 40, 390)],
+)
+def test_midtraining_takes_the_time_that_is_left(spent, tokenizer, expected, tmp_path):
+    code = (
+        r'eval "$(sed -n "/^minutes_share()/p; /^mid_seconds()/,/^}/p" speedrun.sh)"; installed=9; '
+        f"MINUTES=15; SECONDS={spent + 9}; tokenizer_seconds={tokenizer}; mid_seconds d3"
+    )
+    done = bash("-c", code, base_dir=str(tmp_path))
+    assert abs(int(done.stdout) - expected) <= 1, done.stderr
+    step = tmp_path / "mid_checkpoints" / "d3" / "step_000100"
+    step.mkdir(parents=True)
+    (step / "run.json").write_text(json.dumps({"config": {"target_seconds": 123.0}}, indent=2))
+    assert bash("-c", code, base_dir=str(tmp_path)).stdout == "123"
 
 
 def test_too_few_minutes_are_refused():
