@@ -90,15 +90,16 @@ recipe_cpu() {
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
-  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN"
-    --tie-word-embeddings ${vectors[@]+"${vectors[@]}"} "${rates[@]}" --total-batch-size=4096
-    --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
+  shape=(--depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
+  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
+    --total-batch-size=4096 --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss "${rates[@]}" --total-batch-size=2048 --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --max-tokens=64 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
-  chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free" --limit=400)
+    --max-tokens=64 --examples-per-step=36 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
+  chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free"
+    --limit="$(awk -v m="$MINUTES" 'BEGIN { printf "%d", (m < 15 ? 100 + 20 * m : 400) }')")
   chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1
     --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3
     --eval-every=50 --eval-problems=1000 --eval-samples=4)
@@ -151,6 +152,7 @@ run() {
 # At Ctrl-C or a termination the stage that runs is asked, once, to save its state and leave.
 stop() {
   trap '' INT TERM
+  if [ -n "$warming" ]; then kill -TERM "$warming" 2>/dev/null || true; fi
   if [ -n "$child" ]; then
     kill -TERM "$child" 2>/dev/null || true
     wait "$child" || true
@@ -243,7 +245,7 @@ pick_recipe() {
 }
 
 main() {
-  dry_run="" number=0 child=""
+  dry_run="" number=0 child="" warming=""
   case ${1:-} in
     "") ;;
     --help | -h) show_help; return ;;
@@ -256,6 +258,11 @@ main() {
   trap stop INT TERM
   installed=$SECONDS
   pick_recipe
+  if [ "$RECIPE$dry_run" = cpu ] && [ ! -d "$base_dir/base_checkpoints/$MODEL_TAG" ]; then
+    # beside the first stages, which leave a core idle; what fails here fails in training, with its message
+    python -m scripts.warm_up "${shape[@]}" --vocab-size="$VOCAB_SIZE" &>/dev/null &
+    warming=$!
+  fi
 
   stage "Training the tokenizer"
   run one scripts.tok_train "${tok_train[@]}"

@@ -150,19 +150,19 @@ def render_batch(
     conversations: Sequence[dict], tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """render() of N conversations: flat ids, int64 offsets (N + 1,), flat uint8 mask."""
-    per_conversation = [segments(conversation) for conversation in conversations]
-    flat = [segment for one in per_conversation for segment in one]
+    each = [segments(conversation) for conversation in conversations]
+    flat = [segment for one in each for segment in one]
     text_ids, ends = tokenizer.encode_ordinary_batch([s.text for s in flat if not s.special])
-    special = np.array([s.special for s in flat], dtype=bool)
-    lengths = np.ones(len(flat), dtype=np.int64)
+    special = np.array([s.special for s in flat], bool)
+    lengths = np.ones(len(flat), int)
     lengths[~special] = np.diff(ends)
-    is_special = np.repeat(special, lengths)
-    ids = np.empty(len(is_special), dtype=text_ids.dtype)
-    ids[~is_special] = text_ids
-    ids[is_special] = [tokenizer.special(s.text) for s in flat if s.special]
-    mask = np.repeat(np.array([s.mask for s in flat], dtype=np.uint8), lengths)
+    marks = np.repeat(special, lengths)
+    ids = np.empty(len(marks), text_ids.dtype)
+    ids[~marks] = text_ids
+    ids[marks] = [tokenizer.special(s.text) for s in flat if s.special]
+    mask = np.repeat(np.array([s.mask for s in flat], np.uint8), lengths)
     segment_ends = np.cumsum([0, *lengths])
-    last_segments = np.cumsum([0, *map(len, per_conversation)])
+    last_segments = np.cumsum([0, *map(len, each)])
     return ids, segment_ends[last_segments], mask
 
 
