@@ -28,13 +28,20 @@ EXPRESSIONS = {
 }
 KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
 NAMES = (
-    "Ann", "Tom", "Maria", "Ali", "Lucy", "Ben", "Priya", "Sam", "Chen", "Olga", "Leo",
-    "Fatima",
+    "Ann", "Tom", "Maria", "Ali", "Lucy", "Ben", "Priya", "Sam", "Chen", "Olga", "Leo", "Fatima",
+    "John", "Mary", "Peter", "Anna", "David", "Emma", "James", "Sara", "Mike", "Julia", "Carlos",
+    "Sofia", "Ahmed", "Lena", "Kofi", "Yuki", "Ivan", "Nina", "Omar", "Grace", "Paul", "Mia", "Raj",
+    "Zoe", "Luis", "Eva", "Jack", "Amy", "Hassan", "Clara", "Diego", "Rosa", "Max", "Ella", "Tim",
+    "Aisha", "Noah", "Lily", "Victor", "Ruth", "Kevin", "Bella", "Jamal", "Ines", "Oscar", "Hana",
 )  # fmt: skip
 THINGS = (
-    "apples", "books", "eggs", "pens", "coins", "oranges", "balls", "cookies", "candies",
-    "cards", "flowers", "stamps", "sweets", "marbles", "pencils", "bananas", "cakes",
-    "toys", "cups",
+    "apples", "books", "eggs", "pens", "coins", "oranges", "balls", "cookies", "candies", "cards",
+    "flowers", "stamps", "sweets", "marbles", "pencils", "bananas", "cakes", "toys", "cups",
+    "stickers", "pears", "plates", "shells", "buttons", "chairs", "tickets", "tomatoes",
+    "strawberries", "lemons", "balloons", "photos", "keys", "bottles", "shirts", "socks", "hats",
+    "plants", "seeds", "bricks", "beads", "muffins", "pancakes", "sandwiches", "carrots",
+    "potatoes", "mangoes", "cherries", "crayons", "magazines", "letters", "boxes", "candles",
+    "stones",
 )  # fmt: skip
 NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",

@@ -153,22 +153,23 @@ def test_unknown_topics_are_split():
 
 # Where the number that comes second in the text is the one that is taken from or divided.
 TURNED = {
-    "-": r"\d (\w+ ){0,3}from \d|\d less than \d|from \d+ to \d",
-    "/": r"\d (goe?s?|fits?|is contained) (into|in) \d|^\d+ into \d|\ds are in \d|\d out of \d"
-    r"|\d (people|friends|children|tickets) (share|want to share|cost|and have) \d",
+    "-": r"\d (\w+ ){0,3}from \d|\d (\w+ )?(off|before|below|short of|under|out of|of) \d"
+    r"|\d (less|fewer|lower) than \d|from \d+ to \d",
+    "/": r"\d (goe?s?|fits?|is contained) (into|in) \d|^\d+ into \d|\ds are in \d|\d out of \d",
 }
-VOCABULARY = {
-    "+": r"\+|plus|add|sum|total|together|more|in all|increased|and \d+ (make|is)|much is \d+ and"
-    "|how much are|both|there now|did I get|red pens",
-    "-": "-|minus|less|subtract|take|taking|away|from|reduced|decreased|differ|left|without|still"
-    "|loses|older|remain|larger|bigger|more (is|does)",
-    "*": r"\*|x|×|times|multipl|product|by|each|(tickets|books) cost|every|in \d+ days|hours|weeks",
-    "/": r"/|:|÷|divide|split|share|into|in \d+|quotient|over|out of|each|one (box|part|ticket)",
-    "double": "double|twice|two times",
-    "half": "half|halve|halves|1/2",
-    "square": r"square|itself|\^2|²|power of two",
+# What names one operation; a phrase of another kind has it only where it asks for the inverse:
+# "What must be added to 3 to make 10?"
+SIGNS = {
+    "+": r"\+|\bplus\b|\badd|\bsum of",
+    "-": r"\bminus\b|subtract|\d - \d",
+    "*": r"\*|×|multipl|\bproduct of|\btimes\b",
+    "/": "÷|divid|quotient",
+    "double": r"\bdouble|\btwice\b",
+    "half": r"\bhal(f|ve)",
     "percent": "%|percent",
 }
+INVERSES = {"+ -", "- +", "* /", "/ *", "* +", "/ +", "/ -", "double +", "double *", "square *"}
+INVERSES |= {"half /", "half *", "double half", "half double", "half percent", "square double"}
 
 
 def meaning(sign: str, text: str) -> int:
@@ -179,17 +180,19 @@ def meaning(sign: str, text: str) -> int:
     return {"+": x + y, "-": x - y, "*": x * y, "/": x // max(y, 1)}[sign]
 
 
-def test_the_order_of_the_numbers_is_that_of_the_words():
+def test_phrases_mean_their_operation():
+    """By the words for it, and where the numbers may come in either size by their order."""
     rows = read_phrases(FOLDER / "arithmetic.jsonl")
     numbers = {"a": 84, "b": 12, "big": 84, "small": 12}
-    for kind, words in VOCABULARY.items():
+    for kind in EXPRESSIONS:
         row = rows[kind]
         for phrase in row["prompts"] + row["held_out"] + row.get("infix", []):
             text = phrase.format(**numbers, name="Ann", other="Tom", things="pens")
-            assert re.search(words, text, re.I), (kind, text)
-            if kind in "+-*/":
-                expected = {"+": 84 + 12, "-": 84 - 12, "*": 84 * 12, "/": 84 // 12}[kind]
-                assert meaning(kind, text) == expected, text
+            for other, words in SIGNS.items():
+                if other != kind and f"{kind} {other}" not in INVERSES:
+                    assert not re.search(words, text, re.I), (kind, other, text)
+            if kind in "+-*" and "{a}" in phrase:
+                assert meaning(kind, text) == {"+": 96, "-": 72, "*": 1008}[kind], text
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -198,8 +201,9 @@ def test_answers_are_what_the_questions_mean(split):
     for i in range(len(task)):
         question, reply = (message["content"] for message in task[i]["messages"][-2:])
         found = re.fullmatch(r"(\d+)([-+*])(\d+)", reply[0]["text"])
-        if found and len(re.findall(r"\d+", question)) == 2 and "^" not in question:
-            assert str(meaning(found[2], question)) == task[i]["answer"], question
+        if found and sorted(re.findall(r"\d+", question)) == sorted(found.group(1, 3)):
+            value = meaning(found[2], question)  # "I ate 3 of 7": what is left is no less than 0
+            assert task[i]["answer"] in (str(value), str(abs(value))), question
             checked += 1
     assert checked > 900
 
