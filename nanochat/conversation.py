@@ -161,9 +161,8 @@ def render_batch(
     ids[~marks] = text_ids
     ids[marks] = [tokenizer.special(s.text) for s in flat if s.special]
     mask = np.repeat(np.array([s.mask for s in flat], np.uint8), lengths)
-    segment_ends = np.cumsum([0, *lengths])
-    last_segments = np.cumsum([0, *map(len, each)])
-    return ids, segment_ends[last_segments], mask
+    offsets = np.cumsum([0, *lengths])[np.cumsum([0, *map(len, each)])]
+    return ids, offsets, mask
 
 
 def render_for_completion(conversation: dict, tokenizer: Tokenizer) -> list[int]:

@@ -3,7 +3,7 @@
     python -m scripts.warm_up --depth=3 --head-dim=64 --sequence-len=256 --tie-word-embeddings
 
 The flags are base_train's. All that stays is in the caches of compiled code: of PyTorch, and under
-$NANOCHAT_BASE_DIR. A training of this shape finds it there and starts some ten seconds sooner.
+$NANOCHAT_BASE_DIR. A training of this shape waits for it, finds it there and starts sooner.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch
 from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
 from nanochat.dataloader import Batch
+from nanochat.files import base_dir, locked
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference.cpu_decoder import library, processor
 from nanochat.loss import LossFn
@@ -45,9 +46,10 @@ def main(config: Config) -> None:
     model.compute_dtype = choose_dtype(device)[0]
     loss_fn = LossFn(model, compiled=True)
     ids = torch.zeros(max(1, CPU_MICRO_BATCH_TOKENS // T), T, dtype=torch.long)
-    loss_fn(model, Batch(ids, ids)).backward()
-    with torch.no_grad():  # as validation does
-        loss_fn(model, Batch(ids, ids))
+    with locked(base_dir() / "warm-up"):
+        loss_fn(model, Batch(ids, ids)).backward()
+        with torch.no_grad():  # as validation does
+            loss_fn(model, Batch(ids, ids))
     library(processor())
 
 

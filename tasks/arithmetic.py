@@ -48,7 +48,8 @@ NUMBER_WORDS = (
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
     "eighteen", "nineteen", "twenty",
 )  # fmt: skip
-FOLLOW_UPS = 0.1  # share of conversations that ask in a second turn
+FOLLOW_UPS = 0.14  # share of conversations with a second turn, half of them about its result
+DECIMALS = 0.1  # share of the train split's sums, differences and products in signs
 IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
@@ -58,7 +59,8 @@ class Arithmetic(GeneratedTask):
 
     The test split has numbers of two and three digits, in pairs (in either order) that no train
     conversation has: a tenth of all pairs, by hash; half of it is in phrasings held out too. Train
-    has one to four digits.
+    has one to four digits, and some decimals. A second turn asks another sum or goes on from the
+    first one's result ("then +" and so on of the file).
 
     Arithmetic("test")[0]["messages"][1]["content"] might be python "37*12", python_output "444",
     text "444".
@@ -73,8 +75,26 @@ class Arithmetic(GeneratedTask):
     def make(self, rng: random.Random, index: int) -> dict:
         if rng.random() >= FOLLOW_UPS:
             return self.ask(rng)
-        first, last = self.ask(rng), self.ask(rng, again=True)
+        first = self.ask(rng)
+        last = self.go_on(first["answer"], rng) or self.ask(rng, again=True)
         return last | {"messages": first["messages"] + last["messages"]}
+
+    def go_on(self, result: str, rng: random.Random) -> dict | None:
+        """A question about the result before it, "And divided by 4?"; None where another sum is
+        to be asked."""
+        if rng.random() < 0.4 or not result.isdigit() or len(result) > 3:
+            return None
+        a, kind, test = int(result), rng.choice("+-*/"), self.split == "test"
+        numbers = range(2, 13 if kind in "*/" else 100)
+        suitable = [
+            b for b in numbers if is_test(kind, a, b) == test and (kind != "/" or a % b == 0)
+        ]
+        if not suitable:
+            return None
+        b = rng.choice(suitable)
+        phrase, phrasing = draw_phrase(self.rows[f"then {kind}"], self.split, rng)
+        question = compose(phrase, rng, (), b=str(b))
+        return answered(question, EXPRESSIONS[kind].format(a=a, b=b), phrasing)
 
     def ask(self, rng: random.Random, again: bool = False) -> dict:
         """A question and its answer. again: as after another one, "And 3 + 4?"."""
@@ -91,12 +111,11 @@ class Arithmetic(GeneratedTask):
             a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
         if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
             a, b = max(a, b), min(a, b)
-        expression = EXPRESSIONS[kind].format(a=a, b=b)
+        elif infix and self.split == "train" and kind != "/" and rng.random() < DECIMALS:
+            a, b = (round(n + rng.choice((0, rng.random())), rng.choice((1, 2))) for n in (a, b))
         layers = () if again else ("opener", "tail")
         question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
-        output = calculate(expression)
-        answer = tool_answer(expression, output, output)
-        return exchange(question, answer, answer=output, phrasing=phrasing)
+        return answered(question, EXPRESSIONS[kind].format(a=a, b=b), phrasing)
 
     def draw(self, kind: str, story: bool, rng: random.Random) -> tuple[int, int]:
         """Two numbers that suit the kind, and a word problem's: a tenth of these pairs is kept for
@@ -113,7 +132,8 @@ class Arithmetic(GeneratedTask):
         if kind == "square":
             return a, a
         if kind in ("double", "half"):
-            return (a if kind == "double" else a + a % 2), 2
+            odd = kind == "double" or (not story and rng.random() < 0.2)
+            return (a if odd else a + a % 2), 2
         if kind == "/":
             a, b = max(a, b), max(min(a, b) % 100, 1 + story)
             a -= a % b  # so that it divides exactly
@@ -125,9 +145,19 @@ class Arithmetic(GeneratedTask):
         return bool(found) and float(found[-1].replace(",", "")) == float(conversation["answer"])
 
 
+def answered(question: str, expression: str, phrasing: str) -> dict:
+    output = calculate(expression)
+    answer = tool_answer(expression, output, output)
+    return exchange(question, answer, answer=output, phrasing=phrasing)
+
+
 def slots(phrase: str, a: int, b: int, rng: random.Random) -> dict[str, str]:
     """What fills the phrase: the numbers, and a word problem's people and things."""
-    in_words = not re.search(r"[-+*/:÷×=^²%]|}x{", phrase) and rng.random() < IN_WORDS
+    in_words = (
+        isinstance(a + b, int)
+        and not re.search(r"[-+*/:÷×=^²%]|}x{", phrase)
+        and rng.random() < IN_WORDS
+    )
     a_text, b_text = (NUMBER_WORDS[n] if in_words and n <= 20 else str(n) for n in (a, b))
     name, other = rng.sample(NAMES, 2)
     people = {"name": name, "other": other, "things": rng.choice(THINGS)}

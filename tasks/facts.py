@@ -17,10 +17,12 @@ from nanochat.data.offline_corpus import factbook, wiki_leads
 from tasks.task import GeneratedTask, exchange, plain, says
 from tasks.wordings import compose, draw_phrase, read_phrases
 
-PHRASES_FILE = Path(__file__).with_name("facts.jsonl")  # a row a kind, and "follow-up"
+# A row a kind; "follow-up" asks the same of another subject, "there <kind>" another thing of it.
+PHRASES_FILE = Path(__file__).with_name("facts.jsonl")
 ROUNDS = 9  # how often the train split asks each fact in one epoch
 # Of 100 conversations, how many have 0, 1, ... facts before the last; such turns are short.
 FOLLOW_UPS = {"train": (50, 20, 15, 15), "test": (88, 12)}
+THERE = 0.1  # share of a country's facts that are asked after another fact of it
 POPULATIONS, MEANINGS = 60, 400  # the largest countries, the commonest things
 
 # Short forms that the Factbook lacks or cuts; the rest follow rules.
@@ -87,12 +89,20 @@ class Facts(GeneratedTask):
         self.size = size or len(self.facts) * (ROUNDS if split == "train" else 1)
         self.rows = read_phrases(PHRASES_FILE)
         self.by_kind: dict[str, list[Fact]] = {}
+        self.of_subject: dict[str, list[Fact]] = {}
         for fact in self.facts:
             self.by_kind.setdefault(fact.kind, []).append(fact)
+            self.of_subject.setdefault(fact.subject, []).append(fact)
 
     def make(self, rng: random.Random, index: int) -> dict:
         fact = self.facts[index % len(self.facts)]
         weights, kind = FOLLOW_UPS[self.split], fact.kind
+        before = [other for other in self.of_subject[fact.subject] if other.kind != kind]
+        if before and f"there {kind}" in self.rows and rng.random() < THERE:
+            first = rng.choice(before)
+            messages = self.ask(first, first.kind, "train", rng)["messages"]
+            last = self.ask(fact, f"there {kind}", self.split, rng)
+            return last | {"messages": messages + last["messages"]}
         others = rng.choices(self.by_kind[kind], k=rng.choices(range(len(weights)), weights)[0])
         messages = []
         for other in (other for other in others if other != fact):
@@ -102,7 +112,7 @@ class Facts(GeneratedTask):
 
     def ask(self, fact: Fact, row: str, split: str, rng: random.Random) -> dict:
         phrase, phrasing = draw_phrase(self.rows[row], split, rng)
-        x, layers = fact.subject, () if row == "follow-up" else ("opener", "tail")
+        x, layers = fact.subject, ("opener", "tail") if row == fact.kind else ()
         bare = re.sub("^(the|an?) ", "", x)
         question = compose(phrase, rng, layers, x=x, bare=bare, X=x[0].upper() + x[1:])
         return exchange(

@@ -34,7 +34,7 @@ from nanochat.data.rows import read_rows
 
 LAYERS_FILE = Path(__file__).with_name("wordings.jsonl")
 KINDS = ("opener", "clause", "noun", "request", "tail", "verb", "question word")
-RATES = {"opener": 0.12, "lead": 0.3, "tail": 0.08, "mark": 0.4, "abbreviation": 0.05, "slip": 0.06}
+RATES = {"opener": 0.15, "lead": 0.3, "tail": 0.12, "mark": 0.4, "abbreviation": 0.05, "slip": 0.06}
 LETTER_CASES = {"as is": 59, "small first": 10, "small": 26, "capitals": 5}
 MARKS = {"as is": 66, "none": 28, "double": 3, "spaced": 3}
 END_MARKS, OPENING_MARKS = ".?!。？！؟", "¿¡"

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import random
 import re
+from decimal import Decimal
 
 import pytest
 
@@ -164,7 +165,7 @@ def pair(conversation):
     expression = conversation["messages"][-1]["content"][0]["text"]
     sign = next(c for c in expression if c in "+-*/")
     a, b = expression.removesuffix("/100").split(sign)
-    return "%" if expression.endswith("/100") else sign, int(a), int(b)
+    return "%" if expression.endswith("/100") else sign, Decimal(a), Decimal(b)
 
 
 def kept_for_testing(sign, a, b):
@@ -184,7 +185,7 @@ def test_arithmetic_pairs_are_split_in_either_order():
             assert is_test(sign, a, b) == is_test(sign, b, a)
             if split == "test":
                 assert kept_for_testing(sign, a, b) and a <= 999 and b <= 999
-            elif sign in "+-":
+            elif sign in "+-" and a % 1 == b % 1 == 0:
                 assert not is_test(sign, a, b)
 
 
@@ -193,9 +194,27 @@ def test_arithmetic_says_what_the_tool_says():
     for i in range(len(task)):
         call, output, text = (part["text"] for part in task[i]["messages"][-1]["content"])
         sign, a, b = pair(task[i])
-        values = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1), "%": a * b // 100}
-        assert output == text == task[i]["answer"] == str(values[sign])
-        assert sign != "/" or a % b == 0
+        values = {"+": a + b, "-": a - b, "*": a * b, "/": a / max(b, 1), "%": a * b / 100}
+        assert output == text == task[i]["answer"]
+        assert float(text) == pytest.approx(float(values[sign]), rel=1e-9)
+        assert text.isdigit() or sign == "-" or Decimal(text) % 1  # no "24.0"
+        assert sign != "/" or a % b == 0 or b == 2
+
+
+def test_a_sum_goes_on_from_the_result_before():
+    task = Arithmetic("train", 1500)
+    first = [c for c in map(task.__getitem__, range(len(task))) if len(c["messages"]) == 4]
+    went_on = 0
+    for conversation in first:
+        before, _, now = (message["content"] for message in conversation["messages"][1:])
+        went_on += now[0]["text"].startswith(tuple(before[-1]["text"] + sign for sign in "+-*/"))
+    assert 0.25 * len(first) < went_on < 0.75 * len(first)
+
+
+def test_decimals_are_only_of_training_s_sums():
+    asked = [Arithmetic("train", 3000)[i]["messages"][-2]["content"] for i in range(3000)]
+    assert 30 < sum(bool(re.search(r"\d\.\d", text)) for text in asked) < 200
+    assert all(float(Arithmetic("test", 300)[i]["answer"]) % 0.5 == 0 for i in range(300))
 
 
 def test_arithmetic_takes_the_last_number_said():

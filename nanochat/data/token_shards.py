@@ -6,7 +6,6 @@ the data's. Shard 7 is train-00007.uint16 or .uint32 (the ids, without <|bos|>),
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import re
@@ -23,7 +22,7 @@ from nanochat.common import DataError, barrier, on_rank0, rank_and_world
 from nanochat.conversation import render_batch, validate
 from nanochat.data.packing import plan_rows
 from nanochat.data.sources import Shard, Source, fetched
-from nanochat.files import base_dir, write_atomic
+from nanochat.files import base_dir, locked, write_atomic
 from nanochat.tokenizer import Tokenizer
 
 OFFSETS = "offsets.npy"
@@ -117,7 +116,7 @@ def tokenize_source(
     paths = [folder / f"{split}-{i:05d}" for i in range(len(shards))]
     rank, _ = rank_and_world()
     if (int(os.environ.get("LOCAL_RANK", rank)) if local_data else rank) == 0:
-        with _locked(folder):
+        with locked(folder):
             pairs = zip(shards, paths, strict=True)
             if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
                 others = source.shards("val") if split == "train" else []
@@ -215,12 +214,3 @@ def _open(path: Path, dtype: np.dtype) -> TokenShard:
     # An empty file cannot be mapped. subtle: a np.memmap is sliced more slowly than an array.
     tokens = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)
     return TokenShard(tokens, offsets, path=path)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against other processes and ranks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back, as does the process's death

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from nanochat.common import compute_cleanup
+from nanochat.files import base_dir, locked
 from nanochat.publishing.mirror import Mirror
 from nanochat.publishing.track import STEPS_BETWEEN_UPDATES, Tracker
 from nanochat.report.energy import open_meter
@@ -23,6 +24,8 @@ def train_and_report(
     """stage.train with the energy measured and every checkpoint copied to --mirror, the metrics
     to --track; makes the report of the run anew, and leaves the group of ranks."""
     config, meter = stage.config, open_meter(stage.model.device)
+    with locked(base_dir() / "warm-up"):
+        pass  # scripts/warm_up.py is done; else both would compile the same
     with ExitStack() as stack:
         mirror = stack.enter_context(closing(Mirror(config.mirror))) if config.mirror else None
         if config.track:
