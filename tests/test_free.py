@@ -7,13 +7,14 @@ import pytest
 
 from tasks.catalog import make_task
 from tasks.free import Free
-from tasks.task import asks_freely, gold_completion
+from tasks.task import FREE_QUESTIONS, asks_freely, gold_completion
 
 
-def test_every_question_is_asked_once_and_its_own_answer_is_right():
-    task = Free()
+@pytest.mark.parametrize("name", ["free_questions.jsonl", "free_questions_2.jsonl"])
+def test_every_question_is_asked_once_and_its_own_answer_is_right(name):
+    task = Free(path=FREE_QUESTIONS.with_name(name))
     assert len(task) >= 200
-    questions = [task[i]["messages"][-2]["content"] for i in range(len(task))]
+    questions = [str(task[i]["messages"][:-1]) for i in range(len(task))]
     assert max(Counter(questions).values()) == 1
     for i in range(len(task)):
         conversation = task[i]
