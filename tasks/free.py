@@ -41,7 +41,7 @@ class Free(Task):
         if conversation["kind"] == "spell":
             return re.split(r"[\s,-]+", said.lower().rstrip(".")) == expect[0].split()
         if conversation["kind"] in ("arithmetic", "count"):
-            return re.findall(r"\d+", said.replace(",", ""))[-1:] == expect
+            return re.findall(r"\d+(?:\.\d+)?", said.replace(",", ""))[-1:] == expect
         return any(says(completion, phrase) for phrase in expect)
 
 
