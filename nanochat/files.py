@@ -55,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back, as does the process's death
+        yield  # given back by closing, or by the process's death
 
 
 def sha256_of(path: Path) -> str:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -11,7 +12,7 @@ from nanochat.common import NanochatError, all_reduce_sum, on_rank0, print0, ran
 from nanochat.dataloader import Batch
 
 SMALLEST_SCALE = 2.0**-8  # 22 overflows below the first
-TIMED_STEPS = 20  # a horizon in seconds becomes a number of steps after this many
+TIMED_STEPS = 20  # before a horizon in seconds becomes steps
 WARM_STEPS = 3  # not timed: they compile
 WHAT_TO_TRY = (
     "Nothing was saved from this step on. From the last checkpoint, with --resume, try a lower "
@@ -28,12 +29,12 @@ class LoopState:
     """The loop's own state, saved with every checkpoint."""
 
     step: int = 0  # completed steps
-    num_steps: int | None = None  # None until a horizon in seconds has been worked out
-    seconds: float = 0.0  # spent in steps, over all sessions of this run
+    num_steps: int | None = None  # None until a horizon in seconds is known
+    seconds: float = 0.0  # of steps, in all sessions
     tokens: int = 0  # targets trained on
-    average_loss: float = 0.0  # exponential moving average, weight 0.1 for the newest step
-    best_loss: float = float("inf")  # the lowest average so far
-    skipped: int = 0  # steps without an update, after a float16 overflow
+    average_loss: float = 0.0  # moving average, 0.1 of the newest
+    best_loss: float = float("inf")  # lowest average
+    skipped: int = 0  # steps without update: float16 overflowed
 
     @property
     def progress(self) -> float:
@@ -60,8 +61,9 @@ class Periodic:
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
     """Steps that fit into `seconds`, of which `step` steps `spent` some, by rank 0's median."""
-    typical = sorted(durations)[len(durations) // 2]
+    typical = median(durations[-99:])
     num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
+    num_steps += num_steps % 2  # even: it has a step halfway
     print0(f"{seconds:.0f} s of training will be {num_steps:,} steps")
     return num_steps
 
@@ -253,8 +255,8 @@ def train(
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> sum of losses;
     schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
-    None. A step's numbers are read one step late, so that nothing waits for the device. Raises
-    DivergedError.
+    None, and anew halfway. A step's numbers are read one step late, so that nothing waits for the
+    device. Raises DivergedError.
     """
     ranks = ranks or OneRank(model)
     device = next(model.parameters()).device
@@ -269,7 +271,7 @@ def train(
             event.run(state)
         if finished:
             return True
-        if state.num_steps is None and len(durations) >= TIMED_STEPS:
+        if seconds and len(durations) >= TIMED_STEPS and state.progress in (0, 0.5):
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
         start, values = timestamp(device), schedule(state)
         set_rates(optimizers, values)

@@ -132,13 +132,29 @@ def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_bat
 
 def test_seconds_become_steps():
     durations = [1.0, 7.0, 1.0, 1.0]  # the median step takes 1 s
-    assert horizon_from_clock(durations, seconds=100, spent=40, step=7) == 67
+    assert horizon_from_clock(durations, seconds=100, spent=40, step=7) == 68  # 67, made even
     assert horizon_from_clock(durations, seconds=10, spent=40, step=7) == 8  # over time: one more
 
 
 def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
     losses, state, done = run(tiny_model(), [tiny_batch(B=1, T=8)], num_steps=None, seconds=1.0)
     assert done and state.num_steps == state.step == len(losses) > 20
+
+
+def test_a_horizon_in_seconds_is_timed_anew_halfway(tiny_model, tiny_batch, monkeypatch):
+    horizons, asked = [60, 50], []
+
+    def planned(durations, seconds, spent, step):
+        asked.append((step, len(durations)))
+        return horizons[len(asked) - 1]
+
+    monkeypatch.setattr("nanochat.train.horizon_from_clock", planned)
+    batches = [tiny_batch(B=1, T=8)]
+    losses, state, _ = run(tiny_model(), batches, num_steps=None, seconds=9.0)
+    assert (len(losses), state.num_steps, len(asked), asked[1][0]) == (50, 50, 2, 30)
+    asked.clear()
+    run(tiny_model(), batches, num_steps=60)  # a number of steps is what it is
+    assert not asked
 
 
 RANK = """
