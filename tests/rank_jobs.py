@@ -6,11 +6,12 @@ its ranks as under torchrun, and what it returns on rank r is results[job][r].
 
 import os
 import queue
+import socket
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from forked import CONTEXT, start
 
 from nanochat.common import compute_cleanup, compute_init
@@ -18,17 +19,17 @@ from nanochat.common import compute_cleanup, compute_init
 PROCESSES = 4
 
 
-def host_stores(number: int) -> list[dist.TCPStore]:
-    """Where ranks meet, each at a port that is bound from the start: one that was only found free
-    may be taken before rank 0 listens there."""
-    here = {"host_name": "127.0.0.1", "port": 0, "is_master": True, "wait_for_workers": False}
-    return [dist.TCPStore(**here) for _ in range(number)]
-
-
-def address(port: int) -> dict[str, str]:
-    """The environment of ranks that meet at a hosted store, as torchrun's do."""
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return places | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+def free_ports(number: int) -> list[int]:
+    """Ports that nothing listens at, below those that a system gives out, so that none is taken
+    by chance before rank 0 listens there; for each process of tests others."""
+    found = []
+    for port in range(20_000 + os.getpid() * 50 % 10_000, 32_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == number:
+            break
+    return found
 
 
 class RankProcesses:
@@ -39,9 +40,9 @@ class RankProcesses:
         ]
 
     def run(self, jobs: dict[str, tuple], folder: Path) -> dict[str, list]:
-        stores = host_stores(len(jobs))
+        ports = free_ports(len(jobs))
         for mine in self.queues:
-            mine.put((jobs, [store.port for store in stores], str(folder)))
+            mine.put((jobs, ports, str(folder)))
         for _ in self.queues:
             if failure := self.next_end():
                 self.close()
@@ -79,12 +80,13 @@ def serve(rank: int, jobs, ended) -> None:
 
 
 def work(rank: int, jobs: dict[str, tuple], ports: list[int], folder: str) -> None:
-    os.environ |= {"NANOCHAT_BASE_DIR": folder, "NANOCHAT_DTYPE": "float32"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "NANOCHAT_BASE_DIR": folder}
+    os.environ["NANOCHAT_DTYPE"] = "float32"
     for (name, (function, world, node, arguments)), port in zip(jobs.items(), ports, strict=True):
         if rank < world:
             local = {"LOCAL_RANK": rank % node, "LOCAL_WORLD_SIZE": node}
-            places = {"RANK": rank, "WORLD_SIZE": world, **local}
-            os.environ |= address(port) | {key: str(value) for key, value in places.items()}
+            places = {"RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, **local}
+            os.environ |= {key: str(value) for key, value in places.items()}
             torch.manual_seed(0)
             compute_init("cpu")
             result = function(**arguments)

@@ -24,7 +24,7 @@ import pytest
 import torch
 from exports import proved_here
 from forked import run_code, run_script, start
-from rank_jobs import address, host_stores
+from rank_jobs import free_ports
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -256,8 +256,8 @@ def start_as_ranks(function, *arguments) -> list:
 
 def run_as_rank(rank: int, port: int, home: Path, module: str, flags: str, **places) -> None:
     places = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, **places}
-    places |= environment(home) | address(port)
-    os.environ.update({name: str(value) for name, value in places.items()})
+    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(environment(home) | {name: str(value) for name, value in places.items()})
     run_script(module, flags)
 
 
@@ -279,8 +279,7 @@ def test_two_ranks_give_one_ranks_losses_and_share_checkpoints(trained):
     # One rank goes on from the two ranks' checkpoint, and two from the one's.
     out = run(trained, module, f"{flags} --num-steps=18 --resume")
     assert "resumed with other ranks: saved with 2, now 1" in out
-    [store] = host_stores(1)
-    processes = start_as_ranks(run_as_rank, store.port, trained, module, f"{flags} --resume")
+    processes = start_as_ranks(run_as_rank, *free_ports(1), trained, module, f"{flags} --resume")
     wait_for_step(metrics, 19, processes[1])
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
@@ -306,9 +305,7 @@ def rehearse_as_rank(rank: int, ports: list[int], home: Path, disk: Path) -> Non
 
 def test_two_ranks_rehearse_every_stage_with_one_disk_or_two(trained, tmp_path, share_compiled):
     disk = share_compiled(tmp_path / "disk")
-    stores = host_stores(5)
-    ports = [store.port for store in stores]
-    processes = start_as_ranks(rehearse_as_rank, ports, trained, disk)
+    processes = start_as_ranks(rehearse_as_rank, free_ports(5), trained, disk)
     for process in processes:
         process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]

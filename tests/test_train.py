@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_batch, make_model
 from forked import start
+from rank_jobs import free_ports
 
 from nanochat.common import compute_init, rank_and_world
 from nanochat.dataloader import Batch
@@ -182,7 +183,7 @@ def test_two_ranks_equal_one(monkeypatch, tmp_path):
     """And end well: they leave without compute_cleanup, as after Ctrl-C, within gloo's group. The
     second one is a Python of its own, which takes seconds to start."""
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    port = 20_000 + os.getpid() % 10_000  # below those that the system gives to others
+    [port] = free_ports(1)
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     places |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     files = [str(tmp_path / rank) for rank in "01"]
