@@ -86,7 +86,8 @@ def test_round_trip_is_bit_exact(base_dir):
     assert all(torch.equal(a, expected[name]) for name, a in fresh.state_tensors().items())
 
 
-def test_a_tied_head_is_stored_once_and_tied_again():
+def test_a_tied_head_is_stored_once_and_tied_again(monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")  # also where bfloat16 is fast
     model = tiny_model(tie_word_embeddings=True)
     path = save(model=model)
     assert "lm_head.weight" not in load_file(path / "model.safetensors")
