@@ -132,8 +132,8 @@ class Arithmetic(GeneratedTask):
         if kind == "square":
             return a, a
         if kind in ("double", "half"):
-            odd = kind == "double" or (not story and rng.random() < 0.2)
-            return (a if odd else a + a % 2), 2
+            as_is = kind == "double" or (not story and rng.random() < 0.2)
+            return (a if as_is else a + a % 2), 2
         if kind == "/":
             a, b = max(a, b), max(min(a, b) % 100, 1 + story)
             a -= a % b  # so that it divides exactly
