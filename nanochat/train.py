@@ -30,11 +30,11 @@ class LoopState:
 
     step: int = 0  # completed steps
     num_steps: int | None = None  # None until a horizon in seconds is known
-    seconds: float = 0.0  # of steps, in all sessions
+    seconds: float = 0.0  # in all sessions
     tokens: int = 0  # targets trained on
-    average_loss: float = 0.0  # moving average, 0.1 of the newest
-    best_loss: float = float("inf")  # lowest average
-    skipped: int = 0  # steps without update: float16 overflowed
+    average_loss: float = 0.0  # 0.1 of the newest
+    best_loss: float = float("inf")
+    skipped: int = 0  # float16 overflowed
 
     @property
     def progress(self) -> float:
@@ -273,6 +273,7 @@ def train(
             return True
         if seconds and len(durations) >= TIMED_STEPS and state.progress in (0, 0.5):
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
+            durations.clear()  # the next step may be halfway
         start, values = timestamp(device), schedule(state)
         set_rates(optimizers, values)
         micro = next(steps)
