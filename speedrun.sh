@@ -87,6 +87,7 @@ recipe_cpu() {
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
   local vectors=(--word-vectors=0.15)  # made by one process, for at most 16,384 ids
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
+  if [ "$SEQ_LEN" -le 512 ]; then masked=(--document-mask); fi
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
   tok_eval=()
@@ -95,7 +96,8 @@ recipe_cpu() {
     --total-batch-size=4096 --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss "${rates[@]}" --total-batch-size=2048 --eval-tokens=20000 --eval-every=400)
+    --mask-loss --row-tokens="$((SEQ_LEN < 128 ? SEQ_LEN : 128))" "${rates[@]}" --total-batch-size=2048
+    --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 --examples-per-step=36 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free"
@@ -233,7 +235,7 @@ pick_recipe() {
       recipe_gpu ;;
     *) fail "RECIPE is \"$RECIPE\"; expected cpu or gpu" ;;
   esac
-  training=(--device-batch-size="$DEVICE_BATCH_SIZE")
+  training=(--device-batch-size="$DEVICE_BATCH_SIZE" ${masked[@]+"${masked[@]}"})
   case ${RL:=0} in
     0) num_stages=8 source= ;;
     1) num_stages=10 source=rl ;;
@@ -245,7 +247,7 @@ pick_recipe() {
 }
 
 main() {
-  dry_run="" number=0 child="" warming=""
+  dry_run="" number=0 child="" warming="" masked=()
   case ${1:-} in
     "") ;;
     --help | -h) show_help; return ;;
@@ -260,7 +262,7 @@ main() {
   pick_recipe
   if [ "$RECIPE$dry_run" = cpu ] && [ ! -d "$base_dir/base_checkpoints/$MODEL_TAG" ]; then
     # beside the first stages, which leave a core idle; what fails here fails in training, with its message
-    python -m scripts.warm_up "${shape[@]}" --vocab-size="$VOCAB_SIZE" &>/dev/null &
+    python -m scripts.warm_up "${shape[@]}" --vocab-size="$VOCAB_SIZE" ${masked[@]+"${masked[@]}"} &>/dev/null &
     warming=$!
   fi
 

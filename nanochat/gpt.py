@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanochat.common import ConfigError
-from nanochat.layers import Linear, ReluSquared
+from nanochat.layers import Linear, ReluSquared, attention, document_mask
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -100,15 +99,14 @@ class Attention(nn.Module):
         self.q_proj, self.o_proj = Linear(D, H * K), Linear(H * K, D)
         self.k_proj, self.v_proj = Linear(D, Hkv * K), Linear(D, Hkv * K)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos, sin, mask=None) -> torch.Tensor:
         B, T, _ = x.shape
         eps, K = self.config.rms_norm_eps, self.config.head_dim
         x = norm(x, eps)
         q, k, v = (p(x).view(B, T, -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, K)
-        grouped = self.config.n_kv_head != self.config.n_head
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y = attention(q, k, v, mask)
         return y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H K)
 
 
@@ -144,10 +142,10 @@ class Block(nn.Module):
             return checkpoint(self.compute, *inputs, use_reentrant=False)
         return self.compute(*inputs)
 
-    def compute(self, x, cos, sin, rows, attend, finish) -> torch.Tensor:
+    def compute(self, x, cos, sin, mask, rows, attend, finish) -> torch.Tensor:
         """x (B, T, D) -> (B, T, D), or of `rows` of the B * T places alone (len(rows), D). attend,
         finish: as in features."""
-        places = x.flatten(0, 1), attend(self.self_attn, x, cos, sin).flatten(0, 1)
+        places = x.flatten(0, 1), attend(self.self_attn, x, cos, sin, mask).flatten(0, 1)
         if rows is None:
             return finish(self, *places).view(x.shape)
         return finish(self, *(place.index_select(0, rows) for place in places))
@@ -181,6 +179,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.stop_ids: tuple[int, ...] = ()
+        self.document_start: int | None = None  # an id: documents of a row do not see each other
         self.model = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         self.tie()
@@ -252,10 +251,12 @@ class GPT(nn.Module):
         compiled. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
+        start = self.document_start
+        places = self.cos[:T], self.sin[:T], None if start is None else document_mask(inputs, start)
         *blocks, last = self.model.layers
         for block in blocks:
-            x = block(x, self.cos[:T], self.sin[:T], None, attend, finish)
-        return norm(last(x, self.cos[:T], self.sin[:T], rows, attend, finish), eps)
+            x = block(x, *places, None, attend, finish)
+        return norm(last(x, *places, rows, attend, finish), eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""

@@ -8,7 +8,7 @@ The loss is taken on all tokens; --mask-loss takes it on what the assistant says
 
 from dataclasses import dataclass
 
-from nanochat.common import print0
+from nanochat.common import ConfigError, print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows
 from nanochat.publishing.beginning import find_parent
@@ -30,6 +30,8 @@ class Config(StageConfig):
     """Tokens of one step, over all ranks."""
     mask_loss: bool = False
     """Take the loss on what the assistant says alone."""
+    row_tokens: int | None = None
+    """Tokens of a row; default: the model's context."""
     warmdown: float = 1.0
     eval_every: int = 150
 
@@ -37,7 +39,10 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     parent = find_parent(config, "base", config.base_tag)
     stage = Stage("mid", config, parent=parent)
-    T = stage.model.config.sequence_len
+    context = stage.model.config.sequence_len
+    T = config.row_tokens or context
+    if context < T:
+        raise ConfigError(f"--row-tokens {T} is beyond the context, {context}")
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)
     rows = PackedRows(tokens, T, config.seed, config.mask_loss)

@@ -33,6 +33,8 @@ class Config:
     """One matrix is embedding and head."""
     vocab_size: int = 8192
     """Of the tokenizer, which may still be trained."""
+    document_mask: bool = False
+    """As the stages that train will have it."""
 
 
 def main(config: Config) -> None:
@@ -45,6 +47,7 @@ def main(config: Config) -> None:
     )
     model = GPT(shape).to(device)
     model.compute_dtype = choose_dtype(device)[0]
+    model.document_start = 0 if config.document_mask else None
     loss_fn = LossFn(model, compiled=True)
     ids = torch.zeros(max(1, CPU_MICRO_BATCH_TOKENS // T), T, dtype=torch.long)
     # subtle: all under the lock, so that no step is timed beside a compiler

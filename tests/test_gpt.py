@@ -113,6 +113,20 @@ def test_places_asked_for_have_the_features_and_gradients_of_the_whole(recompute
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_kv_head", [4, 1])
+def test_documents_of_a_row_do_not_see_each_other(n_kv_head):
+    model, start = random_model(n_kv_head=n_kv_head), 7
+    documents = [torch.tensor([start, *range(first, last)]) for first, last in ((10, 14), (30, 39))]
+    row = torch.cat([torch.tensor([3, 4]), *documents])[None]  # what is before the first is one
+    alone = torch.cat([model.features(d[None])[0] for d in (row[0, :2], *documents)])
+    apart = model.features(row)[0]
+    assert (apart - alone).abs().max() > 0.01
+    model.document_start = start
+    torch.testing.assert_close(model.features(row)[0], alone, rtol=1e-4, atol=1e-5)
+    rows = torch.tensor([16, 1, 8])
+    torch.testing.assert_close(model.features(row, rows), alone[rows], rtol=1e-4, atol=1e-5)
+
+
 def reference_logits(model: GPT, inputs: list[int]) -> torch.Tensor:
     """(T, V): the same function written out one position and one head at a time, in float64."""
     c = model.config

@@ -69,6 +69,8 @@ class StageConfig:
     """Continue the run of this tag from its newest checkpoint, if it has one."""
     fresh: bool = False
     """Move an existing run of this tag aside and start anew."""
+    document_mask: bool = False
+    """Documents packed into one row do not see each other; for rows of many short ones."""
     compile: bool = True
     """Compile the model with Inductor (on a CPU that needs a C++ compiler)."""
     fp8: bool = False

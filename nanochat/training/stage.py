@@ -88,6 +88,8 @@ class Stage:
         shape, parts, self.meta, self.parent = on_rank0(load)
         model, self.tokenizer = loaded or (GPT.from_weights(shape, None), Tokenizer(parts))
         model.stop_ids = stop_ids(self.tokenizer)
+        if config.document_mask:
+            model.document_start = self.tokenizer.bos
         if config.fp8:
             model.use_fp8()
         for block in model.model.layers[: config.checkpoint_blocks]:
