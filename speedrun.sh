@@ -89,7 +89,7 @@ recipe_cpu() {
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
   if [ "$SEQ_LEN" -le 512 ]; then masked=(--document-mask); fi
   SKIP_REHEARSAL=1
-  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --resume)
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="$MID_MIXTURE" --resume)
   tok_eval=()
   shape=(--depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"

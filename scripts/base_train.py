@@ -120,7 +120,8 @@ def main(config: Config) -> None:
     print0(rows.describe())
     if config.word_vectors is not None and stage.resume_from is None:
         tokens = [shard.tokens for shard in rows.shards.shards]
-        begin_with_word_vectors(model.model.embed_tokens, tokens, config.word_vectors, config.seed)
+        pieces, std = tokenizer.pieces(), config.word_vectors
+        begin_with_word_vectors(model.model.embed_tokens, tokens, pieces, std, config.seed)
 
     def sample(state) -> None:
         prompts = [[tokenizer.bos, *tokenizer.encode_ordinary(text)] for text in PROMPTS]

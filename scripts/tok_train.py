@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from nanochat.common import ConfigError, print0
@@ -18,8 +18,10 @@ from nanochat.configurator import cli
 from nanochat.data.sources import fetched, open_source
 from nanochat.files import base_dir, write_atomic
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
+from tasks.catalog import mixture
 
 VAL_CHARS = 1_000_000  # of validation text, at most, that the tokenizer is measured on
+CONVERSATIONS, TIMES = 10_000, 8  # of a mixture, each text
 RECORD = "training.json"  # beside tokenizer.json: the settings and the data that gave it
 
 
@@ -37,6 +39,9 @@ class Config:
     """Number of ids, special and unused ones included; a multiple of 64."""
     max_chars: int = 2_000_000_000
     """Characters to learn from, at most."""
+    mixture: str = ""
+    """Conversations to learn from, too, as in mid_train: 10,000 of them, each text eight times, as
+    it is, in small letters and in capitals, so that it is few tokens however it is typed."""
     doc_cap: int = 10_000
     """Characters of one document, at most, so that a few long ones do not rule."""
     split_pattern: str = SPLIT_PATTERN
@@ -45,6 +50,13 @@ class Config:
     """Folder to write to; unset: tokenizer/ under the base folder."""
     resume: bool = False
     """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
+
+
+def said(conversations: Iterable[dict]) -> Iterator[str]:
+    """The texts of conversations, as settings say of --mixture."""
+    for message in (m for conversation in conversations for m in conversation["messages"]):
+        if isinstance(text := message["content"], str):
+            yield from (text, text.lower(), text.upper()) * TIMES
 
 
 def capped(documents: Iterable[str], doc_cap: int, max_chars: int, read: Counter) -> Iterator[str]:
@@ -77,6 +89,9 @@ def main(config: Config) -> None:
     documents = (text for shard in fetched(source.shards("train")) for text in shard.texts())
     read, start = Counter(), time.monotonic()
     texts = capped(documents, config.doc_cap, config.max_chars, read)
+    if config.mixture:
+        chats = mixture(config.mixture, "train", seed=42)
+        texts = chain(texts, said(chats[i] for i in range(min(len(chats), CONVERSATIONS))))
     tokenizer = Tokenizer.train(texts, config.vocab_size, config.split_pattern)
     seconds = time.monotonic() - start
     documents.close()

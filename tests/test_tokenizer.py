@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import inspect
 import json
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -344,6 +345,18 @@ def test_what_is_no_id_is_not_decoded():
     with pytest.raises(DataError, match="320 is no id"):
         tokenizer.decode([320])
     assert tokenizer.decode([]) == ""
+
+
+def test_tok_train_learns_from_conversations_in_every_letter_case(tmp_path, capsys):
+    from scripts import tok_train
+
+    (tmp_path / "texts.txt").write_text("some text to learn from\n\nand some to measure it on")
+    data, mixture = str(tmp_path / "texts.txt"), "identity:0.01"
+    tok_train.main(tok_train.Config(data=data, vocab_size=512, out=tmp_path, mixture=mixture))
+    pieces = Tokenizer.load(tmp_path).pieces()
+    assert {" you", " YOU"} <= set(pieces)
+    said = tok_train.said([{"messages": [{"content": "Hi"}, {"content": [{"text": "2"}]}]}])
+    assert Counter(said) == {"Hi": 8, "hi": 8, "HI": 8}
 
 
 def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):

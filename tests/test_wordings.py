@@ -143,6 +143,13 @@ def test_phrases_of_the_test_split_are_half_new():
     assert 400 < drawn["new"] < 600
 
 
+def test_the_first_phrases_of_a_file_are_trained_the_most():
+    row, rng = {"prompts": list(range(100)), "held_out": []}, random.Random(4)
+    drawn = Counter(draw_phrase(row, "train", rng)[0] for _ in range(10_000))
+    assert 450 < sum(drawn[k] for k in range(25)) / 10 < 550  # sqrt(1 / 4) of them
+    assert len(drawn) == 100
+
+
 def test_unknown_topics_are_split():
     for row in read_phrases(FOLDER / "unknown.jsonl").values():
         for slot, texts in row["slots"].items():

@@ -18,13 +18,18 @@ MOST_IDS = 16_384  # so many take 5.4 GB and 30 s
 MOST_TOKENS = 20_000_000  # of the text that is counted
 WINDOW = 2  # tokens to each side, the nearer the more
 CONTEXT_POWER = 0.75  # of a context's frequency: rare contexts count for less
+TWINS = 0.1  # weight of what stands near the same text in another letter case
 NOISE = 0.1  # keeps tokens apart that the text has never or in the same places
 ITERATIONS, MORE = 4, 32  # of the subspace, and vectors beyond D in it
 
 
 @torch.no_grad()
 def begin_with_word_vectors(
-    embedding: torch.nn.Embedding, parts: Sequence[np.ndarray], std: float, seed: int
+    embedding: torch.nn.Embedding,
+    parts: Sequence[np.ndarray],
+    pieces: Sequence[str],
+    std: float,
+    seed: int,
 ) -> None:
     """Makes the weight, in place, word_vectors of this standard deviation. ConfigError where the
     vocabulary is too large, or where several ranks share the weight."""
@@ -38,19 +43,23 @@ def begin_with_word_vectors(
         raise ConfigError(f"--word-vectors is {std}; it is a standard deviation, above 0")
     if rank_and_world()[1] > 1:
         raise ConfigError("--word-vectors is for one process, here are several; leave it out")
-    embedding.weight.copy_(word_vectors(parts, vocab_size, dim, seed) * std)
+    small = [piece.lower() for piece in pieces] + [""] * (vocab_size - len(pieces))
+    embedding.weight.copy_(word_vectors(parts, small, dim, seed) * std)
     print0(f"word vectors: counted and factorized in {time.monotonic() - start:.1f} s")
 
 
-def word_vectors(parts: Sequence[np.ndarray], vocab_size: int, dim: int, seed: int) -> torch.Tensor:
-    """(V, D) float32, each row of root mean square 1, from texts of token ids.
+def word_vectors(
+    parts: Sequence[np.ndarray], small: Sequence[str], dim: int, seed: int
+) -> torch.Tensor:
+    """(V, D) float32, each row of root mean square 1, from texts of token ids; `small`: what each
+    id stands for, in small letters.
 
     The matrix of positive mutual information, factorized with half of its weight on either side
     (Levy, Goldberg & Dagan 2015).
     """
     generator = torch.Generator().manual_seed(seed)
-    counts = cooccurrences(parts, vocab_size)
-    vectors = factor(positive_information(counts), min(dim, vocab_size), generator)
+    counts = with_twins(cooccurrences(parts, len(small)), small)
+    vectors = factor(positive_information(counts), min(dim, len(small)), generator)
     # turned at random, so that every coordinate has a part of each eigenvector
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
     vectors = unit(vectors @ turn[: vectors.shape[1]])
@@ -74,6 +83,17 @@ def cooccurrences(parts: Sequence[np.ndarray], vocab_size: int) -> torch.Tensor:
             counts += np.bincount(pairs, minlength=len(counts)) / np.float32(distance)
     one_way = torch.from_numpy(counts).view(vocab_size, vocab_size)
     return one_way + one_way.T
+
+
+def with_twins(counts: torch.Tensor, small: Sequence[str]) -> torch.Tensor:
+    """Symmetric counts (V, V), each row and column with TWINS times the sum of those of the same
+    text in any letter case: " EGYPT", which text seldom has, is then near " Egypt"."""
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(small))}
+    group = torch.tensor([numbers[text] for text in small])
+    for _ in range(2):
+        sums = torch.zeros(len(numbers), len(small)).index_add_(0, group, counts)
+        counts = (counts + TWINS * sums[group]).T
+    return counts
 
 
 def positive_information(counts: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,11 @@ from nanochat.data.word_vectors import (
     cooccurrences,
     factor,
     positive_information,
+    with_twins,
     word_vectors,
 )
+
+IDS = [str(i) for i in range(64)]  # no two are one text in two letter cases
 
 
 def draw(low: int, high: int, size) -> np.ndarray:
@@ -57,28 +60,48 @@ def test_the_factors_are_those_of_the_whole_decomposition():
 def test_tokens_between_the_same_neighbours_are_near_each_other():
     words = draw(0, 2, 4000)  # 0 and 1 stand in the same places, 2 and 3 elsewhere
     text = np.stack([np.full(4000, 4), words, np.full(4000, 5), words * 0 + 2, words * 0 + 3], 1)
-    vectors = word_vectors([text.reshape(-1)], 64, 32, seed=1)
+    vectors = word_vectors([text.reshape(-1)], IDS, 32, seed=1)
     near = torch.nn.functional.cosine_similarity(vectors[:1], vectors)
     assert near[1] > 0.9
     assert near[2:].abs().max() < 0.7
     torch.testing.assert_close(vectors.square().mean(-1), torch.ones(64))
-    assert torch.equal(vectors, word_vectors([text.reshape(-1)], 64, 32, seed=1))
+    assert torch.equal(vectors, word_vectors([text.reshape(-1)], IDS, 32, seed=1))
+
+
+def test_a_text_in_another_letter_case_lends_a_tenth_of_its_counts():
+    counts = torch.rand(4, 4).round(decimals=1)
+    counts += counts.T.clone()
+    shared = torch.tensor([[1.1, 0, 0.1, 0], [0, 1.1, 0, 0], [0.1, 0, 1.1, 0], [0, 0, 0, 1.1]])
+    expected = shared @ counts @ shared.T
+    torch.testing.assert_close(with_twins(counts, [" peru", " in", " peru", "peru"]), expected)
+
+
+def test_a_word_that_is_rare_in_capitals_is_near_the_common_one():
+    words = draw(0, 2, 4000) * 3  # 0 and 3 stand in the same places
+    text = np.stack([np.full(4000, 4), words, np.full(4000, 5), words * 0 + 6], 1).reshape(-1)
+    pieces = [" PERU" if i == 9 else " Peru" if i == 6 else text for i, text in enumerate(IDS)]
+    small = [piece.lower() for piece in pieces]
+    alone, (near, far) = (
+        torch.nn.functional.cosine_similarity(vectors[9:10], vectors[[6, 4]])
+        for vectors in (word_vectors([text], texts, 32, 1) for texts in (IDS, small))
+    )
+    assert alone[0].abs() < 0.5 and near > 0.9 and abs(far) < 0.7
 
 
 def test_an_embedding_begins_with_them():
     embedding = torch.nn.Embedding(64, 16)
-    begin_with_word_vectors(embedding, [draw(0, 64, 500)], 0.1, seed=3)
-    torch.testing.assert_close(
-        embedding.weight.detach(), word_vectors([draw(0, 64, 500)], 64, 16, seed=3) * 0.1
-    )
+    text = [draw(0, 64, 500)]
+    begin_with_word_vectors(embedding, text, IDS[:60], 0.1, seed=3)  # of 64 ids four are special
+    expected = word_vectors(text, [*IDS[:60], "", "", "", ""], 16, seed=3) * 0.1
+    torch.testing.assert_close(embedding.weight.detach(), expected)
 
 
 def test_a_large_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="at most 16,384 tokens, and this one has 65,536"):
-        begin_with_word_vectors(torch.nn.Embedding(65_536, 1), [draw(0, 9, 9)], 0.1, seed=3)
+        begin_with_word_vectors(torch.nn.Embedding(65_536, 1), [draw(0, 9, 9)], IDS, 0.1, seed=3)
 
 
 @pytest.mark.parametrize("std", [0.0, -0.1, float("inf"), float("nan")])
 def test_a_standard_deviation_is_above_zero(std):
     with pytest.raises(ConfigError, match="above 0"):
-        begin_with_word_vectors(torch.nn.Embedding(64, 8), [draw(0, 64, 9)], std, seed=3)
+        begin_with_word_vectors(torch.nn.Embedding(64, 8), [draw(0, 64, 9)], IDS, std, seed=3)
