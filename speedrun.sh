@@ -66,7 +66,7 @@ mid_seconds() {
   local begun
   begun=$(cat "$base_dir/mid_checkpoints/$1"/step_*/run.json 2>/dev/null |
     sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
-  awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share 0.05)" -v spent=$((SECONDS - installed)) \
+  awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share 0.03)" -v spent=$((SECONDS - installed)) \
     -v tokenizer="$tokenizer_seconds" 'BEGIN {
       most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3 * tokenizer
       printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
@@ -82,24 +82,26 @@ recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=$(scaled_mixture facts:2.6,identity:2.8,unknown:2.6,spelling:0.78,arithmetic:0.78)}"
+  : "${MID_MIXTURE:=$(scaled_mixture facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17)}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
+  local sampled=(--sampled-ids=1500)
   local vectors=(--word-vectors=0.15)  # made by one process, for at most 16,384 ids
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
   if [ "$SEQ_LEN" -le 512 ]; then masked=(--document-mask); fi
+  warm=("${sampled[@]}" ${masked[@]+"${masked[@]}"})
   SKIP_REHEARSAL=1
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="$MID_MIXTURE" --resume)
   tok_eval=()
   shape=(--depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
-    --total-batch-size=4096 --target-seconds="$(minutes_share 0.14)" --eval-tokens=30000)
+    --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss --row-tokens="$((SEQ_LEN < 128 ? SEQ_LEN : 128))" "${rates[@]}" --total-batch-size=2048
-    --eval-tokens=20000 --eval-every=400)
+    "${sampled[@]}" --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --max-tokens=64 --examples-per-step=36 "${rates[@]}" --target-seconds="$(minutes_share 0.05)" --eval-tokens=20000)
+    --max-tokens=64 --examples-per-step=36 "${rates[@]}" --target-seconds="$(minutes_share 0.03)" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free"
     --limit="$(awk -v m="$MINUTES" 'BEGIN { printf "%d", (m < 15 ? 100 + 20 * m : 400) }')")
   chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1
@@ -262,7 +264,7 @@ main() {
   pick_recipe
   if [ "$RECIPE$dry_run" = cpu ] && [ ! -d "$base_dir/base_checkpoints/$MODEL_TAG" ]; then
     # beside the first stages, which leave a core idle; what fails here fails in training, with its message
-    python -m scripts.warm_up "${shape[@]}" --vocab-size="$VOCAB_SIZE" ${masked[@]+"${masked[@]}"} &>/dev/null &
+    python -m scripts.warm_up "${shape[@]}" --vocab-size="$VOCAB_SIZE" "${warm[@]}" &>/dev/null &
     warming=$!
   fi
 

@@ -3,6 +3,7 @@
 Dimensions: N tokens (B * T), D model width, V vocabulary.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -25,19 +26,20 @@ def plain_loss(features, weight, targets, softcap: float | None, factors=None) -
 
 
 def loss_and_grad(
-    logits, targets, softcap: float | None, factors=None
+    logits, targets, softcap: float | None, factors=None, bias=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (N, V) before the soft-cap -> (sum of losses, its gradient by the logits, same dtype).
 
     With y = c tanh(x / c) = c (2 s - 1), s = sigmoid(2 x / c), p = softmax(y):
     d loss / d x = (p - onehot(target)) 4 s (1 - s).
-    factors: of each target's loss, (N,) float32, or None.
+    factors: of each target's loss, (N,) float32, or None. bias: (V,), added to y.
     """
     valid = (targets >= 0).float() * (1 if factors is None else factors)  # (N,)
     y, slope = logits.float(), 1
     if softcap is not None:  # by a sigmoid, which costs a CPU a third less than tanh
         s = torch.sigmoid(y * (2 / softcap))
         y, slope = softcap * (2 * s - 1), 4 * s * (1 - s)
+    y = y if bias is None else y + bias
     if softcap is not None and softcap <= SAFE_CAP:  # then exp needs no maximum: one pass less
         lse = y.exp().sum(dim=-1, keepdim=True).log()
     else:
@@ -95,6 +97,31 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad, facto
     return ChunkedLoss.apply(features, weight, *rest)
 
 
+def sample_ids(targets, vocab_size: int, size: int) -> tuple[torch.Tensor, ...]:
+    """A vocabulary of about `size` ids for a step: (ids (C,), targets (N,) as places in it, bias
+    (C,)). It has all targets and others at random; the sum of exp(logit + bias) over it is, on
+    average, that of exp(logit) over all ids (sampled softmax, Jean et al. 2015)."""
+    wanted = torch.zeros(vocab_size, dtype=torch.bool)
+    wanted[targets[targets >= 0]] = True
+    seen, others = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
+    # subtle: an odd multiple of 64, as no number of rows is: equal sizes would be compiled anew
+    size = min(max(size, 2 * len(seen)) // 128 * 128 + 64, vocab_size)
+    drawn = others[torch.randperm(len(others))[: size - len(seen)]]
+    ids = torch.cat([seen, drawn])
+    place = torch.full((vocab_size + 1,), -1)  # the last is that of no target, -1
+    place[ids] = torch.arange(len(ids))
+    bias = torch.zeros(len(ids))
+    bias[len(seen) :] = math.log(len(others) / max(1, len(drawn)))
+    return ids, place[targets], bias
+
+
+def sampled_loss(features, weight, targets, softcap, kernel, factors, size: int) -> torch.Tensor:
+    """chunked_loss over sample_ids alone; its gradient is right on average, nearly."""
+    ids, targets, bias = sample_ids(targets, len(weight), size)
+    kernel = partial(kernel, bias=bias)
+    return chunked_loss(features, weight[ids], targets, softcap, kernel, factors)
+
+
 def rows_with_target(targets) -> torch.Tensor:
     """Places (M,) of the targets >= 0 of (N,), and of some without one, so that M is a multiple of
     GATHER_MULTIPLE where there are as many: oneDNN keeps a kernel of some MB for each size."""
@@ -107,11 +134,12 @@ class LossFn:
     model's blocks are compiled already, one by one.
 
     On a CPU the head and most of the last block are computed only where there is a target;
-    elsewhere that gather would make the host wait.
+    elsewhere that gather would make the host wait. sampled_ids: of sample_ids in training, on a CPU
+    too; 0: all ids.
     """
 
-    def __init__(self, model, compiled: bool, by_block: bool = False):
-        self.gather = model.device.type == "cpu"
+    def __init__(self, model, compiled: bool, by_block: bool = False, sampled_ids: int = 0):
+        self.gather, self.sampled_ids = model.device.type == "cpu", sampled_ids
         self.features, self.kernel = model.features, loss_and_grad
         if compiled and not by_block and self.gather:  # one graph for all blocks, shapes, stages
             parts = {"attend": Attention.forward, "finish": Block.finish}
@@ -132,4 +160,6 @@ class LossFn:
         else:
             x = self.features(batch.inputs).flatten(0, 1)  # (N, D)
         rest = targets, model.config.logit_softcap, self.kernel, factors
+        if 0 < self.sampled_ids < model.config.vocab_size and torch.is_grad_enabled():
+            return model.lm_head.use_in(sampled_loss, x, *rest, self.sampled_ids)
         return model.lm_head.use_in(chunked_loss, x, *rest)

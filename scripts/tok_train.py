@@ -21,7 +21,7 @@ from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 from tasks.catalog import mixture
 
 VAL_CHARS = 1_000_000  # of validation text, at most, that the tokenizer is measured on
-CONVERSATIONS, TIMES = 10_000, 8  # of a mixture, each text
+CONVERSATIONS, TIMES = 10_000, 12  # of a mixture, each text
 RECORD = "training.json"  # beside tokenizer.json: the settings and the data that gave it
 
 

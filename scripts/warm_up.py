@@ -35,6 +35,8 @@ class Config:
     """Of the tokenizer, which may still be trained."""
     document_mask: bool = False
     """As the stages that train will have it."""
+    sampled_ids: int = 0
+    """As those will have it that have any; others are compiled for, too."""
 
 
 def main(config: Config) -> None:
@@ -48,11 +50,13 @@ def main(config: Config) -> None:
     model = GPT(shape).to(device)
     model.compute_dtype = choose_dtype(device)[0]
     model.document_start = 0 if config.document_mask else None
-    loss_fn = LossFn(model, compiled=True)
+    loss_fn = LossFn(model, compiled=True, sampled_ids=config.sampled_ids)
     ids = torch.zeros(max(1, CPU_MICRO_BATCH_TOKENS // T), T, dtype=torch.long)
     # subtle: all under the lock, so that no step is timed beside a compiler
     with locked(base_dir() / "warm-up"), ThreadPoolExecutor(1) as beside:
         beside.submit(library, processor())
+        loss_fn(model, Batch(ids, ids)).backward()
+        loss_fn.sampled_ids = 0
         loss_fn(model, Batch(ids, ids)).backward()
         with torch.no_grad():  # as validation does
             loss_fn(model, Batch(ids, ids))

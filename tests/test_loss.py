@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from nanochat import loss as loss_module
-from nanochat.loss import LossFn, chunked_loss, loss_and_grad, plain_loss
+from nanochat.loss import (
+    LossFn,
+    chunked_loss,
+    loss_and_grad,
+    plain_loss,
+    sample_ids,
+    sampled_loss,
+)
 
 
 def inputs(dtype=torch.float32, N=37, D=16, V=64):
@@ -97,6 +104,53 @@ def test_factors_weigh_each_target(tiny_model, tiny_batch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     ones = plain_loss(features, weight, targets, 15.0, torch.ones(len(targets)))
     assert ones.item() == plain_loss(features, weight, targets, 15.0).item()
+
+
+def test_sampled_ids_have_the_targets_and_stand_for_all():
+    targets = torch.tensor([700, 3, -1, 3, 41])
+    sums = []
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(2))
+    for _ in range(400):
+        ids, places, bias = sample_ids(targets, 1000, 200)
+        assert len(ids) == len(ids.unique()) == 192 and not bias[:3].any()
+        assert places[2] == -1
+        assert torch.equal(ids[places[places >= 0]], targets[targets >= 0])
+        sums.append((logits[ids] + bias).exp().sum())
+    sums, whole = torch.stack(sums), logits.exp().sum()
+    assert (sums.mean() - whole).abs() < 4 * sums.std() / 20
+    assert 0.05 * whole < sums.std() < 0.2 * whole
+
+
+def test_more_targets_than_sampled_ids_have_as_many_others():
+    ids, *_ = sample_ids(torch.arange(300), 1000, 200)
+    assert len(ids) == 576 and set(range(300)) <= set(ids.tolist())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sample_of_all_ids_gives_the_whole_loss(tiny_model, tiny_batch, weighted):
+    model, batch = tiny_model(), tiny_batch()
+    targets = batch.targets.flatten()
+    factors = torch.rand(targets.shape) if weighted else None
+    rest = model.lm_head.weight, targets, 15.0, loss_and_grad, factors
+    losses = [
+        loss(model.features(batch.inputs).flatten(0, 1), *rest, *size)
+        for loss, *size in ((chunked_loss,), (sampled_loss, 10_000))
+    ]
+    whole, sampled = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
+    torch.testing.assert_close(losses[1], losses[0])
+    for a, b in zip(sampled, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_over_sampled_ids_is_nearly_right_on_average(tiny_model, tiny_batch):
+    model, batch = tiny_model(), tiny_batch()
+    head, size = model.lm_head.weight, model.config.vocab_size // 2
+    whole, sampled = LossFn(model, False), LossFn(model, False, sampled_ids=size)
+    expected = torch.autograd.grad(whole(model, batch), head)[0]
+    mean = sum(torch.autograd.grad(sampled(model, batch), head)[0] for _ in range(100)) / 100
+    assert (mean - expected).norm() < 0.1 * expected.norm()
+    with torch.no_grad():  # as in validation
+        assert sampled(model, batch) == whole(model, batch)
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ class Stage:
         # share: of the weights that a rank holds
         self.share = shard(model, config, device, self.compiled) if ranks > 1 else 1.0
         self.ranks = join(model, config)
-        self.loss_fn = LossFn(model, self.compiled, by_block=ranks > 1)
+        self.loss_fn = LossFn(model, self.compiled, ranks > 1, config.sampled_ids)
 
     def plan_batch(self, rows_per_step: int, row_tokens: int) -> BatchPlan:
         """How a step of about `rows_per_step` rows of up to `row_tokens` tokens is computed."""
