@@ -36,6 +36,7 @@ Environment variables, with the default of each recipe:
                                                 curves in the report
   NPROC               1           all GPUs      processes, one a GPU; more than 1 run under torchrun
   MODEL_TAG           d$DEPTH     d$DEPTH       name of the run's checkpoints
+  SEED                42          42            of data order and initial weights
   SKIP_REHEARSAL      -           0             1: do not try two steps of every stage first
   EVAL_BUNDLE         -           -             CORE's evaluation bundle, a zip or folder; without it, downloaded
   PRICE_PER_HOUR      -           -             price of the whole machine, for the estimate and the report
@@ -237,7 +238,7 @@ pick_recipe() {
       recipe_gpu ;;
     *) fail "RECIPE is \"$RECIPE\"; expected cpu or gpu" ;;
   esac
-  training=(--device-batch-size="$DEVICE_BATCH_SIZE" ${masked[@]+"${masked[@]}"})
+  training=(--device-batch-size="$DEVICE_BATCH_SIZE" --seed="${SEED:=42}" ${masked[@]+"${masked[@]}"})
   case ${RL:=0} in
     0) num_stages=8 source= ;;
     1) num_stages=10 source=rl ;;
