@@ -101,17 +101,18 @@ def sample_ids(targets, vocab_size: int, size: int) -> tuple[torch.Tensor, ...]:
     """A vocabulary of about `size` ids for a step: (ids (C,), targets (N,) as places in it, bias
     (C,)). It has all targets and others at random; the sum of exp(logit + bias) over it is, on
     average, that of exp(logit) over all ids (sampled softmax, Jean et al. 2015)."""
-    wanted = torch.zeros(vocab_size, dtype=torch.bool)
-    wanted[targets[targets >= 0]] = True
-    seen, others = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
-    # subtle: an odd multiple of 64, as no number of rows is: equal sizes would be compiled anew
-    size = min(max(size, 2 * len(seen)) // 128 * 128 + 64, vocab_size)
-    drawn = others[torch.randperm(len(others))[: size - len(seen)]]
-    ids = torch.cat([seen, drawn])
-    place = torch.full((vocab_size + 1,), -1)  # the last is that of no target, -1
-    place[ids] = torch.arange(len(ids))
-    bias = torch.zeros(len(ids))
-    bias[len(seen) :] = math.log(len(others) / max(1, len(drawn)))
+    with targets.device:
+        wanted = torch.zeros(vocab_size, dtype=torch.bool)
+        wanted[targets[targets >= 0]] = True
+        seen, others = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
+        # subtle: an odd multiple of 64, as no number of rows is: equal sizes are compiled anew
+        size = min(max(size, 2 * len(seen)) // 128 * 128 + 64, vocab_size)
+        drawn = others[torch.randperm(len(others))[: size - len(seen)]]
+        ids = torch.cat([seen, drawn])
+        place = torch.full((vocab_size + 1,), -1)  # the last is that of no target, -1
+        place[ids] = torch.arange(len(ids))
+        bias = torch.zeros(len(ids))
+        bias[len(seen) :] = math.log(max(1, len(others)) / max(1, len(drawn)))
     return ids, place[targets], bias
 
 
@@ -134,8 +135,8 @@ class LossFn:
     model's blocks are compiled already, one by one.
 
     On a CPU the head and most of the last block are computed only where there is a target;
-    elsewhere that gather would make the host wait. sampled_ids: of sample_ids in training, on a CPU
-    too; 0: all ids.
+    elsewhere that gather would make the host wait. sampled_ids: of a training step, see
+    sample_ids; 0: all.
     """
 
     def __init__(self, model, compiled: bool, by_block: bool = False, sampled_ids: int = 0):

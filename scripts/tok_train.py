@@ -40,7 +40,7 @@ class Config:
     max_chars: int = 2_000_000_000
     """Characters to learn from, at most."""
     mixture: str = ""
-    """Conversations to learn from, too, as in mid_train: 10,000 of them, each text eight times, as
+    """Conversations to learn from, too, as in mid_train: 10,000 of them, each text twelve times, as
     it is, in small letters and in capitals, so that it is few tokens however it is typed."""
     doc_cap: int = 10_000
     """Characters of one document, at most, so that a few long ones do not rule."""

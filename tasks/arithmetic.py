@@ -112,7 +112,10 @@ class Arithmetic(GeneratedTask):
         if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
             a, b = max(a, b), min(a, b)
         elif infix and self.split == "train" and kind != "/" and rng.random() < DECIMALS:
-            a, b = (round(n + rng.choice((0, rng.random())), rng.choice((1, 2))) for n in (a, b))
+            a, b = (
+                round(n + rng.choice((0, rng.uniform(0.1, 0.9))), rng.choice((1, 2)))
+                for n in (a, b)
+            )
         layers = () if again else ("opener", "tail")
         question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
         return answered(question, EXPRESSIONS[kind].format(a=a, b=b), phrasing)

@@ -124,6 +124,8 @@ def test_sampled_ids_have_the_targets_and_stand_for_all():
 def test_more_targets_than_sampled_ids_have_as_many_others():
     ids, *_ = sample_ids(torch.arange(300), 1000, 200)
     assert len(ids) == 576 and set(range(300)) <= set(ids.tolist())
+    ids, places, bias = sample_ids(torch.arange(64), 64, 64)
+    assert torch.equal(ids, torch.arange(64)) and torch.equal(places, ids) and not bias.any()
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -133,8 +133,8 @@ def stage_flags(home: Path, stage: str, tag: str) -> tuple[str, str]:
         ),
         "mid": (
             "scripts.mid_train",
-            f"{QUICK} {mixture} --total-batch-size=512 --device-batch-size=4 "
-            f"--base-tag=tiny --model-tag={tag}",
+            f"{QUICK} {mixture} --total-batch-size=512 --device-batch-size=4 --row-tokens=32 "
+            f"--document-mask --sampled-ids=200 --base-tag=tiny --model-tag={tag}",
         ),
         "sft": (
             "scripts.chat_sft",
@@ -446,6 +446,8 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
         ("scripts.tok_train", "--vocab-size=1000", "Nearest: 1024"),
         ("scripts.base_train", "--depth=3 --model-tag=tiny --resume", "cannot go on with 3"),
         ("scripts.mid_train", "--base-tag=unknown", "tiny"),
+        ("scripts.mid_train", "--row-tokens=100 --model-tag=x", "beyond the context, 64"),
+        ("scripts.tok_train", "--mixture=arithmatic:1", "arithmetic"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
         ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "beyond the context, 64"),
         ("scripts.chat_cli", "-p hi --source=rl --model-tag=none", "sft tiny at step"),

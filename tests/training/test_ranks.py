@@ -24,7 +24,7 @@ from nanochat.train import (
     read_step,
 )
 from nanochat.training import stopping
-from nanochat.training.config import StageConfig
+from nanochat.training.config import StageConfig, check_settings
 from nanochat.training.optimizers import build_optimizers
 from nanochat.training.resume import find_resume, move_aside
 from nanochat.training.stage import Stage
@@ -97,6 +97,11 @@ def test_a_slow_step_is_waited_for_and_a_rank_that_hangs_is_not(tmp_path):
 def test_8_bit_products_are_refused_where_there_are_none():
     with pytest.raises(ConfigError, match="--fp8 needs a GPU"):
         Stage("base", StageConfig(device_type="cpu", fp8=True))
+
+
+def test_probabilities_of_rl_are_over_all_ids():
+    with pytest.raises(ConfigError, match="--sampled-ids: rl compares probabilities"):
+        check_settings("rl", StageConfig(sampled_ids=9), torch.device("cpu"))
 
 
 def test_one_infinite_gradient_stops_every_optimizer(tiny_model, tiny_batch):
