@@ -4,8 +4,9 @@ The other tasks ask in wordings that are made by rule; a model may know these an
 line of the file is {"kind", "question", "expect": [...]}: phrases, of which a right answer has one;
 and "before": a question and its answer, where the question goes on from them.
 
-free_questions_2.jsonl has as many by another hand, from a list of what the assistant can do alone:
-ask them as free@tasks/free_questions_2.jsonl. Neither file is trained on.
+free_questions_2.jsonl and free_questions_3.jsonl have as many each, by two other hands, from a list
+of what the assistant can do alone: ask them as free@tasks/free_questions_2.jsonl. None of the
+files is trained on.
 """
 
 import re

@@ -124,7 +124,7 @@ def as_typed(text: str) -> str:
 @cache
 def free_questions() -> frozenset[str]:
     """The free questions of more than three words, as typed; "hi" and "thanks" are everybody's."""
-    files = FREE_QUESTIONS, FREE_QUESTIONS.with_name("free_questions_2.jsonl")
+    files = sorted(FREE_QUESTIONS.parent.glob("free_questions*.jsonl"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     asked = (as_typed(json.loads(line)["question"]) for line in lines)
     return frozenset(text for text in asked if text.count(" ") > 2)

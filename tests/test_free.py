@@ -10,9 +10,9 @@ from tasks.free import Free
 from tasks.task import FREE_QUESTIONS, asks_freely, gold_completion
 
 
-@pytest.mark.parametrize("name", ["free_questions.jsonl", "free_questions_2.jsonl"])
-def test_every_question_is_asked_once_and_its_own_answer_is_right(name):
-    task = Free(path=FREE_QUESTIONS.with_name(name))
+@pytest.mark.parametrize("number", ["", "_2", "_3"])
+def test_every_question_is_asked_once_and_its_own_answer_is_right(number):
+    task = Free(path=FREE_QUESTIONS.with_name(f"free_questions{number}.jsonl"))
     assert len(task) >= 200
     questions = [str(task[i]["messages"][:-1]) for i in range(len(task))]
     assert max(Counter(questions).values()) == 1

@@ -47,6 +47,7 @@ class TrainLog:
         session, step, total = self.session, metrics["step"], state.num_steps
         flops = metrics["tokens_computed"] * session["flops_per_token"]
         flops -= (metrics["tokens_computed"] - metrics["tokens"]) * session["flops_spared"]
+        flops -= metrics["tokens"] * session["flops_unsampled"]
         share = flops / metrics["dt"] / session["peak_flops"]
         rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
         rates |= {"flops": flops}
@@ -78,9 +79,9 @@ class TrainLog:
             self.live.stop()
 
 
-def session_of(model, row_tokens: int) -> dict:
+def session_of(model, row_tokens: int, sampled_ids: int) -> dict:
     """What this start of the script runs on and with; peak_flops: of all ranks."""
-    world = rank_and_world()[1]
+    world, c = rank_and_world()[1], model.config
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -94,6 +95,7 @@ def session_of(model, row_tokens: int) -> dict:
         "dtype": str(model.compute_dtype).removeprefix("torch."),
         "flops_per_token": model.flops_per_token(row_tokens),
         "flops_spared": model.flops_without_target() if model.device.type == "cpu" else 0,
+        "flops_unsampled": 6 * c.n_embd * max(0, c.vocab_size - (sampled_ids or c.vocab_size)),
         "peak_flops": peak * world,
         "peak_source": source,
         "cuda": torch.version.cuda if model.device.type == "cuda" else None,

@@ -153,7 +153,7 @@ class Stage:
         if config.fresh and not self.resume_from:
             on_rank0(lambda: move_aside(self.run_folder))
         truncate_metrics(self.run_folder, state.step if self.resume_from else -1)
-        session = session_of(model, self.row_tokens)
+        session = session_of(model, self.row_tokens, config.sampled_ids)
         self.log = TrainLog(self.run_folder, self.name, session, state.step, meter)
         self.on_save = on_save
         self.steps = steps or self.steps_of_rows

@@ -190,6 +190,7 @@ def test_the_training_log_records_session_and_joules(tmp_path):
     reading = iter([0.0, 7.0])
     meter = EnergyMeter("a counter", [(lambda: next(reading), math.inf)])
     session = {"ranks": 1, "flops_per_token": 10, "flops_spared": 5, "peak_flops": 1e3}
+    session |= {"flops_unsampled": 2}
     log = TrainLog(tmp_path, "base", session, 0, meter)
 
     class State:
@@ -198,8 +199,8 @@ def test_the_training_log_records_session_and_joules(tmp_path):
     log(State, {"step": 1, "dt": 0.5, "tokens_computed": 10, "tokens": 6, "lr": 1.0})
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["session"] == session | {"energy_source": "a counter"} and first["step"] == 0
-    assert second["joules"] == 7.0 and second["mfu"] == 0.16
-    assert second["flops"] == 6 * 10 + 4 * 5  # four tokens had no target
+    assert second["joules"] == 7.0 and second["mfu"] == 0.136
+    assert second["flops"] == 6 * (10 - 2) + 4 * 5  # four tokens had no target
 
 
 def test_a_meter_that_fails_ends_the_measurement_and_not_the_training(tmp_path, capsys, stages):
