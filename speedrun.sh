@@ -83,26 +83,31 @@ recipe_cpu() {
   : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  : "${MID_MIXTURE:=$(scaled_mixture facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17)}"
+  # rows for its own short conversations; the tokenizer does not depend on MINUTES
+  local own=facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17 mid_rows=$SEQ_LEN sft_share=0.03
+  if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" --resume)
+  : "${MID_MIXTURE:=$(scaled_mixture "$own")}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
   local sampled=(--sampled-ids=1500)
   local vectors=(--word-vectors=0.15)  # made by one process, for at most 16,384 ids
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
-  if [ "$SEQ_LEN" -le 512 ]; then masked=(--document-mask); fi
-  warm=("${sampled[@]}" ${masked[@]+"${masked[@]}"})
+  # in every stage, so that one compiled graph serves all; of long rows a mask would be slow
+  local masked=(--document-mask)
+  if [ "$SEQ_LEN" -gt 512 ]; then masked=(); fi
+  warm=("${sampled[@]}" ${masked[@]+"${masked[@]}"})  # for scripts/warm_up.py
   SKIP_REHEARSAL=1
-  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="$MID_MIXTURE" --resume)
   tok_eval=()
   shape=(--depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
-    --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
+    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
   base_eval=(--eval-tokens=30000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss --row-tokens="$((SEQ_LEN < 128 ? SEQ_LEN : 128))" "${rates[@]}" --total-batch-size=2048
-    "${sampled[@]}" --eval-tokens=20000 --eval-every=400)
+    --mask-loss --row-tokens="$mid_rows" "${rates[@]}" --total-batch-size=2048 "${sampled[@]}"
+    ${masked[@]+"${masked[@]}"} --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --max-tokens=64 --examples-per-step=36 "${rates[@]}" --target-seconds="$(minutes_share 0.03)" --eval-tokens=20000)
+    --max-tokens=64 --examples-per-step=36 "${rates[@]}" ${masked[@]+"${masked[@]}"} --target-seconds="$(minutes_share "$sft_share")" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free"
     --limit="$(awk -v m="$MINUTES" 'BEGIN { printf "%d", (m < 15 ? 100 + 20 * m : 400) }')")
   chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1
@@ -238,7 +243,7 @@ pick_recipe() {
       recipe_gpu ;;
     *) fail "RECIPE is \"$RECIPE\"; expected cpu or gpu" ;;
   esac
-  training=(--device-batch-size="$DEVICE_BATCH_SIZE" --seed="${SEED:=42}" ${masked[@]+"${masked[@]}"})
+  training=(--device-batch-size="$DEVICE_BATCH_SIZE" --seed="${SEED:=42}")
   case ${RL:=0} in
     0) num_stages=8 source= ;;
     1) num_stages=10 source=rl ;;
@@ -250,7 +255,7 @@ pick_recipe() {
 }
 
 main() {
-  dry_run="" number=0 child="" warming="" masked=()
+  dry_run="" number=0 child="" warming=""
   case ${1:-} in
     "") ;;
     --help | -h) show_help; return ;;

@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.q_proj, self.o_proj = Linear(D, H * K), Linear(H * K, D)
         self.k_proj, self.v_proj = Linear(D, Hkv * K), Linear(D, Hkv * K)
 
-    def forward(self, x: torch.Tensor, cos, sin, mask=None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos, sin, mask) -> torch.Tensor:
         B, T, _ = x.shape
         eps, K = self.config.rms_norm_eps, self.config.head_dim
         x = norm(x, eps)
@@ -179,7 +179,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.stop_ids: tuple[int, ...] = ()
-        self.document_start: int | None = None  # an id: documents of a row do not see each other
+        self.document_start: int | None = None  # id; set: documents do not see each other
         self.model = Trunk(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         self.tie()

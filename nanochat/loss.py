@@ -98,16 +98,18 @@ def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad, facto
 
 
 def sample_ids(targets, vocab_size: int, size: int) -> tuple[torch.Tensor, ...]:
-    """A vocabulary of about `size` ids for a step: (ids (C,), targets (N,) as places in it, bias
-    (C,)). It has all targets and others at random; the sum of exp(logit + bias) over it is, on
+    """About `size` ids as the vocabulary of a micro-batch: (ids (C,), targets (N,) as places in it,
+    bias (C,)). It has all targets and others at random; the sum of exp(logit + bias) over it is, on
     average, that of exp(logit) over all ids (sampled softmax, Jean et al. 2015)."""
     with targets.device:
         wanted = torch.zeros(vocab_size, dtype=torch.bool)
         wanted[targets[targets >= 0]] = True
         seen, others = wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0]
-        # subtle: an odd multiple of 64, as no number of rows is: equal sizes are compiled anew
+        # subtle: an odd multiple of 64, so never the number of rows; equal ones are compiled anew
         size = min(max(size, 2 * len(seen)) // 128 * 128 + 64, vocab_size)
-        drawn = others[torch.randperm(len(others))[: size - len(seen)]]
+        # subtle: by the CPU's generator, which a resumed run restores on every device
+        order = torch.randperm(len(others), device="cpu")[: size - len(seen)]
+        drawn = others[order.to(targets.device)]
         ids = torch.cat([seen, drawn])
         place = torch.full((vocab_size + 1,), -1)  # the last is that of no target, -1
         place[ids] = torch.arange(len(ids))
@@ -117,7 +119,8 @@ def sample_ids(targets, vocab_size: int, size: int) -> tuple[torch.Tensor, ...]:
 
 
 def sampled_loss(features, weight, targets, softcap, kernel, factors, size: int) -> torch.Tensor:
-    """chunked_loss over sample_ids alone; its gradient is right on average, nearly."""
+    """chunked_loss over sample_ids, to be trained on; its gradient is nearly unbiased."""
+    assert torch.is_grad_enabled()
     ids, targets, bias = sample_ids(targets, len(weight), size)
     kernel = partial(kernel, bias=bias)
     return chunked_loss(features, weight[ids], targets, softcap, kernel, factors)
@@ -149,7 +152,8 @@ class LossFn:
         elif compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)
         if compiled:  # subtle: gathered rows differ in number, so dynamic, lest each be compiled
-            self.kernel = torch.compile(loss_and_grad, dynamic=self.gather)
+            dynamic = self.gather or sampled_ids > 0
+            self.kernel = torch.compile(loss_and_grad, dynamic=dynamic)
 
     def __call__(self, model, batch) -> torch.Tensor:
         targets = batch.targets.flatten()

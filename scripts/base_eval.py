@@ -66,6 +66,8 @@ def bits_per_byte(model, tokenizer, trained: dict, config: Config) -> dict[str, 
     num_shards = config.num_shards or trained.get("num_shards")
     source = open_source(data, num_shards, column, max_malformed)
     found = {}
+    if trained.get("document_mask"):
+        model.document_start = tokenizer.bos
     for split in ("train", "val"):
         shards = tokenize_source(source, tokenizer, split)
         context = model.config.sequence_len

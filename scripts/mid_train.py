@@ -31,7 +31,7 @@ class Config(StageConfig):
     mask_loss: bool = False
     """Take the loss on what the assistant says alone."""
     row_tokens: int | None = None
-    """Tokens of a row; default: the model's context."""
+    """Tokens in a row; default: the model's context."""
     warmdown: float = 1.0
     eval_every: int = 150
 
@@ -40,9 +40,9 @@ def main(config: Config) -> None:
     parent = find_parent(config, "base", config.base_tag)
     stage = Stage("mid", config, parent=parent)
     context = stage.model.config.sequence_len
-    T = config.row_tokens or context
-    if context < T:
-        raise ConfigError(f"--row-tokens {T} is beyond the context, {context}")
+    T = context if config.row_tokens is None else config.row_tokens
+    if not 0 < T <= context:
+        raise ConfigError(f"--row-tokens {T}: expected 1 to the context, {context}")
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)
     rows = PackedRows(tokens, T, config.seed, config.mask_loss)

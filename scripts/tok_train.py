@@ -40,8 +40,8 @@ class Config:
     max_chars: int = 2_000_000_000
     """Characters to learn from, at most."""
     mixture: str = ""
-    """Conversations to learn from, too, as in mid_train: 10,000 of them, each text twelve times, as
-    it is, in small letters and in capitals, so that it is few tokens however it is typed."""
+    """Also learn from conversations, as in mid_train: from 10,000 of them, each text 12 times as it
+    is, 12 in small letters and 12 in capitals, so that it is few tokens however it is typed."""
     doc_cap: int = 10_000
     """Characters of one document, at most, so that a few long ones do not rule."""
     split_pattern: str = SPLIT_PATTERN
@@ -49,11 +49,12 @@ class Config:
     out: Path | None = None
     """Folder to write to; unset: tokenizer/ under the base folder."""
     resume: bool = False
-    """Do nothing if the folder holds the tokenizer that these settings gave on this data."""
+    """Do nothing if the folder holds the tokenizer that these settings gave on this data, whatever
+    the conversations are by now."""
 
 
-def said(conversations: Iterable[dict]) -> Iterator[str]:
-    """The texts of conversations, as settings say of --mixture."""
+def conversation_texts(conversations: Iterable[dict]) -> Iterator[str]:
+    """What is said in them, TIMES times in each of three letter cases; tool calls are left out."""
     for message in (m for conversation in conversations for m in conversation["messages"]):
         if isinstance(text := message["content"], str):
             yield from (text, text.lower(), text.upper()) * TIMES
@@ -90,8 +91,10 @@ def main(config: Config) -> None:
     read, start = Counter(), time.monotonic()
     texts = capped(documents, config.doc_cap, config.max_chars, read)
     if config.mixture:
-        chats = mixture(config.mixture, "train", seed=42)
-        texts = chain(texts, said(chats[i] for i in range(min(len(chats), CONVERSATIONS))))
+        chats = mixture(config.mixture, "train", 42, (), config.max_malformed)
+        count = min(len(chats), CONVERSATIONS)
+        texts = chain(texts, conversation_texts(chats[i] for i in range(count)))
+        print0(f"tokenizer: learns from {count:,} conversations, too")
     tokenizer = Tokenizer.train(texts, config.vocab_size, config.split_pattern)
     seconds = time.monotonic() - start
     documents.close()

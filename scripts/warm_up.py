@@ -34,9 +34,9 @@ class Config:
     vocab_size: int = 8192
     """Of the tokenizer, which may still be trained."""
     document_mask: bool = False
-    """As the stages that train will have it."""
+    """As in training."""
     sampled_ids: int = 0
-    """As those will have it that have any; others are compiled for, too."""
+    """As in training; the loss over all ids is compiled, too."""
 
 
 def main(config: Config) -> None:

@@ -112,10 +112,7 @@ class Arithmetic(GeneratedTask):
         if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
             a, b = max(a, b), min(a, b)
         elif infix and self.split == "train" and kind != "/" and rng.random() < DECIMALS:
-            a, b = (
-                round(n + rng.choice((0, rng.uniform(0.1, 0.9))), rng.choice((1, 2)))
-                for n in (a, b)
-            )
+            a, b = (draw_decimal(n, rng) for n in (a, b))
         layers = () if again else ("opener", "tail")
         question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
         return answered(question, EXPRESSIONS[kind].format(a=a, b=b), phrasing)
@@ -171,6 +168,12 @@ def draw_number(rng: random.Random, weights: tuple[int, int, int, int]) -> int:
     """A number of one to four digits, by weight; uniform among those."""
     low, high = rng.choices(((0, 9), (10, 99), (100, 999), (1000, 9999)), weights)[0]
     return rng.randint(low, high)
+
+
+def draw_decimal(n: int, rng: random.Random) -> int | float:
+    """n itself, or n with one or two decimals that are not all 0."""
+    places = rng.choice((1, 2))
+    return rng.choice((n, round(n + rng.randrange(1, 10**places) / 10**places, places)))
 
 
 def is_test(kind: str, a: int, b: int) -> bool:

@@ -88,9 +88,10 @@ def wordings_beside(path: Path) -> dict[str, list[str]]:
 
 
 def draw_phrase(row: dict, split: str, rng: random.Random) -> tuple[str, str]:
-    """(core phrase, phrasing): in training one of the prompts, "trained"; in the test split one of
-    the prompts or one of those held out, "new", half each."""
-    if split == "train":  # the k-th of n about as often as 1 / sqrt(k): the commoner stand first
+    """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are the
+    commonest and drawn the most; in the test split, evenly, one of the prompts or one of those held
+    out, "new", half each."""
+    if split == "train":  # the k-th in proportion to about 1 / sqrt(k)
         return row["prompts"][int(len(row["prompts"]) * rng.random() ** 2)], "trained"
     phrasing = rng.choice(("trained", "new"))
     return rng.choice(row["prompts" if phrasing == "trained" else "held_out"]), phrasing

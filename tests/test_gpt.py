@@ -114,17 +114,27 @@ def test_places_asked_for_have_the_features_and_gradients_of_the_whole(recompute
 
 
 @pytest.mark.parametrize("n_kv_head", [4, 1])
-def test_documents_of_a_row_do_not_see_each_other(n_kv_head):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_documents_of_a_row_do_not_see_each_other(n_kv_head, recompute):
     model, start = random_model(n_kv_head=n_kv_head), 7
-    documents = [torch.tensor([start, *range(first, last)]) for first, last in ((10, 14), (30, 39))]
-    row = torch.cat([torch.tensor([3, 4]), *documents])[None]  # what is before the first is one
-    alone = torch.cat([model.features(d[None])[0] for d in (row[0, :2], *documents)])
-    apart = model.features(row)[0]
-    assert (apart - alone).abs().max() > 0.01
+    for block in model.model.layers:
+        block.recompute = recompute
+    # what is before the first start of a row is a document, too
+    documents = [[3, 4], [start, *range(10, 14)], [start], [start, *range(30, 38)], [5, start]]
+    documents = [torch.tensor(document) for document in documents]
+    inputs = torch.stack([torch.cat(documents[:3]), torch.cat(documents[3:])[:8]])
+    documents[3:] = [documents[3][:8]]
+    alone = torch.cat([model.features(document[None])[0] for document in documents])
+    assert (model.features(inputs).flatten(0, 1) - alone).abs().max() > 0.01
     model.document_start = start
-    torch.testing.assert_close(model.features(row)[0], alone, rtol=1e-4, atol=1e-5)
-    rows = torch.tensor([16, 1, 8])
-    torch.testing.assert_close(model.features(row, rows), alone[rows], rtol=1e-4, atol=1e-5)
+    together = model.features(inputs).flatten(0, 1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    rows = torch.tensor([15, 1, 8])
+    torch.testing.assert_close(model.features(inputs, rows), alone[rows], rtol=1e-4, atol=1e-5)
+    parameters = list(model.parameters())[:-1]  # without the head
+    grads = [torch.autograd.grad(x.square().sum(), parameters) for x in (together, alone)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def reference_logits(model: GPT, inputs: list[int]) -> torch.Tensor:

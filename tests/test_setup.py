@@ -101,6 +101,19 @@ def test_every_command_of_a_recipe_is_one_that_its_script_accepts(variables):
         parse(importlib.import_module(module).Config, flags)
 
 
+def test_a_seed_and_a_mixture_reach_the_stages():
+    commands = recipe_commands(RECIPE="cpu", SEED="7", MID_MIXTURE="identity:1", SEQ_LEN="1024")
+    flags = dict(map(module_and_flags, commands))
+    for stage in ("base_train", "mid_train", "chat_sft"):
+        assert "--seed=7" in flags[f"scripts.{stage}"]
+        assert "--document-mask" not in flags[f"scripts.{stage}"]  # its rows are long
+    assert "--mixture=identity:1" in flags["scripts.tok_train"]
+    assert "--row-tokens=1024" in flags["scripts.mid_train"]
+    own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
+    assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
+    assert "--mixture=facts:3.9" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
+
+
 def test_cpu_recipe_runs_every_stage_once_and_ends_with_the_report():
     modules = [module_and_flags(c)[0] for c in recipe_commands(RECIPE="cpu")]
     assert modules == [f"scripts.{stage}" for stage in [*STAGES, "report"]]

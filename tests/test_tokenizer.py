@@ -355,8 +355,10 @@ def test_tok_train_learns_from_conversations_in_every_letter_case(tmp_path, caps
     tok_train.main(tok_train.Config(data=data, vocab_size=512, out=tmp_path, mixture=mixture))
     pieces = Tokenizer.load(tmp_path).pieces()
     assert {" you", " YOU"} <= set(pieces)
-    said = tok_train.said([{"messages": [{"content": "Hi"}, {"content": [{"text": "2"}]}]}])
-    assert Counter(said) == {"Hi": 12, "hi": 12, "HI": 12}
+    texts = tok_train.conversation_texts(
+        [{"messages": [{"content": "Hi"}, {"content": [{"text": "2"}]}]}]
+    )
+    assert Counter(texts) == {"Hi": 12, "hi": 12, "HI": 12}
 
 
 def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):

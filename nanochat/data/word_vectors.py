@@ -18,7 +18,7 @@ MOST_IDS = 16_384  # so many take 5.4 GB and 30 s
 MOST_TOKENS = 20_000_000  # of the text that is counted
 WINDOW = 2  # tokens to each side, the nearer the more
 CONTEXT_POWER = 0.75  # of a context's frequency: rare contexts count for less
-TWINS = 0.1  # weight of what stands near the same text in another letter case
+CASE_SHARE = 0.1  # weight of what stands near the same text in another letter case
 NOISE = 0.1  # keeps tokens apart that the text has never or in the same places
 ITERATIONS, MORE = 4, 32  # of the subspace, and vectors beyond D in it
 
@@ -43,23 +43,22 @@ def begin_with_word_vectors(
         raise ConfigError(f"--word-vectors is {std}; it is a standard deviation, above 0")
     if rank_and_world()[1] > 1:
         raise ConfigError("--word-vectors is for one process, here are several; leave it out")
-    small = [piece.lower() for piece in pieces] + [""] * (vocab_size - len(pieces))
-    embedding.weight.copy_(word_vectors(parts, small, dim, seed) * std)
+    texts = list(pieces) + [""] * (vocab_size - len(pieces))
+    embedding.weight.copy_(word_vectors(parts, texts, dim, seed) * std)
     print0(f"word vectors: counted and factorized in {time.monotonic() - start:.1f} s")
 
 
 def word_vectors(
-    parts: Sequence[np.ndarray], small: Sequence[str], dim: int, seed: int
+    parts: Sequence[np.ndarray], texts: Sequence[str], dim: int, seed: int
 ) -> torch.Tensor:
-    """(V, D) float32, each row of root mean square 1, from texts of token ids; `small`: what each
-    id stands for, in small letters.
+    """(V, D) float32, each row of root mean square 1, from `parts` of token ids; texts: of each id.
 
     The matrix of positive mutual information, factorized with half of its weight on either side
     (Levy, Goldberg & Dagan 2015).
     """
     generator = torch.Generator().manual_seed(seed)
-    counts = with_twins(cooccurrences(parts, len(small)), small)
-    vectors = factor(positive_information(counts), min(dim, len(small)), generator)
+    counts = share_letter_cases(cooccurrences(parts, len(texts)), texts)
+    vectors = factor(positive_information(counts), min(dim, len(texts)), generator)
     # turned at random, so that every coordinate has a part of each eigenvector
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
     vectors = unit(vectors @ turn[: vectors.shape[1]])
@@ -85,14 +84,15 @@ def cooccurrences(parts: Sequence[np.ndarray], vocab_size: int) -> torch.Tensor:
     return one_way + one_way.T
 
 
-def with_twins(counts: torch.Tensor, small: Sequence[str]) -> torch.Tensor:
-    """Symmetric counts (V, V), each row and column with TWINS times the sum of those of the same
-    text in any letter case: " EGYPT", which text seldom has, is then near " Egypt"."""
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(small))}
-    group = torch.tensor([numbers[text] for text in small])
+def share_letter_cases(counts: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    """Symmetric counts (V, V), each row and column with CASE_SHARE times the sum of those of the
+    same text in any letter case: " EGYPT", which text seldom has, is then near " Egypt"."""
+    # parts of a character, and special ids, are texts of their own
+    keys = [text.lower() if text.strip("\ufffd") else f"\ufffd{i}" for i, text in enumerate(texts)]
+    group = torch.from_numpy(np.unique(keys, return_inverse=True)[1])
     for _ in range(2):
-        sums = torch.zeros(len(numbers), len(small)).index_add_(0, group, counts)
-        counts = (counts + TWINS * sums[group]).T
+        sums = torch.zeros(int(group.max()) + 1, len(texts)).index_add_(0, group, counts)
+        counts = counts.add(sums[group], alpha=CASE_SHARE).T
     return counts
 
 

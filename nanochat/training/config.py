@@ -72,7 +72,7 @@ class StageConfig:
     document_mask: bool = False
     """Documents packed into one row do not see each other; for rows of many short ones."""
     sampled_ids: int = 0
-    """Take a step's loss over so many ids, its targets and a sample, on a CPU faster; 0: all."""
+    """Ids that a training loss is over, the targets and a sample; faster on a CPU. 0: all."""
     compile: bool = True
     """Compile the model with Inductor (on a CPU that needs a C++ compiler)."""
     fp8: bool = False
@@ -101,6 +101,8 @@ def check_settings(stage: str, config: StageConfig, device: torch.device) -> Non
         raise ConfigError(f"--keep-last {config.keep_last}: the newest checkpoint stays, at least")
     if config.fp8 and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise ConfigError("--fp8 needs a GPU with 8-bit products (sm89 or newer); leave it out")
+    if config.sampled_ids < 0:
+        raise ConfigError(f"--sampled-ids {config.sampled_ids}: 0 takes all, or a number of ids")
     if config.sampled_ids and stage == "rl":
         raise ConfigError("--sampled-ids: rl compares probabilities over all ids; leave it out")
     if config.shard and stage == "rl":

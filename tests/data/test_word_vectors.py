@@ -13,7 +13,7 @@ from nanochat.data.word_vectors import (
     cooccurrences,
     factor,
     positive_information,
-    with_twins,
+    share_letter_cases,
     word_vectors,
 )
 
@@ -73,17 +73,23 @@ def test_a_text_in_another_letter_case_lends_a_tenth_of_its_counts():
     counts += counts.T.clone()
     shared = torch.tensor([[1.1, 0, 0.1, 0], [0, 1.1, 0, 0], [0.1, 0, 1.1, 0], [0, 0, 0, 1.1]])
     expected = shared @ counts @ shared.T
-    torch.testing.assert_close(with_twins(counts, [" peru", " in", " peru", "peru"]), expected)
+    found = share_letter_cases(counts, [" Peru", " in", " PERU", "peru"])
+    torch.testing.assert_close(found, expected)
+
+
+def test_parts_of_characters_share_nothing():
+    counts = torch.ones(4, 4)
+    found = share_letter_cases(counts, ["\ufffd", "\ufffd", "", ""])
+    torch.testing.assert_close(found, counts * 1.1 * 1.1)  # each with itself alone
 
 
 def test_a_word_that_is_rare_in_capitals_is_near_the_common_one():
     words = draw(0, 2, 4000) * 3  # 0 and 3 stand in the same places
     text = np.stack([np.full(4000, 4), words, np.full(4000, 5), words * 0 + 6], 1).reshape(-1)
     pieces = [" PERU" if i == 9 else " Peru" if i == 6 else text for i, text in enumerate(IDS)]
-    small = [piece.lower() for piece in pieces]
     alone, (near, far) = (
         torch.nn.functional.cosine_similarity(vectors[9:10], vectors[[6, 4]])
-        for vectors in (word_vectors([text], texts, 32, 1) for texts in (IDS, small))
+        for vectors in (word_vectors([text], texts, 32, 1) for texts in (IDS, pieces))
     )
     assert alone[0].abs() < 0.5 and near > 0.9 and abs(far) < 0.7
 
