@@ -6,6 +6,7 @@ The flags are base_train's. All that stays is in the caches of compiled code: of
 $NANOCHAT_BASE_DIR. A training of this shape waits for it, finds it there and starts sooner.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -53,13 +54,15 @@ def main(config: Config) -> None:
     loss_fn = LossFn(model, compiled=True, sampled_ids=config.sampled_ids)
     ids = torch.zeros(max(1, CPU_MICRO_BATCH_TOKENS // T), T, dtype=torch.long)
     # subtle: all under the lock, so that no step is timed beside a compiler
-    with locked(base_dir() / "warm-up"), ThreadPoolExecutor(1) as beside:
-        beside.submit(library, processor())
-        loss_fn(model, Batch(ids, ids)).backward()
-        loss_fn.sampled_ids = 0
-        loss_fn(model, Batch(ids, ids)).backward()
-        with torch.no_grad():  # as validation does
-            loss_fn(model, Batch(ids, ids))
+    with locked(base_dir() / "warm-up"):
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(library, processor())
+            loss_fn(model, Batch(ids, ids)).backward()
+            loss_fn.sampled_ids = 0
+            loss_fn(model, Batch(ids, ids)).backward()
+            with torch.no_grad():  # as validation does
+                loss_fn(model, Batch(ids, ids))
+        os._exit(0)  # at once: a compiler's tidying up would run beside the steps, too
 
 
 if __name__ == "__main__":
