@@ -88,8 +88,8 @@ def wordings_beside(path: Path) -> dict[str, list[str]]:
 
 
 def draw_phrase(row: dict, split: str, rng: random.Random) -> tuple[str, str]:
-    """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are the
-    commonest and drawn the most; in the test split, evenly, one of the prompts or one of those held
+    """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are
+    the commonest and drawn most; in the test split, evenly, one of the prompts or one of those held
     out, "new", half each."""
     if split == "train":  # the k-th in proportion to about 1 / sqrt(k)
         return row["prompts"][int(len(row["prompts"]) * rng.random() ** 2)], "trained"
