@@ -57,6 +57,8 @@ HELP
 # ------------------------------------------------------------------------------------------------------- recipes
 # One function a recipe: the defaults of the variables, then the flags of each stage.
 
+sft_share=0.03  # of MINUTES, that fine-tuning takes
+
 # minutes_share 0.4: that share of MINUTES, in seconds, less 2 minutes for reading, compiling and measuring.
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
@@ -67,7 +69,7 @@ mid_seconds() {
   local begun
   begun=$(cat "$base_dir/mid_checkpoints/$1"/step_*/run.json 2>/dev/null |
     sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
-  awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share 0.03)" -v spent=$((SECONDS - installed)) \
+  awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share "$sft_share")" -v spent=$((SECONDS - installed)) \
     -v tokenizer="$tokenizer_seconds" 'BEGIN {
       most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3 * tokenizer
       printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
@@ -84,7 +86,7 @@ recipe_cpu() {
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
-  local own=facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17 mid_rows=$SEQ_LEN sft_share=0.03
+  local own=facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" --resume)
   : "${MID_MIXTURE:=$(scaled_mixture "$own")}"

@@ -190,7 +190,8 @@ def test_minutes_scale_the_horizons():
 def test_midtraining_takes_the_time_that_is_left(spent, tokenizer, expected, tmp_path):
     code = (
         r'eval "$(sed -n "/^minutes_share()/p; /^mid_seconds()/,/^}/p" speedrun.sh)"; installed=9; '
-        f"MINUTES=15; SECONDS={spent + 9}; tokenizer_seconds={tokenizer}; mid_seconds d3"
+        f"sft_share=0.03; MINUTES=15; SECONDS={spent + 9}; "
+        f"tokenizer_seconds={tokenizer}; mid_seconds d3"
     )
     done = bash("-c", code, base_dir=str(tmp_path))
     assert abs(int(done.stdout) - expected) <= 1, done.stderr
