@@ -86,9 +86,11 @@ recipe_cpu() {
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
-  local own=facts:3.9,identity:4.2,unknown:3.9,spelling:1.17,arithmetic:1.17 mid_rows=$SEQ_LEN
+  local own=facts:3.1,identity:6.8,unknown:4,spelling:1.17,arithmetic:1.4 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
-  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" --resume)
+  local numbers=(--whole-numbers)  # 990 ids
+  if [ "$VOCAB_SIZE" -lt 8192 ]; then numbers=(); fi
+  tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" ${numbers[@]+"${numbers[@]}"} --resume)
   : "${MID_MIXTURE:=$(scaled_mixture "$own")}"
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)

@@ -91,8 +91,8 @@ def draw_phrase(row: dict, split: str, rng: random.Random) -> tuple[str, str]:
     """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are
     the commonest and drawn most; in the test split, evenly, one of the prompts or one of those held
     out, "new", half each."""
-    if split == "train":  # the k-th in proportion to about 1 / sqrt(k)
-        return row["prompts"][int(len(row["prompts"]) * rng.random() ** 2)], "trained"
+    if split == "train":  # the k-th in proportion to about k^(-1/3)
+        return row["prompts"][int(len(row["prompts"]) * rng.random() ** 1.5)], "trained"
     phrasing = rng.choice(("trained", "new"))
     return rng.choice(row["prompts" if phrasing == "trained" else "held_out"]), phrasing
 

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -359,6 +360,18 @@ def test_tok_train_learns_from_conversations_in_every_letter_case(tmp_path, caps
         [{"messages": [{"content": "Hi"}, {"content": [{"text": "2"}]}]}]
     )
     assert Counter(texts) == {"Hi": 12, "hi": 12, "HI": 12}
+
+
+def test_tok_train_makes_each_number_one_token(tmp_path, capsys):
+    from scripts import tok_train
+
+    (tmp_path / "texts.txt").write_text("text and 365 days\n\nand some to measure it on")
+    config = tok_train.Config(data=str(tmp_path / "texts.txt"), vocab_size=1344, out=tmp_path)
+    for whole, ids in ((False, [1, 2, 3, 4]), (True, [1, 1, 1, 2])):
+        tok_train.main(replace(config, whole_numbers=whole))
+        encode = Tokenizer.load(tmp_path).encode_ordinary
+        assert [len(encode(n)) for n in ("7", "42", "918", "9184")] == ids
+    assert "990 of 990 are one token" in capsys.readouterr().out
 
 
 def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):
