@@ -86,7 +86,7 @@ recipe_cpu() {
   : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
-  local own=facts:3.1,identity:6.8,unknown:4,spelling:1.17,arithmetic:1.4 mid_rows=$SEQ_LEN
+  local own=facts:3.4,identity:6.4,unknown:3.9,spelling:1.17,arithmetic:1.35 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
   local numbers=(--whole-numbers)  # 990 ids
   if [ "$VOCAB_SIZE" -lt 8192 ]; then numbers=(); fi

@@ -111,7 +111,7 @@ def test_a_seed_and_a_mixture_reach_the_stages():
     assert "--row-tokens=1024" in flags["scripts.mid_train"]
     own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
     assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
-    assert "--mixture=facts:3.1" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
+    assert "--mixture=facts:3.4" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
     assert "--whole-numbers" in own["scripts.tok_train"]
     small = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", VOCAB_SIZE="4096")))
     assert "--whole-numbers" not in small["scripts.tok_train"]  # a quarter of it
