@@ -21,7 +21,8 @@ Environment variables, with the default of each recipe:
   variable            cpu         gpu           meaning
   RECIPE              by hardware               "cpu" or "gpu"
   MINUTES             15          -             time for the cpu recipe; horizons and evaluations scale with it
-  DEPTH               3           20            layers; width, batch, learning rates and horizon follow from it
+  DEPTH               3, or 2     20            layers; width, batch, learning rates and horizon follow from it
+                                                (cpu: 2 for less than 8 MINUTES)
   DATA                packaged    fineweb-edu   pretraining text: "packaged", a folder, "fineweb-edu", "climbmix", or a
                                                 hub data set "owner/name"
   NUM_SHARDS          2           240           how many files of a hub data set to use at most
@@ -82,9 +83,11 @@ scaled_mixture() {
 }
 
 recipe_cpu() {
-  : "${MINUTES:=15}" "${DEPTH:=3}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}"
-  : "${NPROC:=1}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
+  : "${MINUTES:=15}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}" "${NPROC:=1}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
+  # in few minutes, twice the steps of two layers are worth more than a third layer
+  : "${DEPTH:=$(awk -v m="$MINUTES" 'BEGIN { print (m < 8 ? 2 : 3) }')}"
+  : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
   local own=facts:3.4,identity:6.4,unknown:3.9,spelling:1.17,arithmetic:1.35 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi

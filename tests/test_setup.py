@@ -110,6 +110,9 @@ def test_a_seed_and_a_mixture_reach_the_stages():
     assert "--mixture=identity:1" in flags["scripts.tok_train"]
     assert "--row-tokens=1024" in flags["scripts.mid_train"]
     own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
+    assert ("--depth=2" in own["scripts.base_train"]) and (
+        "--depth=3" in flags["scripts.base_train"]
+    )
     assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
     assert "--mixture=facts:3.4" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
     assert "--whole-numbers" in own["scripts.tok_train"]
