@@ -48,9 +48,8 @@ def main(config: Config) -> None:
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("sft", config, stage.tokenizer)
     rows = PaddedRows(tokens, T, config.seed, plan.rows_per_step)
     val_rows = PaddedRows(val_tokens, T, config.seed, plan.rows_per_step)
-    epoch = max(1, len(rows) // plan.rows_per_step)
-    data = StageData(rows, val_rows, fingerprint, counts | rows.counts, planned_steps=epoch)
-    train_and_report(stage, data, plan)
+    counts |= rows.counts
+    train_and_report(stage, StageData(rows, val_rows, fingerprint, counts), plan)
 
 
 if __name__ == "__main__":

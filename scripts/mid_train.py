@@ -48,9 +48,7 @@ def main(config: Config) -> None:
     rows = PackedRows(tokens, T, config.seed, config.mask_loss)
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())
-    epoch = max(1, len(rows) // plan.rows_per_step)
-    data = StageData(rows, val_rows, fingerprint, counts, planned_steps=epoch)
-    train_and_report(stage, data, plan)
+    train_and_report(stage, StageData(rows, val_rows, fingerprint, counts), plan)
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def test_tok_train_learns_from_conversations_in_every_letter_case(tmp_path, caps
     assert Counter(texts) == {"Hi": 12, "hi": 12, "HI": 12}
 
 
-def test_tok_train_makes_each_number_one_token(tmp_path, capsys):
+def test_tok_train_makes_each_number_one_token(tmp_path):
     from scripts import tok_train
 
     (tmp_path / "texts.txt").write_text("text and 365 days\n\nand some to measure it on")
@@ -371,7 +371,7 @@ def test_tok_train_makes_each_number_one_token(tmp_path, capsys):
         tok_train.main(replace(config, whole_numbers=whole))
         encode = Tokenizer.load(tmp_path).encode_ordinary
         assert [len(encode(n)) for n in ("7", "42", "918", "9184")] == ids
-    assert "990 of 990 are one token" in capsys.readouterr().out
+    assert all(len(encode(str(n))) == 1 for n in range(1000))
 
 
 def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ A script starts the stage, makes rows for its batch plan, and trains on them:
 
     stage = Stage("sft", config, parent=lambda: find_checkpoint("mid"))
     plan = stage.plan_batch(config.examples_per_step, row_tokens)
-    stage.train(StageData(rows, val_rows, fingerprint, report, planned_steps), plan)
+    stage.train(StageData(rows, val_rows, fingerprint, report), plan)
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class StageData:
     val_rows: object  # None: nothing is measured in bits per byte
     fingerprint: str  # of data and mixture, for the record
     report: dict  # counts worth keeping in run.json
-    planned_steps: int  # unless --num-steps or --target-seconds says otherwise
+    planned_steps: int | None = None  # by default as many as one epoch has
 
 
 class Stage:
@@ -130,7 +130,9 @@ class Stage:
         self.data, self.plan = data, plan
         self.optimizers = build_optimizers(model, config, self.ranks.owned)
         self.scaler = LossScaler() if model.compute_dtype == torch.float16 else None
-        planned = None if config.target_seconds else data.planned_steps
+        planned = None
+        if not config.target_seconds:
+            planned = data.planned_steps or max(1, len(data.rows) // plan.rows_per_step)
         state, cursor = LoopState(num_steps=config.num_steps or planned), 0
         if self.resume_from:
             compare_settings(self.resume_from, config, self.meta, data.fingerprint)
