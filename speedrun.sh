@@ -77,7 +77,8 @@ mid_seconds() {
     }'
 }
 
-# scaled_mixture name:4,...: with epochs for MINUTES; they are for 15 of them, and about what two cores use then.
+# scaled_mixture name:4,...: with epochs for MINUTES; they are for 15 of them, and about what two cores
+# with three layers use then; more steps go through them again.
 scaled_mixture() {
   awk -v m="$MINUTES" -v RS=, -F: '{ printf "%s%s:%.3f", separator, $1, $2 * m / 15; separator = "," }' <<<"$1"
 }
@@ -91,7 +92,7 @@ recipe_cpu() {
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
   local own=facts:3.4,identity:6.4,unknown:3.9,spelling:1.17,arithmetic:1.35 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
-  local numbers=(--whole-numbers)  # 990 ids
+  local numbers=(--whole-numbers)  # 990 ids, too many of a smaller vocabulary
   if [ "$VOCAB_SIZE" -lt 8192 ]; then numbers=(); fi
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" ${numbers[@]+"${numbers[@]}"} --resume)
   : "${MID_MIXTURE:=$(scaled_mixture "$own")}"

@@ -1,9 +1,7 @@
 """Midtraining: teaches the base model conversations, tools and multiple choice, in packed rows.
 
-    python -m scripts.mid_train
-    torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
-
-The loss is taken on all tokens; --mask-loss takes it on what the assistant says alone.
+python -m scripts.mid_train
+torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
 """
 
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ class Config(StageConfig):
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     mask_loss: bool = False
-    """Take the loss on what the assistant says alone."""
+    """Take the loss on what the assistant says alone, not on all tokens."""
     row_tokens: int | None = None
     """Tokens in a row; default: the model's context."""
     warmdown: float = 1.0

@@ -1,7 +1,7 @@
 """Trains the tokenizer on the text that the model will be trained on.
 
 python -m scripts.tok_train
-python -m scripts.tok_train --data=fineweb-edu --vocab-size=65536 --max-chars=2000000000
+python -m scripts.tok_train --data=fineweb-edu
 """
 
 import json
@@ -40,19 +40,18 @@ class Config:
     max_chars: int = 2_000_000_000
     """Characters to learn from, at most."""
     mixture: str = ""
-    """Also learn from 10,000 conversations, as in mid_train: each text 12 times as it is, in small
-    letters and in capitals, so that it is few tokens however it is typed."""
+    """Also learn from 10,000 conversations, as in mid_train, each text 12 times in three cases."""
     whole_numbers: bool = False
     """Make each number of two or three digits one token: 990 ids."""
     doc_cap: int = 10_000
     """Characters of one document, at most, so that a few long ones do not rule."""
     split_pattern: str = SPLIT_PATTERN
-    """Regular expression that cuts text into the pieces within which bytes are merged."""
+    """Regular expression of the pieces of text within which bytes are merged."""
     out: Path | None = None
     """Folder to write to; unset: tokenizer/ under the base folder."""
     resume: bool = False
-    """Do nothing if the folder holds the tokenizer that these settings gave on this data, whatever
-    the conversations are by now."""
+    """Do nothing if the folder holds what these settings gave on this data, whatever the
+    conversations are by now."""
 
 
 def conversation_texts(conversations: Iterable[dict]) -> Iterator[str]:
@@ -97,8 +96,9 @@ def main(config: Config) -> None:
         count = min(len(chats), CONVERSATIONS)
         texts = chain(texts, conversation_texts(chats[i] for i in range(count)))
         print0(f"tokenizer: learns from {count:,} conversations, too")
-    if config.whole_numbers:
-        texts = chain(texts, (f"{n} " * 2000 for n in range(10, 1000)))
+    if config.whole_numbers:  # made last, for they must outweigh what was read
+        numbers = (f"{n} " * max(2000, read["characters"] // 15_000) for n in range(1000))
+        texts = chain(texts, numbers)
     tokenizer = Tokenizer.train(texts, config.vocab_size, config.split_pattern)
     seconds = time.monotonic() - start
     documents.close()
@@ -110,9 +110,10 @@ def main(config: Config) -> None:
         print0(f"{source.name}: {source.counts[what]:,} {what}")
     print0(
         f"tokenizer: {tokenizer.vocab_size:,} ids, {len(tokenizer.merges):,} merges, learned from "
-        f"{read['characters']:,} characters in {read['documents']:,} documents, "
-        f"in {seconds:.1f} s"
+        f"{read['characters']:,} characters in {read['documents']:,} documents, in {seconds:.1f} s"
     )
+    whole = sum(len(tokenizer.encode_ordinary(str(n))) == 1 for n in range(1000))
+    print0(f"numbers below 1,000 in one token: {whole:,}")
     held_out = (text for shard in source.shards("val") for text in shard.texts())
     texts = list(capped(islice(held_out, 100_000), VAL_CHARS, VAL_CHARS, Counter()))
     chars, tokens = sum(map(len, texts)), len(tokenizer.encode_ordinary_batch(texts)[0])

@@ -110,9 +110,8 @@ def test_a_seed_and_a_mixture_reach_the_stages():
     assert "--mixture=identity:1" in flags["scripts.tok_train"]
     assert "--row-tokens=1024" in flags["scripts.mid_train"]
     own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
-    assert ("--depth=2" in own["scripts.base_train"]) and (
-        "--depth=3" in flags["scripts.base_train"]
-    )
+    assert "--depth=2" in own["scripts.base_train"]
+    assert "--depth=3" in flags["scripts.base_train"]
     assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
     assert "--mixture=facts:3.4" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
     assert "--whole-numbers" in own["scripts.tok_train"]
@@ -195,8 +194,8 @@ def test_minutes_scale_the_horizons():
 )
 def test_midtraining_takes_the_time_that_is_left(spent, tokenizer, expected, tmp_path):
     code = (
-        r'eval "$(sed -n "/^minutes_share()/p; /^mid_seconds()/,/^}/p" speedrun.sh)"; installed=9; '
-        f"sft_share=0.03; MINUTES=15; SECONDS={spent + 9}; "
+        r'eval "$(sed -n "/^sft_share/p; /^minutes_share()/p; /^mid_seconds()/,/^}/p" '
+        f'speedrun.sh)"; installed=9; MINUTES=15; SECONDS={spent + 9}; '
         f"tokenizer_seconds={tokenizer}; mid_seconds d3"
     )
     done = bash("-c", code, base_dir=str(tmp_path))

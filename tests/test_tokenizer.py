@@ -362,7 +362,7 @@ def test_tok_train_learns_from_conversations_in_every_letter_case(tmp_path, caps
     assert Counter(texts) == {"Hi": 12, "hi": 12, "HI": 12}
 
 
-def test_tok_train_makes_each_number_one_token(tmp_path):
+def test_tok_train_makes_each_number_one_token(tmp_path, capsys):
     from scripts import tok_train
 
     (tmp_path / "texts.txt").write_text("text and 365 days\n\nand some to measure it on")
@@ -372,6 +372,19 @@ def test_tok_train_makes_each_number_one_token(tmp_path):
         encode = Tokenizer.load(tmp_path).encode_ordinary
         assert [len(encode(n)) for n in ("7", "42", "918", "9184")] == ids
     assert all(len(encode(str(n))) == 1 for n in range(1000))
+    assert "numbers below 1,000 in one token: 1,000" in capsys.readouterr().out
+
+
+def test_tok_train_makes_numbers_outweigh_a_long_text(tmp_path):
+    from scripts import tok_train
+
+    letters = "abcdefghijklmnopqrst"
+    pairs = [f"{a}{b} " * 2100 for a in letters for b in letters]  # 400 merges of that weight
+    (tmp_path / "texts.txt").write_text("".join(pairs) + "word " * 9_000_000 + "\n\nval")
+    sizes = {"vocab_size": 1344, "doc_cap": 10**9, "out": tmp_path}
+    tok_train.main(tok_train.Config(data=str(tmp_path / "texts.txt"), whole_numbers=True, **sizes))
+    encode = Tokenizer.load(tmp_path).encode_ordinary
+    assert sum(len(encode(str(n))) == 1 for n in range(1000)) == 1000
 
 
 def test_tok_train_finds_a_place_that_cannot_be_written_before_it_learns(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 
 from nanochat.common import ConfigError, print0, rank_and_world
 
-MOST_IDS = 16_384  # so many take 5.4 GB and 30 s
+MOST_IDS = 16_384  # of V * V counts
 MOST_TOKENS = 20_000_000  # of the text that is counted
 WINDOW = 2  # tokens to each side, the nearer the more
 CONTEXT_POWER = 0.75  # of a context's frequency: rare contexts count for less

@@ -45,7 +45,7 @@ class StageData:
     val_rows: object  # None: nothing is measured in bits per byte
     fingerprint: str  # of data and mixture, for the record
     report: dict  # counts worth keeping in run.json
-    planned_steps: int | None = None  # by default as many as one epoch has
+    planned_steps: int | None = None  # default: one epoch
 
 
 class Stage:
