@@ -376,6 +376,7 @@ def test_attacks_everywhere_else(tab, server, new_tab, tmp_path):
     other.page.set_input_files("#file", path)
     other.wait(tab.page.locator(".assistant").count())
     check(other, "imported")
+    other.page.wait_for_function("() => byId('model-name').textContent")
     assert other.page.inner_text("#model-name") == ATTACKS[6]
 
 
