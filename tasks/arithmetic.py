@@ -1,10 +1,11 @@
 """Arithmetic through the tool: the question becomes an expression, the tool its value, the value
 the answer.
 
-What is learned is to copy the numbers in the right order and choose an operator, so it carries over
-to numbers never seen together. Questions are signs and written-out operators ("{a} plus {b}", the
-"infix" of arithmetic.jsonl, inside the phrases of its row "problem"), operations in words ("take
-{b} away from {a}") and word problems. {big} and {small} are the two numbers in order of size.
+What is learned is to copy the numbers in the right order, that of the question wherever it does not
+matter, and to choose an operator, so it carries over to numbers never seen together. Questions are
+signs and written-out operators ("{a} plus {b}", the "infix" of arithmetic.jsonl, inside the phrases
+of its row "problem"), operations in words ("take {b} away from {a}") and word problems. {big} and
+{small} are the two numbers in order of size; {x} and {y}, of a difference, are in either order.
 """
 
 import random
@@ -19,6 +20,7 @@ PHRASES_FILE = Path(__file__).with_name("arithmetic.jsonl")
 EXPRESSIONS = {
     "+": "{a}+{b}",
     "-": "{a}-{b}",
+    "difference": "abs({a}-{b})",
     "*": "{a}*{b}",
     "/": "{a}/{b}",
     "double": "{a}*2",
@@ -43,14 +45,16 @@ THINGS = (
     "potatoes", "mangoes", "cherries", "crayons", "magazines", "letters", "boxes", "candles",
     "stones",
 )  # fmt: skip
-NUMBER_WORDS = (
+TO_TWENTY = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
     "eighteen", "nineteen", "twenty",
 )  # fmt: skip
+TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+NUMBER_WORDS = dict(enumerate(TO_TWENTY)) | dict(zip(range(30, 100, 10), TENS, strict=True))
 FOLLOW_UPS = 0.14  # share of conversations with a second turn, half of them about its result
 DECIMALS = 0.1  # share of the train split's sums, differences and products in signs
-IN_WORDS = 0.2  # rate of phrases without signs whose numbers up to twenty are written as words
+IN_WORDS = 0.25  # rate of phrases without signs whose numbers are NUMBER_WORDS where there is one
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -115,7 +119,7 @@ class Arithmetic(GeneratedTask):
             a, b = (draw_decimal(n, rng) for n in (a, b))
         layers = () if again else ("opener", "tail")
         question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
-        return answered(question, EXPRESSIONS[kind].format(a=a, b=b), phrasing)
+        return answered(question, expression(kind, phrase, a, b), phrasing)
 
     def draw(self, kind: str, story: bool, rng: random.Random) -> tuple[int, int]:
         """Two numbers that suit the kind, and a word problem's: a tenth of these pairs is kept for
@@ -145,6 +149,18 @@ class Arithmetic(GeneratedTask):
         return bool(found) and float(found[-1].replace(",", "")) == float(conversation["answer"])
 
 
+def expression(kind: str, phrase: str, a: int, b: int) -> str:
+    """What the tool calculates: the numbers in the phrase's order wherever that is right, for it is
+    the easiest to learn. expression("-", "{small} of {big} pens", 9, 2) == "abs(2-9)"."""
+    places = [phrase.find(slot) for slot in ("{a}", "{b}", "{big}", "{small}")]
+    turned = places[1] < places[0] or places[3] < places[2]
+    if kind == "-" and ("{x}" in phrase or (turned and "{big}" in phrase)):
+        kind = "difference"
+    if turned and kind in ("+", "*", "percent", "difference"):
+        a, b = b, a
+    return EXPRESSIONS[kind].format(a=a, b=b)
+
+
 def answered(question: str, expression: str, phrasing: str) -> dict:
     output = calculate(expression)
     answer = tool_answer(expression, output, output)
@@ -153,15 +169,12 @@ def answered(question: str, expression: str, phrasing: str) -> dict:
 
 def slots(phrase: str, a: int, b: int, rng: random.Random) -> dict[str, str]:
     """What fills the phrase: the numbers, and a word problem's people and things."""
-    in_words = (
-        isinstance(a + b, int)
-        and not re.search(r"[-+*/:÷×=^²%]|}x{", phrase)
-        and rng.random() < IN_WORDS
-    )
-    a_text, b_text = (NUMBER_WORDS[n] if in_words and n <= 20 else str(n) for n in (a, b))
+    in_words = not re.search(r"[-+*/:÷×=^²%]|}x{", phrase) and rng.random() < IN_WORDS
+    a_text, b_text = (in_words and NUMBER_WORDS.get(n) or str(n) for n in (a, b))
     name, other = rng.sample(NAMES, 2)
     people = {"name": name, "other": other, "things": rng.choice(THINGS)}
-    return {"a": a_text, "b": b_text, "big": a_text, "small": b_text, **people}
+    numbers = dict.fromkeys(("a", "big", "x"), a_text) | dict.fromkeys(("b", "small", "y"), b_text)
+    return numbers | people
 
 
 def draw_number(rng: random.Random, weights: tuple[int, int, int, int]) -> int:

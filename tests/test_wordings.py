@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from nanochat.inference.calculator import calculate
-from tasks.arithmetic import EXPRESSIONS, NUMBER_WORDS, Arithmetic
+from tasks.arithmetic import EXPRESSIONS, KINDS, NUMBER_WORDS, Arithmetic, expression
 from tasks.task import held_back, plain
 from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_tail
 
@@ -17,6 +17,7 @@ FOLDER = Path(tasks.__file__).parent
 FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
 SLOTS = dict.fromkeys(("x", "bare", "X", "word", "words"), "Qzxuv")
 SLOTS |= {"a": "9118", "b": "7224", "big": "9118", "small": "7224", "problem": "9118 + 7224"}
+SLOTS |= {"x": "7224", "y": "9118"}
 SLOTS |= {"letter": "k", "letters": "k's", "name": "Vwnya", "other": "Hjgsa", "things": "yfofs"}
 
 
@@ -190,8 +191,8 @@ def meaning(sign: str, text: str) -> int:
 def test_phrases_mean_their_operation():
     """By the words for it, and where the numbers may come in either size by their order."""
     rows = read_phrases(FOLDER / "arithmetic.jsonl")
-    numbers = {"a": 84, "b": 12, "big": 84, "small": 12}
-    for kind in EXPRESSIONS:
+    numbers = {"a": 84, "b": 12, "big": 84, "small": 12, "x": 84, "y": 12}
+    for kind in KINDS:
         row = rows[kind]
         for phrase in row["prompts"] + row["held_out"] + row.get("infix", []):
             text = phrase.format(**numbers, name="Ann", other="Tom", things="pens")
@@ -207,7 +208,7 @@ def test_answers_are_what_the_questions_mean(split):
     task, checked = Arithmetic(split, 1500), 0
     for i in range(len(task)):
         question, reply = (message["content"] for message in task[i]["messages"][-2:])
-        found = re.fullmatch(r"(\d+)([-+*])(\d+)", reply[0]["text"])
+        found = re.fullmatch(r"(?:abs\()?(\d+)([-+*])(\d+)\)?", reply[0]["text"])
         if found and sorted(re.findall(r"\d+", question)) == sorted(found.group(1, 3)):
             value = meaning(found[2], question)  # "I ate 3 of 7": what is left is no less than 0
             assert task[i]["answer"] in (str(value), str(abs(value))), question
@@ -244,8 +245,41 @@ def test_expressions_by_hand(kind, phrase, a, b, expected):
     assert calculate(EXPRESSIONS[kind].format(a=a, b=b)) == str(expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "phrase", "expected"),
+    [
+        ("+", "Add {a} and {b}.", "9+2"),
+        ("+", "... what you get when you add {b} to {a}", "2+9"),
+        ("*", "... the price of {b} cakes at {a} dollars each", "2*9"),
+        ("percent", "... {a}, {b} percent off", "9*2/100"),
+        ("percent", "Find {b} percent of {a}.", "2*9/100"),
+        ("-", "Take {b} away from {a}.", "9-2"),
+        ("-", "If {name} has {big} {things} and eats {small}, how many are left?", "9-2"),
+        ("-", "I threw out {small} of {big} {things}. How many did I keep?", "abs(2-9)"),
+        ("-", "Gap between {x} and {y}", "abs(9-2)"),
+        ("/", "How many times does {b} go into {a}?", "9/2"),
+        ("double", "Double {a}.", "9*2"),
+        ("square", "... the square of {a}", "9*9"),
+    ],
+)
+def test_numbers_are_in_the_phrase_s_order_where_it_does_not_matter(kind, phrase, expected):
+    assert expression(kind, phrase, 9, 9 if kind == "square" else 2) == expected
+
+
+def test_a_difference_is_asked_in_either_order():
+    task, order = Arithmetic("train", 6000), Counter()
+    for i in range(len(task)):
+        question, reply = (message["content"] for message in task[i]["messages"][-2:])
+        if re.search("(difference|gap) (between|of)|far apart", question, re.I):
+            a, b = map(int, re.findall(r"\d+", reply[0]["text"]))
+            order[a > b] += reply[0]["text"].startswith("abs")
+            assert task[i]["answer"] == str(abs(a - b))
+    assert min(order.values()) > 1
+
+
 def test_small_numbers_are_also_written_as_words():
-    assert [NUMBER_WORDS[n] for n in (0, 7, 13, 20)] == ["zero", "seven", "thirteen", "twenty"]
+    words = ["zero", "seven", "thirteen", "twenty", "forty"]
+    assert [NUMBER_WORDS[n] for n in (0, 7, 13, 20, 40)] == words
     task = Arithmetic("train", 3000)
     asked = [task[i]["messages"][0]["content"].lower().split() for i in range(len(task))]
     assert 20 < sum("seven" in words or "eight" in words for words in asked) < 200
