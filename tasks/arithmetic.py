@@ -1,11 +1,11 @@
 """Arithmetic through the tool: the question becomes an expression, the tool its value, the value
 the answer.
 
-What is learned is to copy the numbers in the right order, that of the question wherever it does not
-matter, and to choose an operator, so it carries over to numbers never seen together. Questions are
-signs and written-out operators ("{a} plus {b}", the "infix" of arithmetic.jsonl, inside the phrases
-of its row "problem"), operations in words ("take {b} away from {a}") and word problems. {big} and
-{small} are the two numbers in order of size; {x} and {y}, of a difference, are in either order.
+What is learned is to copy the numbers as they stand in the question and to choose the operators
+around them, so it carries over to numbers never seen together. Questions are signs and written-out
+operators ("{a} plus {b}", the "infix" of arithmetic.jsonl, inside the phrases of its row
+"problem"), operations in words ("take {b} away from {a}") and word problems. {big} and {small} are
+the two numbers in order of size; {x} and {y}, of a difference, are in either order.
 """
 
 import random
@@ -27,6 +27,13 @@ EXPRESSIONS = {
     "half": "{a}/2",
     "square": "{a}*{a}",
     "percent": "{a}*{b}/100",
+}
+TURNED = {  # of a question that has b first
+    "+": "{b}+{a}",
+    "-": "-{b}+{a}",
+    "*": "{b}*{a}",
+    "/": "1/{b}*{a}",
+    "percent": "{b}*{a}/100",
 }
 KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
 NAMES = (
@@ -55,6 +62,7 @@ NUMBER_WORDS = dict(enumerate(TO_TWENTY)) | dict(zip(range(30, 100, 10), TENS, s
 FOLLOW_UPS = 0.14  # share of conversations with a second turn, half of them about its result
 DECIMALS = 0.1  # share of the train split's sums, differences and products in signs
 IN_WORDS = 0.25  # rate of phrases without signs whose numbers are NUMBER_WORDS where there is one
+SHORT = 0.15  # rate of problems to train with whose first number drawn is one of NUMBER_WORDS
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -129,6 +137,8 @@ class Arithmetic(GeneratedTask):
         else:
             weights = (2, 6, 1, 0) if story else (5, 8, 8, 1)
         a, b = draw_number(rng, weights), draw_number(rng, weights)
+        if self.split == "train" and rng.random() < SHORT:
+            a = rng.choice(list(NUMBER_WORDS))
         if story:
             a, b = max(a, 2), max(b, 2)
         if kind == "percent":
@@ -150,15 +160,13 @@ class Arithmetic(GeneratedTask):
 
 
 def expression(kind: str, phrase: str, a: int, b: int) -> str:
-    """What the tool calculates: the numbers in the phrase's order wherever that is right, for it is
-    the easiest to learn. expression("-", "{small} of {big} pens", 9, 2) == "abs(2-9)"."""
+    """What the tool calculates: the numbers in the phrase's order, for to copy them in one order
+    alone is the easiest to learn. expression("-", "Take {b} from {a}.", 9, 2) == "-2+9"."""
     places = [phrase.find(slot) for slot in ("{a}", "{b}", "{big}", "{small}")]
-    turned = places[1] < places[0] or places[3] < places[2]
-    if kind == "-" and ("{x}" in phrase or (turned and "{big}" in phrase)):
+    turned = kind in TURNED and (places[1] < places[0] or places[3] < places[2])
+    if "{x}" in phrase:
         kind = "difference"
-    if turned and kind in ("+", "*", "percent", "difference"):
-        a, b = b, a
-    return EXPRESSIONS[kind].format(a=a, b=b)
+    return (TURNED if turned else EXPRESSIONS)[kind].format(a=a, b=b)
 
 
 def answered(question: str, expression: str, phrasing: str) -> dict:

@@ -163,6 +163,8 @@ def test_index_past_the_end_and_unknown_split():
 def pair(conversation):
     """(sign, a, b) of the expression; "%" where it is a percentage."""
     expression = conversation["messages"][-1]["content"][0]["text"]
+    if found := re.fullmatch(r"(?:-|1/)([\d.]+)([+*])([\d.]+)", expression):  # "-2+9", "1/2*9"
+        return {"+": "-", "*": "/"}[found[2]], Decimal(found[3]), Decimal(found[1])
     expression = expression.removeprefix("abs(").removesuffix(")")
     sign = next(c for c in expression if c in "+-*/")
     a, b = expression.removesuffix("/100").split(sign)

@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from nanochat.inference.calculator import calculate
-from tasks.arithmetic import EXPRESSIONS, KINDS, NUMBER_WORDS, Arithmetic, expression
+from tasks.arithmetic import EXPRESSIONS, KINDS, NUMBER_WORDS, TURNED, Arithmetic, expression
 from tasks.task import held_back, plain
 from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_tail
 
@@ -160,7 +160,7 @@ def test_unknown_topics_are_split():
 # ---------------------------------------------------------------- what arithmetic's questions mean
 
 # Where the number that comes second in the text is the one that is taken from or divided.
-TURNED = {
+TURNED_WORDS = {
     "-": r"\d (\w+ ){0,3}from \d|\d (\w+ )?(off|before|below|short of|under|out of|of) \d"
     r"|\d (less|fewer|lower) than \d|from \d+ to \d",
     "/": r"\d (goe?s?|fits?|is contained) (into|in) \d|^\d+ into \d|\ds are in \d|\d out of \d",
@@ -183,7 +183,7 @@ INVERSES |= {"half /", "half *", "double half", "half double", "half percent", "
 def meaning(sign: str, text: str) -> int:
     """The value of a question of two numbers, read from its English."""
     first, second = map(int, re.findall(r"\d+", text))
-    turned = sign in TURNED and re.search(TURNED[sign], text, re.I)
+    turned = sign in TURNED_WORDS and re.search(TURNED_WORDS[sign], text, re.I)
     x, y = (second, first) if turned else (first, second)
     return {"+": x + y, "-": x - y, "*": x * y, "/": x // max(y, 1)}[sign]
 
@@ -208,9 +208,11 @@ def test_answers_are_what_the_questions_mean(split):
     task, checked = Arithmetic(split, 1500), 0
     for i in range(len(task)):
         question, reply = (message["content"] for message in task[i]["messages"][-2:])
-        found = re.fullmatch(r"(?:abs\()?(\d+)([-+*])(\d+)\)?", reply[0]["text"])
-        if found and sorted(re.findall(r"\d+", question)) == sorted(found.group(1, 3)):
-            value = meaning(found[2], question)  # "I ate 3 of 7": what is left is no less than 0
+        found = re.fullmatch(r"(?:abs\()?(-?)(\d+)([-+*])(\d+)\)?", reply[0]["text"])
+        if found and re.findall(r"\d+", question) == [*found.group(2, 4)]:
+            value = meaning(
+                found[1] or found[3], question
+            )  # "I ate 3 of 7": what is left is no less than 0
             assert task[i]["answer"] in (str(value), str(abs(value))), question
             checked += 1
     assert checked > 900
@@ -253,16 +255,18 @@ def test_expressions_by_hand(kind, phrase, a, b, expected):
         ("*", "... the price of {b} cakes at {a} dollars each", "2*9"),
         ("percent", "... {a}, {b} percent off", "9*2/100"),
         ("percent", "Find {b} percent of {a}.", "2*9/100"),
-        ("-", "Take {b} away from {a}.", "9-2"),
+        ("-", "What remains of {a} without {b}?", "9-2"),
         ("-", "If {name} has {big} {things} and eats {small}, how many are left?", "9-2"),
-        ("-", "I threw out {small} of {big} {things}. How many did I keep?", "abs(2-9)"),
+        ("-", "I threw out {small} of {big} {things}. How many did I keep?", "-2+9"),
+        ("-", "Subtract {b} from {a}.", "-2+9"),
         ("-", "Gap between {x} and {y}", "abs(9-2)"),
-        ("/", "How many times does {b} go into {a}?", "9/2"),
+        ("/", "Share {a} between {b}.", "9/2"),
+        ("/", "How many times does {b} go into {a}?", "1/2*9"),
         ("double", "Double {a}.", "9*2"),
         ("square", "... the square of {a}", "9*9"),
     ],
 )
-def test_numbers_are_in_the_phrase_s_order_where_it_does_not_matter(kind, phrase, expected):
+def test_the_expression_has_the_numbers_in_the_phrase_s_order(kind, phrase, expected):
     assert expression(kind, phrase, 9, 9 if kind == "square" else 2) == expected
 
 
@@ -275,6 +279,13 @@ def test_a_difference_is_asked_in_either_order():
             order[a > b] += reply[0]["text"].startswith("abs")
             assert task[i]["answer"] == str(abs(a - b))
     assert min(order.values()) > 1
+
+
+def test_dividing_by_the_first_number_is_exact_where_the_quotient_is_whole():
+    for b in range(1, 100):
+        for quotient in range(1, 9999 // b + 1):
+            turned = TURNED["/"].format(a=b * quotient, b=b)
+            assert calculate(turned) == str(quotient)
 
 
 def test_small_numbers_are_also_written_as_words():
