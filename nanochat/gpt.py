@@ -53,14 +53,14 @@ class GPTConfig:
             )
 
     @classmethod
-    def from_depth(cls, depth: int, vocab_size: int, head_dim: int = 128, **overrides) -> Self:
-        """Width 64 * depth, rounded up to a multiple of head_dim; heads = width / head_dim.
-
-        Example: GPTConfig.from_depth(20, vocab_size=65536) has n_embd 1280 and n_head 10.
-        """
-        if depth < 1:
-            raise ConfigError(f"depth {depth}: a model has at least 1 layer")
-        heads = -(-64 * depth // head_dim)
+    def from_depth(
+        cls, depth: int, vocab_size: int, head_dim: int = 128, width: int | None = None, **overrides
+    ) -> Self:
+        """A model of width 64 * depth, or `width`, rounded up to whole heads: d20 has 10 of 128."""
+        width = 64 * depth if width is None else width
+        if depth < 1 or width < 1:
+            raise ConfigError(f"depth {depth}, width {width}: expected at least 1 layer and 1 wide")
+        heads = -(-width // head_dim)
         shape = {"n_layer": depth, "n_embd": heads * head_dim, "head_dim": head_dim}
         shape |= {"n_head": heads, "n_kv_head": heads, "vocab_size": vocab_size}
         return cls(**shape | overrides)

@@ -27,18 +27,20 @@ from nanochat.training.stage import Stage, StageData
 
 PROMPTS = ("The capital of France is", "Once upon a time", "My fellow citizens,")
 
-MODEL = ("plan", "depth", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap")
+MODEL = ("plan", "depth", "width", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap")
 MODEL += ("tie_word_embeddings", "word_vectors")  # settings of a new model
 
 
 @dataclass(frozen=True)
 class Config(StageConfig):
     depth: int = 20
-    """Layers; the dial that sets everything else."""
+    """Layers; they set everything else."""
+    width: int | None = None
+    """Of the model, in whole heads; default: 64 x depth."""
     head_dim: int = 128
     """Width of an attention head; 64 for tiny models."""
     num_kv_heads: int | None = None
-    """Key/value heads, a divisor of the heads; default: as many as heads."""
+    """Key/value heads, a divisor of the heads; default: as many."""
     sequence_len: int = 2048
     """Context, in tokens."""
     logit_softcap: float | None = 15.0
@@ -47,7 +49,7 @@ class Config(StageConfig):
     """Use one matrix as embedding and head; better for tiny models."""
     word_vectors: float | None = None
     """Begin the embedding with vectors counted from the text, of this standard deviation (a tied
-    one: 0.15), instead of at random; for tiny models that train for minutes, on one device."""
+    one: 0.15), not at random; for tiny models, on one device."""
     data: str = "karpathy/fineweb-edu-100b-shuffle"
     """A hub data set, fineweb-edu, climbmix, a local folder, or packaged."""
     column: str = "text"
@@ -55,7 +57,7 @@ class Config(StageConfig):
     num_shards: int | None = 240
     """Train shards of a hub data set that are used."""
     local_data: bool = False
-    """With several nodes: each has a disk of its own, and one rank of each tokenizes."""
+    """With several nodes: each has its own disk, and one rank of each tokenizes."""
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     tokens_per_param: float = 20.0
@@ -85,7 +87,7 @@ def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
 def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
     """The untrained model of these settings, and the tokenizer that tok_train left."""
     tokenizer = Tokenizer.load(base_dir() / "tokenizer")
-    names = ("sequence_len", "logit_softcap", "tie_word_embeddings")
+    names = ("width", "sequence_len", "logit_softcap", "tie_word_embeddings")
     overrides = {name: getattr(config, name) for name in names}
     if config.num_kv_heads:
         overrides["n_kv_head"] = config.num_kv_heads

@@ -26,6 +26,8 @@ from nanochat.training.batch_plan import CPU_MICRO_BATCH_TOKENS, can_compile
 class Config:
     depth: int = 20
     """Layers."""
+    width: int | None = None
+    """As in base_train."""
     head_dim: int = 128
     """Width of an attention head."""
     sequence_len: int = 2048
@@ -45,9 +47,8 @@ def main(config: Config) -> None:
     if device.type != "cpu" or not can_compile(device, True):
         return
     T, tied = config.sequence_len, config.tie_word_embeddings
-    shape = GPTConfig.from_depth(
-        config.depth, config.vocab_size, config.head_dim, sequence_len=T, tie_word_embeddings=tied
-    )
+    sizes = config.depth, config.vocab_size, config.head_dim, config.width
+    shape = GPTConfig.from_depth(*sizes, sequence_len=T, tie_word_embeddings=tied)
     model = GPT(shape).to(device)
     model.compute_dtype = choose_dtype(device)[0]
     model.document_start = 0 if config.document_mask else None

@@ -63,6 +63,8 @@ def test_a_tied_head_is_the_embedding_and_costs_the_same_flops():
 def test_width_is_rounded_up_to_whole_heads():
     assert GPTConfig.from_depth(3, vocab_size=128).n_embd == 256  # 192 -> 2 heads of 128
     assert GPTConfig.from_depth(3, vocab_size=128, head_dim=64).n_embd == 192
+    narrow = GPTConfig.from_depth(3, vocab_size=128, head_dim=64, width=100)  # up to 2 heads of 64
+    assert (narrow.n_layer, narrow.n_embd, narrow.n_head, narrow.n_kv_head) == (3, 128, 2, 2)
 
 
 # ---------------------------------------------------------------- function

@@ -440,6 +440,7 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
         ("scripts.base_train", "--detph=4", "detph"),
         ("scripts.base_train", "--depth=four", "depth"),
         ("scripts.base_train", "--depth=0", "at least 1 layer"),
+        ("scripts.base_train", "--width=0", "width 0: expected at least 1"),
         ("scripts.base_train", "--depth=2 --num-kv-heads=3 --model-tag=x", "nearest that does is"),
         ("scripts.base_train", "--num-steps=1 --target-seconds=5 --depth=2", "one horizon"),
         ("scripts.base_train", "--data=/nowhere/at/all --depth=2 --model-tag=x", "/nowhere/at/all"),

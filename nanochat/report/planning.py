@@ -229,7 +229,7 @@ def print_plan(config, vocab_size: int = 65_536) -> None:
         raise ConfigError(f"--gpu {gpu}: no links are known of it; choose {', '.join(LINKS)}")
     if gpus > NODE and gpus % NODE:
         raise ConfigError(f"--gpus {gpus}: more than {NODE} are whole nodes of {NODE}")
-    overrides = {"sequence_len": config.sequence_len}
+    overrides = {"sequence_len": config.sequence_len, "width": config.width}
     if config.num_kv_heads:
         overrides["n_kv_head"] = config.num_kv_heads
     model = GPTConfig.from_depth(config.depth, vocab_size, config.head_dim, **overrides)

@@ -36,7 +36,7 @@ class StageConfig:
     matrix_lr: float = 0.02
     """Muon learning rate of the block matrices."""
     muon_iterations: int = 5
-    """Of Muon's orthogonalisation; 3 are enough for the small matrices of tiny models."""
+    """Of Muon's orthogonalisation; 3 are enough for tiny models."""
     momentum_warmup: int = 300
     """Steps over which Muon's momentum rises from 0.85 to 0.95."""
     lr_scale: float = 1.0
@@ -64,7 +64,7 @@ class StageConfig:
     mirror: str = ""
     """Copy and verify every save in the background: a folder, or hf://user/repo."""
     track: Literal["wandb", "trackio", "tensorboard"] | None = None
-    """Send the metrics there, too."""
+    """Send the metrics there."""
     resume: bool = False
     """Continue the run of this tag from its newest checkpoint, if it has one."""
     fresh: bool = False
@@ -86,7 +86,7 @@ class StageConfig:
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which gradients travel between ranks; sums are float32. bfloat16 for slow networks."""
     checkpoint_blocks: int = 0
-    """Blocks whose activations are computed again in the backward pass, to save memory."""
+    """Blocks computed again in the backward pass, to save memory."""
     seed: int = 42
     """Of data order and initial weights."""
 
