@@ -21,8 +21,8 @@ Environment variables, with the default of each recipe:
   variable            cpu         gpu           meaning
   RECIPE              by hardware               "cpu" or "gpu"
   MINUTES             15          -             time for the cpu recipe; horizons and evaluations scale with it
-  DEPTH               3, or 2     20            layers; width, batch, learning rates and horizon follow from it
-                                                (cpu: 2 for less than 8 MINUTES)
+  DEPTH               3           20            layers; width, batch, learning rates and horizon follow from it
+  WIDTH               128         64 x DEPTH    of the model (cpu: 64 x DEPTH, too, where DEPTH is given)
   DATA                packaged    fineweb-edu   pretraining text: "packaged", a folder, "fineweb-edu", "climbmix", or a
                                                 hub data set "owner/name"
   NUM_SHARDS          2           240           how many files of a hub data set to use at most
@@ -77,8 +77,8 @@ mid_seconds() {
     }'
 }
 
-# scaled_mixture name:4,...: with epochs for MINUTES; they are for 15 of them, and about what two cores
-# with three layers use then; more steps go through them again.
+# scaled_mixture name:4,...: with epochs for MINUTES. They are for 15 of them, in which two cores with three narrow layers
+# go through them about twice.
 scaled_mixture() {
   awk -v m="$MINUTES" -v RS=, -F: '{ printf "%s%s:%.3f", separator, $1, $2 * m / 15; separator = "," }' <<<"$1"
 }
@@ -86,11 +86,12 @@ scaled_mixture() {
 recipe_cpu() {
   : "${MINUTES:=15}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}" "${NPROC:=1}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
-  # in few minutes, twice the steps of two layers are worth more than a third layer
-  : "${DEPTH:=$(awk -v m="$MINUTES" 'BEGIN { print (m < 8 ? 2 : 3) }')}"
+  # narrower than its depth: in the same time nearly twice the steps, which are worth more
+  if [ -z "${DEPTH:-}" ]; then : "${WIDTH:=128}"; fi
+  : "${DEPTH:=3}"
   : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
-  local own=facts:3.4,identity:6.4,unknown:3.9,spelling:1.17,arithmetic:1.35 mid_rows=$SEQ_LEN
+  local own=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55 mid_rows=$SEQ_LEN
   if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
   local numbers=(--whole-numbers)  # 990 ids, too many of a smaller vocabulary
   if [ "$VOCAB_SIZE" -lt 8192 ]; then numbers=(); fi
@@ -107,10 +108,10 @@ recipe_cpu() {
   warm=("${sampled[@]}" ${masked[@]+"${masked[@]}"})  # for scripts/warm_up.py
   SKIP_REHEARSAL=1
   tok_eval=()
-  shape=(--depth="$DEPTH" --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
+  shape=(--depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
     ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
-  base_eval=(--eval-tokens=30000)
+  base_eval=(--eval-tokens=12000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss --row-tokens="$mid_rows" "${rates[@]}" --total-batch-size=2048 "${sampled[@]}"
     ${masked[@]+"${masked[@]}"} --eval-tokens=20000 --eval-every=400)
@@ -131,7 +132,7 @@ recipe_gpu() {
   : "${NPROC:=$gpus}" "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}"
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --max-chars=2000000000 --resume)
   tok_eval=()
-  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" --sequence-len="$SEQ_LEN")
+  base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" --depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --sequence-len="$SEQ_LEN")
   base_eval=(--core --max-per-task=500 ${EVAL_BUNDLE:+"--bundle=$EVAL_BUNDLE"})
   mid_train=(${MID_MIXTURE:+"--mixture=$MID_MIXTURE"})
   chat_sft=(${SFT_MIXTURE:+"--mixture=$SFT_MIXTURE"})

@@ -77,6 +77,7 @@ class Facts(GeneratedTask):
     """
 
     name = "facts"
+    capitals = 0.06
 
     def __init__(self, split: str = "train", size: int | None = None):
         super().__init__(split, size)

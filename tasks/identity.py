@@ -24,6 +24,7 @@ class Identity(GeneratedTask):
     all of it with fillers held out."""
 
     name = "identity"
+    capitals = 0.06
     default_sizes = {"train": 6000, "test": 1000}
     file = Path(__file__).with_name("identity.jsonl")
     layers: tuple[str, ...] = ("opener",)  # "Who are you, please?" is odd

@@ -93,6 +93,9 @@ class GeneratedTask(Task):
     """
 
     default_sizes = {"train": 20_000, "test": 1000}
+    # Share of the conversations to train with that are typed in capitals, besides the questions
+    # that wordings.py puts so: words are other tokens then, and have to be learned in both.
+    capitals = 0.0
 
     def __init__(self, split: str = "train", size: int | None = None):
         check_split(split, ("train", "test"))
@@ -110,6 +113,9 @@ class GeneratedTask(Task):
         conversation = self.make(rng, index)
         while self.split == "train" and asks_freely(conversation):
             conversation = self.make(rng, index)
+        if self.split == "train" and rng.random() < self.capitals:
+            for question in conversation["messages"][::2]:
+                question["content"] = question["content"].upper()
         return conversation
 
     def make(self, rng: random.Random, index: int) -> dict:

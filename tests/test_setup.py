@@ -110,10 +110,9 @@ def test_a_seed_and_a_mixture_reach_the_stages():
     assert "--mixture=identity:1" in flags["scripts.tok_train"]
     assert "--row-tokens=1024" in flags["scripts.mid_train"]
     own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
-    assert "--depth=2" in own["scripts.base_train"]
-    assert "--depth=3" in flags["scripts.base_train"]
+    assert {"--depth=3", "--width=128"} <= set(own["scripts.base_train"])
     assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
-    assert "--mixture=facts:3.4" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
+    assert "--mixture=facts:3.3" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
     assert "--whole-numbers" in own["scripts.tok_train"]
     small = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", VOCAB_SIZE="4096")))
     assert "--whole-numbers" not in small["scripts.tok_train"]  # a quarter of it
@@ -169,8 +168,18 @@ def test_another_word_for_rl_is_refused():
 def test_variables_reach_the_commands():
     commands = recipe_commands(RECIPE="cpu", DEPTH="6", DATA="/my/texts", MODEL_TAG="mine")
     flags = dict(module_and_flags(c) for c in commands)
-    assert {"--depth=6", "--data=/my/texts", "--model-tag=mine"} <= set(flags["scripts.base_train"])
+    base = flags["scripts.base_train"]
+    assert {"--depth=6", "--data=/my/texts", "--model-tag=mine"} <= set(base)
+    assert "--width" not in " ".join(base)  # follows from a depth that is given
     assert "--model-tag=mine" in flags["scripts.chat_sft"]
+
+
+@pytest.mark.parametrize("recipe", ["cpu", "gpu"])
+def test_a_width_reaches_the_base_stage(recipe):
+    commands = recipe_commands(RECIPE=recipe, DEPTH="4", WIDTH="320", SKIP_REHEARSAL="1")
+    assert {"--depth=4", "--width=320"} <= set(
+        dict(map(module_and_flags, commands))["scripts.base_train"]
+    )
 
 
 def test_minutes_are_refused_where_they_would_do_nothing():

@@ -617,3 +617,15 @@ def test_packaged_facts_and_words():
         for slot in {"science", "person", "history"} & set(row["slots"]):
             assert not subjects & set(map(plain, row["slots"][slot])), slot
     assert len(Spelling("train").words) > 9000
+
+
+@pytest.mark.parametrize("task", [Facts, Identity])
+def test_some_conversations_to_train_with_are_in_capitals_alone(task):
+    asked, loud = (
+        [
+            all(m["content"].isupper() for m in made[i]["messages"] if m["role"] == "user")
+            for i in range(len(made))
+        ]
+        for made in (task("test", 1000), task("train", 1000))
+    )
+    assert 10 < sum(asked) < 80 < sum(loud) < 160  # of 5 and 11 in a hundred
