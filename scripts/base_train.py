@@ -55,7 +55,7 @@ class Config(StageConfig):
     column: str = "text"
     """Of tables: the one with the text."""
     num_shards: int | None = 240
-    """Train shards of a hub data set that are used."""
+    """Train shards of a hub data set to use."""
     local_data: bool = False
     """With several nodes: each has its own disk, and one rank of each tokenizes."""
     total_batch_size: int = 524_288

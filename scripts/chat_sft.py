@@ -29,7 +29,7 @@ class Config(StageConfig):
     examples_per_step: int = 32
     """Conversations of one step, over all ranks."""
     max_tokens: int | None = None
-    """Longest row; a longer conversation is cut at a turn. Default: the model's context."""
+    """Longest row; longer conversations are cut at a turn. Default: the context."""
     lr_scale: float = 0.1
     warmdown: float = 1.0
     eval_every: int = 100
@@ -41,9 +41,9 @@ def main(config: Config) -> None:
     parent = find_parent(config, config.parent, config.parent_tag)
     stage = Stage("sft", config, parent=parent)
     context = stage.model.config.sequence_len
-    T = config.max_tokens or context
-    if context < T:
-        raise ConfigError(f"--max-tokens {T} is beyond the context, {context}")
+    T = context if config.max_tokens is None else config.max_tokens
+    if not 0 < T <= context:
+        raise ConfigError(f"--max-tokens {T}: expected 1 to the context, {context}")
     plan = stage.plan_batch(config.examples_per_step, T)
     tokens, val_tokens, counts, fingerprint = tokenize_mixtures("sft", config, stage.tokenizer)
     rows = PaddedRows(tokens, T, config.seed, plan.rows_per_step)

@@ -27,9 +27,9 @@ class Config(StageConfig):
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     mask_loss: bool = False
-    """Take the loss on what the assistant says alone, not on all tokens."""
+    """Take the loss on what the assistant says alone."""
     row_tokens: int | None = None
-    """Tokens in a row; default: the model's context."""
+    """Tokens in a row; default: the context."""
     warmdown: float = 1.0
     eval_every: int = 150
 

@@ -119,7 +119,7 @@ def test_the_recipe_for_another_language_has_flags_that_exist(tmp_path):
     assert list(configs) == [f"scripts.{stage}" for stage in stages]
     assert {configs[f"scripts.{s}"].data for s in ("data_check", "tok_train")} == {"my texts"}
     assert configs["scripts.mid_train"].mixture.startswith("facts@'a, b.csv':4,identity@'runs/")
-    assert configs["scripts.mid_train"].target_seconds == 360
+    assert configs["scripts.mid_train"].target_seconds == 390
 
 
 def test_each_says_in_two_lines_how_it_is_used():
