@@ -61,7 +61,7 @@ class Config(StageConfig):
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     tokens_per_param: float = 20.0
-    """Horizon in tokens per parameter, unless one of the others is given."""
+    """Horizon in tokens per parameter, unless another is given."""
     target_tokens: int | None = None
     """Horizon in tokens."""
     target_flops: float | None = None
