@@ -22,7 +22,7 @@ Environment variables, with the default of each recipe:
   RECIPE              by hardware               "cpu" or "gpu"
   MINUTES             15          -             time for the cpu recipe; horizons and evaluations scale with it
   DEPTH               3           20            layers; width, batch, learning rates and horizon follow from it
-  WIDTH               128         64 x DEPTH    of the model (cpu: 64 x DEPTH, too, where DEPTH is given)
+  WIDTH               128         64 x DEPTH    width of the model (cpu: 64 x DEPTH for another DEPTH than 3)
   DATA                packaged    fineweb-edu   pretraining text: "packaged", a folder, "fineweb-edu", "climbmix", or a
                                                 hub data set "owner/name"
   NUM_SHARDS          2           240           how many files of a hub data set to use at most
@@ -87,8 +87,7 @@ recipe_cpu() {
   : "${MINUTES:=15}" "${DATA:=packaged}" "${VOCAB_SIZE:=8192}" "${SEQ_LEN:=256}" "${NPROC:=1}"
   if ! awk -v m="$MINUTES" 'BEGIN { exit !(m + 0 >= 3) }'; then fail "MINUTES is \"$MINUTES\"; the cpu recipe needs 3 or more"; fi
   # narrower than its depth: in the same time nearly twice the steps, which are worth more
-  if [ -z "${DEPTH:-}" ]; then : "${WIDTH:=128}"; fi
-  : "${DEPTH:=3}"
+  if [ "${DEPTH:=3}" = 3 ]; then : "${WIDTH:=128}"; fi
   : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
   # rows for its own short conversations; the tokenizer does not depend on MINUTES
   local own=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55 mid_rows=$SEQ_LEN
@@ -259,7 +258,7 @@ pick_recipe() {
     compare) num_stages=11 source=rl ;;
     *) fail "RL is \"$RL\"; expected 0, 1 or compare" ;;
   esac
-  say "Recipe \"$RECIPE\": depth $DEPTH, data $DATA, vocabulary $VOCAB_SIZE, $NPROC" \
+  say "Recipe \"$RECIPE\": depth $DEPTH${WIDTH:+, width $WIDTH}, data $DATA, vocabulary $VOCAB_SIZE, $NPROC" \
     "process(es)${MINUTES:+, $MINUTES minutes}, run \"$MODEL_TAG\" in $base_dir"
 }
 

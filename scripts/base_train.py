@@ -34,9 +34,9 @@ MODEL += ("tie_word_embeddings", "word_vectors")  # settings of a new model
 @dataclass(frozen=True)
 class Config(StageConfig):
     depth: int = 20
-    """Layers; they set everything else."""
+    """Layers."""
     width: int | None = None
-    """Of the model, in whole heads; default: 64 x depth."""
+    """Model width, rounded up to whole heads; default: 64 x depth."""
     head_dim: int = 128
     """Width of an attention head; 64 for tiny models."""
     num_kv_heads: int | None = None
@@ -57,7 +57,7 @@ class Config(StageConfig):
     num_shards: int | None = 240
     """Train shards of a hub data set to use."""
     local_data: bool = False
-    """With several nodes: each has its own disk, and one rank of each tokenizes."""
+    """Each node has its own disk, and one rank of each tokenizes."""
     total_batch_size: int = 524_288
     """Tokens of one step, over all ranks."""
     tokens_per_param: float = 20.0
@@ -77,7 +77,7 @@ class Config(StageConfig):
 
 
 def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
-    """The number of steps that the config's tokens or FLOPs take."""
+    """Steps that the config's tokens or FLOPs take."""
     tokens = config.target_tokens or config.tokens_per_param * model.num_params()
     if config.target_flops:
         tokens = config.target_flops / model.flops_per_token(config.sequence_len)
@@ -85,7 +85,7 @@ def horizon(config: Config, model: GPT, tokens_per_step: int) -> int:
 
 
 def new_model(config: Config, device) -> tuple[GPT, Tokenizer]:
-    """The untrained model of these settings, and the tokenizer that tok_train left."""
+    """The untrained model, and the tokenizer that tok_train left."""
     tokenizer = Tokenizer.load(base_dir() / "tokenizer")
     names = ("width", "sequence_len", "logit_softcap", "tie_word_embeddings")
     overrides = {name: getattr(config, name) for name in names}
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
     model, tokenizer = stage.model, stage.tokenizer
     T = model.config.sequence_len
     print0(
-        f"d{model.config.n_layer}: {model.num_params():,} parameters, "
+        f"d{model.config.n_layer}, width {model.config.n_embd}: {model.num_params():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOPs a token"
     )
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)

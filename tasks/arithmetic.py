@@ -61,8 +61,8 @@ TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 NUMBER_WORDS = dict(enumerate(TO_TWENTY)) | dict(zip(range(30, 100, 10), TENS, strict=True))
 FOLLOW_UPS = 0.14  # share of conversations with a second turn, half of them about its result
 DECIMALS = 0.1  # share of the train split's sums, differences and products in signs
-IN_WORDS = 0.25  # rate of phrases without signs whose numbers are NUMBER_WORDS where there is one
-SHORT = 0.15  # rate of problems to train with whose first number drawn is one of NUMBER_WORDS
+IN_WORDS = 0.25  # rate of phrases without signs whose numbers are words, if NUMBER_WORDS has them
+WITH_A_WORD = 0.15  # rate of problems to train with whose first number is one of NUMBER_WORDS
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -118,9 +118,11 @@ class Arithmetic(GeneratedTask):
             infix = rng.choice(row["infix"])
         phrase, phrasing = draw_phrase(around if infix else row, self.split, rng)
         phrase = phrase.replace("{problem}", infix)
-        a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
+        # two sentences are a situation, too
+        story = not infix and any(mark in phrase for mark in ("{name}", "{things}", ". "))
+        a, b = self.draw(kind, story, rng)
         while is_test(kind, a, b) != (self.split == "test"):
-            a, b = self.draw(kind, "{name}" in phrase or "{things}" in phrase, rng)
+            a, b = self.draw(kind, story, rng)
         if "{big}" in phrase or (kind == "-" and rng.random() < 0.6):  # most people's order
             a, b = max(a, b), min(a, b)
         elif infix and self.split == "train" and kind != "/" and rng.random() < DECIMALS:
@@ -137,7 +139,7 @@ class Arithmetic(GeneratedTask):
         else:
             weights = (2, 6, 1, 0) if story else (5, 8, 8, 1)
         a, b = draw_number(rng, weights), draw_number(rng, weights)
-        if self.split == "train" and rng.random() < SHORT:
+        if self.split == "train" and rng.random() < WITH_A_WORD:
             a = rng.choice(list(NUMBER_WORDS))
         if story:
             a, b = max(a, 2), max(b, 2)
@@ -159,13 +161,13 @@ class Arithmetic(GeneratedTask):
         return bool(found) and float(found[-1].replace(",", "")) == float(conversation["answer"])
 
 
-def expression(kind: str, phrase: str, a: int, b: int) -> str:
-    """What the tool calculates: the numbers in the phrase's order, for to copy them in one order
-    alone is the easiest to learn. expression("-", "Take {b} from {a}.", 9, 2) == "-2+9"."""
-    places = [phrase.find(slot) for slot in ("{a}", "{b}", "{big}", "{small}")]
-    turned = kind in TURNED and (places[1] < places[0] or places[3] < places[2])
-    if "{x}" in phrase:
-        kind = "difference"
+def expression(kind: str, phrase: str, a: float, b: float) -> str:
+    """What the tool calculates. It has the numbers in the phrase's order, so that they are always
+    copied in one way. expression("-", "Take {b} from {a}.", 9, 2) == "-2+9"."""
+    first = re.search(r"{(a|b|big|small|x)}", phrase)[1]
+    if first == "x":
+        return EXPRESSIONS["difference"].format(a=a, b=b)
+    turned = first in ("b", "small") and kind in TURNED
     return (TURNED if turned else EXPRESSIONS)[kind].format(a=a, b=b)
 
 
@@ -175,9 +177,10 @@ def answered(question: str, expression: str, phrasing: str) -> dict:
     return exchange(question, answer, answer=output, phrasing=phrasing)
 
 
-def slots(phrase: str, a: int, b: int, rng: random.Random) -> dict[str, str]:
+def slots(phrase: str, a: float, b: float, rng: random.Random) -> dict[str, str]:
     """What fills the phrase: the numbers, and a word problem's people and things."""
-    in_words = not re.search(r"[-+*/:÷×=^²%]|}x{", phrase) and rng.random() < IN_WORDS
+    signs = re.search(r"[-+*/:÷×=^²%]|}x{", phrase) or isinstance(a + b, float)
+    in_words = not signs and rng.random() < IN_WORDS
     a_text, b_text = (in_words and NUMBER_WORDS.get(n) or str(n) for n in (a, b))
     name, other = rng.sample(NAMES, 2)
     people = {"name": name, "other": other, "things": rng.choice(THINGS)}

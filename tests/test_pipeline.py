@@ -451,7 +451,7 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
         ("scripts.tok_train", "--mixture=arithmatic:1", "arithmetic"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
         ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "1 to the context, 64"),
-        ("scripts.chat_sft", "--max-tokens=-1 --model-tag=x", "1 to the context, 64"),
+        ("scripts.chat_sft", "--max-tokens=0 --model-tag=x", "1 to the context, 64"),
         ("scripts.chat_cli", "-p hi --source=rl --model-tag=none", "sft tiny at step"),
         ("scripts.chat_cli", "-p hi --step=7", "at step"),
     ],

@@ -7,6 +7,7 @@ from nanochat.cpp import cpp_compiler
 
 FLAGS = (
     "--depth=2",
+    "--width=64",
     "--head-dim=64",
     "--sequence-len=96",
     "--tie-word-embeddings",
@@ -24,7 +25,7 @@ from nanochat.dataloader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss import LossFn
 compute_init("cpu")
-shape = GPTConfig.from_depth(2, 4096, 64, sequence_len=96, tie_word_embeddings=True)
+shape = GPTConfig.from_depth(2, 4096, 64, 64, sequence_len=96, tie_word_embeddings=True)
 model = GPT(shape, seed=2)
 loss_fn, ids = LossFn(model, compiled=True), torch.ones(42, 96, dtype=torch.long)
 loss_fn(model, Batch(ids, ids)).backward()

@@ -104,7 +104,7 @@ def move_aside(run_folder: Path) -> None:
 
 def compare_settings(path: Path, config: StageConfig, meta: dict, fingerprint: str) -> None:
     """Prints each setting that differs from the saved run's; ConfigError for one of FIXED."""
-    now, then = asdict(config), meta["config"]
+    now, then = asdict(config), asdict(type(config)()) | meta["config"]
     changed = [n for n in sorted(now.keys() & then.keys() - set(FREE)) if now[n] != then[n]]
     for name in changed:
         if name in FIXED:

@@ -1,4 +1,7 @@
-"""Batch plans and optimizers by hand."""
+"""Batch plans, optimizers and the settings of a resumed run by hand."""
+
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from nanochat.training.batch_plan import (
 )
 from nanochat.training.config import StageConfig
 from nanochat.training.optimizers import build_optimizers, make_schedule
+from nanochat.training.resume import compare_settings
+from scripts import base_train
 
 
 @pytest.mark.parametrize(
@@ -106,3 +111,12 @@ def test_without_a_compiler_a_line_says_so(monkeypatch, capsys):
     monkeypatch.delenv("CXX", raising=False)
     assert not can_compile(torch.device("cpu"), True)
     assert "no C++ compiler (looked for" in capsys.readouterr().out
+
+
+def test_a_setting_that_an_older_run_did_not_have_was_its_default():
+    old = asdict(base_train.Config(depth=3))
+    del old["width"]
+    meta = {"config": old, "data_fingerprint": "data"}
+    compare_settings(Path("run"), base_train.Config(depth=3), meta, "data")
+    with pytest.raises(ConfigError, match="trained with --width None, it cannot go on with 128"):
+        compare_settings(Path("run"), base_train.Config(depth=3, width=128), meta, "data")
