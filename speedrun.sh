@@ -89,9 +89,8 @@ recipe_cpu() {
   # narrower than its depth: in the same time nearly twice the steps, which are worth more
   if [ "${DEPTH:=3}" = 3 ]; then : "${WIDTH:=128}"; fi
   : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
-  # rows for its own short conversations; the tokenizer does not depend on MINUTES
-  local own=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55 mid_rows=$SEQ_LEN
-  if [ -z "${MID_MIXTURE:-}" ] && [ "$SEQ_LEN" -gt 128 ]; then mid_rows=128; fi
+  # the tokenizer does not depend on MINUTES
+  local own=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55
   local numbers=(--whole-numbers)  # 990 ids, too many of a smaller vocabulary
   if [ "$VOCAB_SIZE" -lt 8192 ]; then numbers=(); fi
   tok_train=(--data="$DATA" --vocab-size="$VOCAB_SIZE" --mixture="${MID_MIXTURE:-$own}" ${numbers[@]+"${numbers[@]}"} --resume)
@@ -112,11 +111,11 @@ recipe_cpu() {
     ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
   base_eval=(--eval-tokens=12000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --mask-loss --row-tokens="$mid_rows" "${rates[@]}" --total-batch-size=2048 "${sampled[@]}"
+    --mask-loss --go-on=0.6 "${rates[@]}" --total-batch-size=2048 "${sampled[@]}"
     ${masked[@]+"${masked[@]}"} --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --max-tokens=64 --examples-per-step=36 "${rates[@]}" ${masked[@]+"${masked[@]}"} --target-seconds="$(minutes_share "$sft_share")" --eval-tokens=20000)
-  chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free"
+  chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free|talk"
     --limit="$(awk -v m="$MINUTES" 'BEGIN { printf "%d", (m < 15 ? 100 + 20 * m : 400) }')")
   chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1
     --momentum-warmup=0 --unembedding-lr=0 --muon-iterations=3

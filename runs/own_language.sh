@@ -50,7 +50,7 @@ run tok_eval --text="$DATA"
 run base_train --data="$DATA" --depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --head-dim=64 --sequence-len=256 --tie-word-embeddings \
   ${vectors[@]+"${vectors[@]}"} --target-seconds="$(seconds 0.1)" --sample-every=-1 "${short[@]}" "${train[@]}"
 run mid_train --base-tag="$MODEL_TAG" --mixture="$(chats 4 2 1)" --val-mixture="$(chats 0.5 0.1 0.1)" --mask-loss \
-  --row-tokens=128 --target-seconds="$(seconds 0.65)" --eval-every=400 "${short[@]}" "${train[@]}"
+  --go-on=0.6 --target-seconds="$(seconds 0.65)" --eval-every=400 "${short[@]}" "${train[@]}"
 run chat_sft --parent-tag="$MODEL_TAG" --mixture="$(chats 1 0.5 0.3)" --val-mixture="$(chats 0.5 0.1 0.1)" \
   --max-tokens=64 --examples-per-step=36 --target-seconds="$(seconds 0.05)" "${train[@]}"
 run chat_eval --source=sft --model-tag="$MODEL_TAG" --tasks="facts@$TABLE|identity@$IDENTITY|unknown@$UNKNOWN" --limit=400

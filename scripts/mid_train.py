@@ -6,7 +6,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
 
 from dataclasses import dataclass
 
-from nanochat.common import ConfigError, print0
+from nanochat.common import print0
 from nanochat.configurator import cli
 from nanochat.dataloader import PackedRows
 from nanochat.publishing.beginning import find_parent
@@ -28,8 +28,8 @@ class Config(StageConfig):
     """Tokens of one step, over all ranks."""
     mask_loss: bool = False
     """Take the loss on what the assistant says alone."""
-    row_tokens: int | None = None
-    """Tokens in a row; default: the context."""
+    go_on: float = 0.0
+    """Chance that a conversation goes on with the next one, as far as a row has room."""
     warmdown: float = 1.0
     eval_every: int = 150
 
@@ -37,12 +37,10 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     parent = find_parent(config, "base", config.base_tag)
     stage = Stage("mid", config, parent=parent)
-    context = stage.model.config.sequence_len
-    T = context if config.row_tokens is None else config.row_tokens
-    if not 0 < T <= context:
-        raise ConfigError(f"--row-tokens {T}: expected 1 to the context, {context}")
+    T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
-    tokens, val_tokens, counts, fingerprint = tokenize_mixtures("mid", config, stage.tokenizer)
+    sources = "mid", config, stage.tokenizer, config.go_on, T - 1
+    tokens, val_tokens, counts, fingerprint = tokenize_mixtures(*sources)
     rows = PackedRows(tokens, T, config.seed, config.mask_loss)
     val_rows = PackedRows(val_tokens, T, config.seed, mask_loss=True)
     print0(rows.describe())

@@ -21,11 +21,11 @@ from nanochat.data.token_shards import TokenShards, tokenize_conversations
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
-from tasks.free import Free
+from tasks.free import Free, Talk
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.identity import Identity
-from tasks.mixture import Mixture
+from tasks.mixture import Mixture, in_turns
 from tasks.mmlu import MMLU
 from tasks.smoltalk import HUB_CHATS, SmolTalk
 from tasks.spelling import LONG, Spelling
@@ -38,7 +38,7 @@ PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+
 OWN = re.compile(r"\s*([\w.]+:[A-Za-z_]\w*)\s*")
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
-    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free"
+    "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free, talk"
 )
 
 
@@ -91,6 +91,8 @@ def make_task(
         return HumanEval(source, sandbox, split)
     if name == "free":
         return Free(split, source)
+    if name == "talk":
+        return Talk(split, source)
     if name == "identity":
         return Identity(split, size, path=source)
     if name == "unknown":
@@ -172,16 +174,18 @@ def mixture(
 
 
 def tokenize_mixtures(
-    stage: str, config, tokenizer
+    stage: str, config, tokenizer, go_on: float = 0.0, longest: int = 0
 ) -> tuple[TokenShards, TokenShards, dict[str, int], str]:
     """What a stage's `config` mixes: config.mixture to train on and the held-out config.val_mixture
-    as tokens, the number of conversations of each task, printed too, and the fingerprint."""
+    as tokens, the number of conversations of each task, printed too, and the fingerprint. go_on,
+    longest: see in_turns."""
     allowed = config.max_malformed
     train = mixture(config.mixture, "train", config.seed, tokenizer.pieces(), allowed)
     val = mixture(config.val_mixture, "test", config.seed, (), allowed)
     counts = dict(train.report())
     print0(", ".join(f"{name} {count:,}" for name, count in counts.items()))
     tokens = tokenize_conversations(train, tokenizer, name=f"{stage} mixture")
+    tokens = in_turns(tokens, go_on, longest, config.seed)
     val_tokens = tokenize_conversations(val, tokenizer, name=f"{stage} validation")
     examples = tokens.documents(), val_tokens.documents()
     return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(*examples))

@@ -9,12 +9,18 @@ of what the assistant can do alone: ask them as free@tasks/free_questions_2.json
 files is trained on.
 """
 
+import random
 import re
 from pathlib import Path
 
 from nanochat.files import user_path
+from tasks.arithmetic import Arithmetic
+from tasks.facts import Facts
+from tasks.identity import Identity
 from tasks.source import check_columns, load_rows, text, texts
+from tasks.spelling import Spelling
 from tasks.task import FREE_QUESTIONS, Task, check_split, exchange, final_text, says
+from tasks.unknown import Unknown
 
 
 class Free(Task):
@@ -44,6 +50,25 @@ class Free(Task):
         if conversation["kind"] in ("arithmetic", "count"):
             return re.findall(r"\d+(?:\.\d+)?", said.replace(",", ""))[-1:] == expect
         return any(says(completion, phrase) for phrase in expect)
+
+
+class Talk(Free):
+    """The free questions in the middle of a talk: each after one to three conversations of other
+    tasks' test splits, with their right answers."""
+
+    name = "talk"
+
+    def __init__(self, split: str = "test", path: str | Path | None = None):
+        super().__init__(split, path)
+        self.others = [task(split) for task in (Arithmetic, Facts, Identity, Spelling, Unknown)]
+
+    def __getitem__(self, index: int) -> dict:
+        asked, rng = super().__getitem__(index), random.Random(f"talk/{index}")
+        for _ in range(rng.randint(1, 3)):
+            other = rng.choice(self.others)
+            before = other[rng.randrange(len(other))]
+            asked["messages"] = before["messages"] + asked["messages"]
+        return asked
 
 
 def check(row: dict, where: str) -> dict:

@@ -3,8 +3,12 @@
 import random
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from nanochat.common import ConfigError
+from nanochat.data.token_shards import TokenShards
 
 
 class Mixture:
@@ -47,3 +51,19 @@ class Mixture:
 
 def name_of(task) -> str:
     return getattr(task, "name", type(task).__name__)
+
+
+def in_turns(conversations: TokenShards, go_on: float, longest: int, seed: int) -> TokenShards:
+    """The same conversations, each with the chance `go_on` as the next turns of the one before it,
+    up to `longest` tokens: a model that has seen first turns alone does not answer later ones."""
+    if not 0 <= go_on <= 1:
+        raise ConfigError(f"--go-on {go_on:g}: a chance, expected 0 to 1")
+    (shard,), rng = conversations.shards, random.Random(seed)
+    begins, length = [], longest
+    for i, tokens in enumerate(np.diff(shard.offsets).tolist()):
+        length += tokens
+        if length > longest or rng.random() >= go_on:
+            begins.append(i)
+            length = tokens
+    offsets = shard.offsets[[*begins, -1]]
+    return replace(conversations, shards=[replace(shard, offsets=offsets)])

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from nanochat.conversation import validate
 from tasks.catalog import make_task
-from tasks.free import Free
+from tasks.free import Free, Talk
 from tasks.task import FREE_QUESTIONS, asks_freely, gold_completion
 
 
@@ -45,6 +46,19 @@ def test_a_question_that_goes_on_has_the_turns_before(tmp_path):
     file.write_text(json.dumps(row) + "\n")
     (conversation,) = Free(path=file)
     assert [m["content"] for m in conversation["messages"]] == ["Hi", "Hello", "Oslo?", "yes"]
+
+
+def test_talk_asks_the_free_questions_after_others():
+    free, talk, turns = Free(), Talk(), Counter()
+    assert len(talk) == len(free)
+    for i in range(len(talk)):
+        asked, alone = talk[i], free[i]
+        turns[(len(asked["messages"]) - len(alone["messages"])) // 2] += 1
+        assert asked["messages"][-len(alone["messages"]) :] == alone["messages"]
+        assert talk.evaluate(asked, gold_completion(asked))
+        validate(asked, "talk")
+    assert min(turns) >= 1 and len(turns) >= 3
+    assert talk[3] == Talk()[3]
 
 
 def test_a_free_question_is_recognised_however_it_is_written():

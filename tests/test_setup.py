@@ -108,10 +108,9 @@ def test_a_seed_and_a_mixture_reach_the_stages():
         assert "--seed=7" in flags[f"scripts.{stage}"]
         assert "--document-mask" not in flags[f"scripts.{stage}"]  # its rows are long
     assert "--mixture=identity:1" in flags["scripts.tok_train"]
-    assert "--row-tokens=1024" in flags["scripts.mid_train"]
     own = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", MINUTES="5")))
     assert {"--depth=3", "--width=128"} <= set(own["scripts.base_train"])
-    assert {"--row-tokens=128", "--document-mask"} <= set(own["scripts.mid_train"])
+    assert {"--go-on=0.6", "--document-mask"} <= set(own["scripts.mid_train"])
     assert "--mixture=facts:3.3" in " ".join(own["scripts.tok_train"])  # whatever MINUTES are
     assert "--whole-numbers" in own["scripts.tok_train"]
     small = dict(map(module_and_flags, recipe_commands(RECIPE="cpu", VOCAB_SIZE="4096")))

@@ -6,10 +6,12 @@ import random
 import re
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import validate
+from nanochat.data.token_shards import TokenShard, TokenShards
 from nanochat.inference.calculator import calculate
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic, is_test
@@ -24,7 +26,7 @@ from tasks.facts import (
 )
 from tasks.gsm8k import GSM8K, final_number, tool_parts
 from tasks.identity import Identity
-from tasks.mixture import Mixture
+from tasks.mixture import Mixture, in_turns
 from tasks.mmlu import MMLU
 from tasks.smoltalk import SmolTalk
 from tasks.spelling import Spelling, as_it_stands, count_call, draw_letter, spell_call
@@ -629,3 +631,30 @@ def test_some_conversations_to_train_with_are_in_capitals_alone(task):
         for made in (task("test", 1000), task("train", 1000))
     )
     assert 10 < sum(asked) < 80 < sum(loud) < 160  # of 5 and 11 in a hundred
+
+
+def conversations_of(*lengths):
+    """Conversation i has lengths[i] tokens, all of them i, with loss on the last of each."""
+    offsets = np.cumsum([0, *lengths])
+    mask = np.zeros(offsets[-1], np.uint8)
+    mask[offsets[1:] - 1] = 1
+    tokens = np.repeat(np.arange(len(lengths), dtype=np.uint16), lengths)
+    return TokenShards("chats", [TokenShard(tokens, offsets, mask)], bos=99)
+
+
+def test_conversations_go_on_as_far_as_there_is_room():
+    lengths = (4, 3, 2, 6, 12, 5, 5, 1)
+    (shard,) = in_turns(conversations_of(*lengths), 1.0, 10, seed=1).shards
+    assert np.diff(shard.offsets).tolist() == [9, 6, 12, 10, 1]  # 4 + 3 + 2; 12 is alone; 5 + 5
+    before = conversations_of(*lengths).shards[0]
+    assert (shard.tokens == before.tokens).all() and (shard.mask == before.mask).all()
+    (alone,) = in_turns(conversations_of(*lengths), 0.0, 10, seed=1).shards
+    assert (alone.offsets == before.offsets).all()
+
+
+def test_conversations_go_on_by_chance():
+    chats = conversations_of(*[1] * 10_000)
+    (shard,) = in_turns(chats, 0.6, 1000, seed=1).shards
+    assert 3800 < len(shard.offsets) - 1 < 4200  # four of ten begin anew
+    (again,) = in_turns(chats, 0.6, 1000, seed=1).shards
+    assert (again.offsets == shard.offsets).all()
