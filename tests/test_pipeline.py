@@ -447,7 +447,11 @@ def test_the_export_of_a_trained_model_answers_as_it_does(trained, tmp_path):
         ("scripts.tok_train", "--vocab-size=1000", "Nearest: 1024"),
         ("scripts.base_train", "--depth=3 --model-tag=tiny --resume", "cannot go on with 3"),
         ("scripts.mid_train", "--base-tag=unknown", "tiny"),
-        ("scripts.mid_train", "--go-on=2 --mixture=identity:1 --model-tag=x", "expected 0 to 1"),
+        (
+            "scripts.mid_train",
+            "--go-on=2 --mixture=identity:1 --val-mixture=identity:1 --model-tag=x",
+            "expected 0 to 1",
+        ),
         ("scripts.tok_train", "--mixture=arithmatic:1", "arithmetic"),
         ("scripts.chat_sft", "--mixture=arithmatic:1 --model-tag=x", "arithmetic"),
         ("scripts.chat_sft", "--max-tokens=100 --model-tag=x", "1 to the context, 64"),
