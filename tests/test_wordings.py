@@ -15,9 +15,8 @@ from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_
 
 FOLDER = Path(tasks.__file__).parent
 FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
-SLOTS = dict.fromkeys(("x", "bare", "X", "word", "words"), "Qzxuv")
+SLOTS = dict.fromkeys(("x", "y", "bare", "X", "word", "words"), "Qzxuv")
 SLOTS |= {"a": "9118", "b": "7224", "big": "9118", "small": "7224", "problem": "9118 + 7224"}
-SLOTS |= {"x": "7224", "y": "9118"}
 SLOTS |= {"letter": "k", "letters": "k's", "name": "Vwnya", "other": "Hjgsa", "things": "yfofs"}
 
 
@@ -212,9 +211,8 @@ def test_answers_are_what_the_questions_mean(split):
         numbers = re.findall(r"\d+", question)
         if found and sorted(numbers) == sorted(found.group(2, 4)):
             assert numbers == [*found.group(2, 4)] or found[4] == "2", question  # doubled: 93*2
-            value = meaning(
-                found[1] or found[3], question
-            )  # "I ate 3 of 7": what is left is no less than 0
+            value = meaning(found[1] or found[3], question)
+            # "I ate 3 of 7": what is left is no less than 0
             assert task[i]["answer"] in (str(value), str(abs(value))), question
             checked += 1
     assert checked > 900
@@ -255,7 +253,7 @@ def test_expressions_by_hand(kind, phrase, a, b, expected):
         ("+", "Add {a} and {b}.", "9+2"),
         ("+", "... what you get when you add {b} to {a}", "2+9"),
         ("*", "... the price of {b} cakes at {a} dollars each", "2*9"),
-        ("percent", "... {a}, {b} percent off", "9*2/100"),
+        ("percent", "How much do I save if {a} dollars is {b}% off?", "9*2/100"),
         ("percent", "Find {b} percent of {a}.", "2*9/100"),
         ("-", "What remains of {a} without {b}?", "9-2"),
         ("-", "If {name} has {big} {things} and eats {small}, how many are left?", "9-2"),
