@@ -158,7 +158,9 @@ def compute_init(
             dist.init_process_group("nccl", device_id=device, **group)
         else:
             dist.init_process_group("gloo", **group)
-            atexit.register(compute_cleanup)  # subtle: else gloo's threads abort at exit
+            # subtle: else gloo's threads, which may still hold the last work, abort at exit
+            atexit.register(time.sleep, 0.5)
+            atexit.register(compute_cleanup)
     torch.manual_seed(seed)
     dtype, reason = choose_dtype(device)
     print0(
@@ -193,9 +195,6 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cpu" and cpu_has_fast_bfloat16():
         return torch.bfloat16, "this processor multiplies it"
     return torch.float32, f"no faster type on this {device.type}"
-
-
-# ---------------------------------------------------------------- progress
 
 
 @contextlib.contextmanager
