@@ -35,7 +35,24 @@ TURNED = {  # of a question that has b first
     "/": "1/{b}*{a}",
     "percent": "{b}*{a}/100",
 }
-KINDS = {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3}
+# Of each split's questions how many are of a kind: training has more of what takes longer to learn.
+KINDS = {
+    "train": {
+        "+": 26,
+        "-": 30,
+        "*": 28,
+        "/": 26,
+        "double": 7,
+        "half": 5,
+        "square": 5,
+        "percent": 4,
+    },
+    "test": {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3},
+}
+IN_SIGNS = {
+    "train": 0.25,
+    "test": 0.5,
+}  # share of + - * / that is asked as "12 + 40" or "12 times 40"
 NAMES = (
     "Ann", "Tom", "Maria", "Ali", "Lucy", "Ben", "Priya", "Sam", "Chen", "Olga", "Leo", "Fatima",
     "John", "Mary", "Peter", "Anna", "David", "Emma", "James", "Sara", "Mike", "Julia", "Carlos",
@@ -110,11 +127,12 @@ class Arithmetic(GeneratedTask):
 
     def ask(self, rng: random.Random, again: bool = False) -> dict:
         """A question and its answer. again: as after another one, "And 3 + 4?"."""
-        kind = draw_weighted({k: KINDS[k] for k in "+-*/"} if again else KINDS, rng)
+        kinds = KINDS["test" if again else self.split]
+        kind = draw_weighted({k: kinds[k] for k in "+-*/"} if again else kinds, rng)
         row = self.rows[kind]
         around = self.rows["again" if again else "problem"]
         infix = ""
-        if "infix" in row and (again or rng.random() < 0.5):
+        if "infix" in row and (again or rng.random() < IN_SIGNS[self.split]):
             infix = rng.choice(row["infix"])
         phrase, phrasing = draw_phrase(around if infix else row, self.split, rng)
         phrase = phrase.replace("{problem}", infix)

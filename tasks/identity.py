@@ -16,7 +16,7 @@ from nanochat.common import DataError
 from nanochat.files import user_path
 from tasks.source import check_columns, load_rows, texts
 from tasks.task import GeneratedTask, exchange, held_back, plain, says
-from tasks.wordings import compose, draw_phrase, wordings_beside
+from tasks.wordings import compose, draw_phrase, spread, wordings_beside
 
 
 class Identity(GeneratedTask):
@@ -48,10 +48,13 @@ class Identity(GeneratedTask):
         ]
 
     def make(self, rng: random.Random, index: int) -> dict:
-        number = rng.randrange(len(self.rows))
-        row = self.rows[number]
-        phrase, phrasing = draw_phrase(row, self.split, rng)
-        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[number].items()}
+        if self.split == "train":  # every phrase about equally often, not by chance
+            number, place = divmod(spread(index) * len(self.rows), 1)
+        else:
+            number, place = rng.randrange(len(self.rows)), None
+        row = self.rows[int(number)]
+        phrase, phrasing = draw_phrase(row, self.split, rng, place)
+        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[int(number)].items()}
         question = compose(phrase, rng, self.layers, self.wordings, **slots)
         answer = rng.choice(row["answers"])
         return exchange(question, answer, expect=row["expect"], phrasing=phrasing)

@@ -112,7 +112,7 @@ class GeneratedTask(Task):
         rng = random.Random(f"{self.name}/0/{self.split}/{index}")
         conversation = self.make(rng, index)
         while self.split == "train" and asks_freely(conversation):
-            conversation = self.make(rng, index)
+            conversation = self.make(rng, rng.randrange(10**9))
         if self.split == "train" and rng.random() < self.capitals:
             for question in conversation["messages"][::2]:
                 question["content"] = question["content"].upper()

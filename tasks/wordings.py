@@ -87,12 +87,21 @@ def wordings_beside(path: Path) -> dict[str, list[str]]:
     return read_wordings()
 
 
-def draw_phrase(row: dict, split: str, rng: random.Random) -> tuple[str, str]:
+def spread(index: int) -> float:
+    """The index-th of numbers that fill 0 to 1 evenly, however many they are: multiples of the
+    golden ratio. Of phrases drawn by chance as many would be drawn twice too often or never."""
+    return index * 0.6180339887498949 % 1
+
+
+def draw_phrase(
+    row: dict, split: str, rng: random.Random, place: float | None = None
+) -> tuple[str, str]:
     """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are
-    the commonest and drawn most; in the test split, evenly, one of the prompts or one of those held
-    out, "new", half each."""
+    the commonest and drawn most, by `place`, 0 to 1, or by chance; in the test split, evenly, one
+    of the prompts or one of those held out, "new", half each."""
     if split == "train":  # the k-th in proportion to about k^(-1/3)
-        return row["prompts"][int(len(row["prompts"]) * rng.random() ** 1.5)], "trained"
+        place = rng.random() if place is None else place
+        return row["prompts"][int(len(row["prompts"]) * place**1.5)], "trained"
     phrasing = rng.choice(("trained", "new"))
     return rng.choice(row["prompts" if phrasing == "trained" else "held_out"]), phrasing
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import random
 import re
+from collections import Counter
 from decimal import Decimal
 
 import numpy as np
@@ -331,6 +332,20 @@ def test_identity_file_has_enough_of_everything():
     assert len(rows) >= 12
     for row in rows:
         assert len(row["prompts"]) >= 10 and len(row["held_out"]) >= 3
+
+
+def test_every_phrase_is_trained(tmp_path):
+    """By chance one in ten of those asked least would be trained once or never."""
+    row = {"answers": ["Yes."], "expect": ["Yes"], "held_out": ["No?"]}
+    words = [[f"{sound}{k:02}!" for k in range(50)] for sound in ("ding", "dong")]
+    rows = [row | {"kind": f"{n}", "prompts": prompts} for n, prompts in enumerate(words)]
+    asked = Counter(
+        plain(c["messages"][0]["content"])
+        for c in Identity("train", 400, write_jsonl(tmp_path / "own.jsonl", rows))
+    )
+    for prompts in words:
+        times = [asked[plain(prompt)] for prompt in prompts]
+        assert min(times) >= 2 and max(times[25:]) <= 4 < times[0]
 
 
 def test_identity_of_ones_own(tmp_path):

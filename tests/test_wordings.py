@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import tasks
 from nanochat.inference.calculator import calculate
 from tasks.arithmetic import KINDS, NUMBER_WORDS, TURNED, Arithmetic, expression
 from tasks.task import held_back, plain
-from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, with_tail
+from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, spread, with_tail
 
 FOLDER = Path(tasks.__file__).parent
 FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
@@ -150,6 +151,12 @@ def test_the_first_phrases_of_a_file_are_trained_the_most():
     assert len(drawn) == 100
 
 
+def test_spread_leaves_no_gap():
+    for n in (10, 100, 1000):
+        places = sorted([0, *(spread(index) for index in range(n)), 1])
+        assert max(b - a for a, b in pairwise(places)) < 2.7 / n  # by chance about ln(n) / n
+
+
 def test_unknown_topics_are_split():
     for row in read_phrases(FOLDER / "unknown.jsonl").values():
         for slot, texts in row["slots"].items():
@@ -191,7 +198,7 @@ def test_phrases_mean_their_operation():
     """By the words for it, and where the numbers may come in either size by their order."""
     rows = read_phrases(FOLDER / "arithmetic.jsonl")
     numbers = {"a": 84, "b": 12, "big": 84, "small": 12, "x": 84, "y": 12}
-    for kind in KINDS:
+    for kind in KINDS["test"]:
         row = rows[kind]
         for phrase in row["prompts"] + row["held_out"] + row.get("infix", []):
             text = phrase.format(**numbers, name="Ann", other="Tom", things="pens")
@@ -215,7 +222,7 @@ def test_answers_are_what_the_questions_mean(split):
             # "I ate 3 of 7": what is left is no less than 0
             assert task[i]["answer"] in (str(value), str(abs(value))), question
             checked += 1
-    assert checked > 900
+    assert checked > 700
 
 
 @pytest.mark.parametrize(
