@@ -35,24 +35,17 @@ TURNED = {  # of a question that has b first
     "/": "1/{b}*{a}",
     "percent": "{b}*{a}/100",
 }
-# Of each split's questions how many are of a kind: training has more of what takes longer to learn.
+# Weights of the kinds, and the share of + - * / asked in signs, as "12 + 40" or "12 times 40":
+# training has more of what takes longer to learn.
 KINDS = {
     "train": {
-        "+": 26,
-        "-": 30,
-        "*": 28,
-        "/": 26,
-        "double": 7,
-        "half": 5,
-        "square": 5,
-        "percent": 4,
+        "+": 26, "-": 30, "*": 28, "/": 26, "double": 7, "half": 5, "square": 5, "percent": 4
     },
-    "test": {"+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3},
-}
-IN_SIGNS = {
-    "train": 0.25,
-    "test": 0.5,
-}  # share of + - * / that is asked as "12 + 40" or "12 times 40"
+    "test": {
+        "+": 30, "-": 30, "*": 30, "/": 16, "double": 4, "half": 4, "square": 3, "percent": 3
+    },
+}  # fmt: skip
+IN_SIGNS = {"train": 0.25, "test": 0.5}
 NAMES = (
     "Ann", "Tom", "Maria", "Ali", "Lucy", "Ben", "Priya", "Sam", "Chen", "Olga", "Leo", "Fatima",
     "John", "Mary", "Peter", "Anna", "David", "Emma", "James", "Sara", "Mike", "Julia", "Carlos",

@@ -88,17 +88,17 @@ def wordings_beside(path: Path) -> dict[str, list[str]]:
 
 
 def spread(index: int) -> float:
-    """The index-th of numbers that fill 0 to 1 evenly, however many they are: multiples of the
-    golden ratio. Of phrases drawn by chance as many would be drawn twice too often or never."""
+    """The index-th of a sequence that fills 0 to 1 evenly, at whatever length: multiples of the
+    golden ratio. Phrases drawn at random would leave some out and repeat others too often."""
     return index * 0.6180339887498949 % 1
 
 
 def draw_phrase(
     row: dict, split: str, rng: random.Random, place: float | None = None
 ) -> tuple[str, str]:
-    """(core phrase, phrasing): in training one of the prompts, "trained", the first of which are
-    the commonest and drawn most, by `place`, 0 to 1, or by chance; in the test split, evenly, one
-    of the prompts or one of those held out, "new", half each."""
+    """(core phrase, phrasing): in training one of the prompts, "trained", at random or where
+    `place` says, 0 the first and 1 the last; the first are the commonest and drawn most. In the
+    test split one of the prompts or of those held out, "new", half each, all equally often."""
     if split == "train":  # the k-th in proportion to about k^(-1/3)
         place = rng.random() if place is None else place
         return row["prompts"][int(len(row["prompts"]) * place**1.5)], "trained"
