@@ -50,7 +50,7 @@ all*. With the form's defaults training takes two hours; downloads and measuring
 **If Colab disconnects**, open the notebook again and choose *Run all*: it goes on where it was,
 because every checkpoint is also on your Google Drive.
 
-The outputs that you see before you run it are of a small real run on one core of a CPU, with six
+The outputs that you see before you run it are of a small real run on two cores of a CPU, with six
 minutes of training. Yours replace them.
 """,
     ),
@@ -145,7 +145,10 @@ one token, and a rare word is spelled in a few. *Characters per token* says how 
         "code",
         """
 #@title Train the tokenizer
-run.script("tok_train", data=s.data, vocab_size=s.vocab_size, max_chars=s.max_chars, resume=True)
+run.script(
+    "tok_train", data=s.data, vocab_size=s.vocab_size, max_chars=s.max_chars, **s.tok_flags,
+    resume=True,
+)
 run.script("tok_eval")
 """,
     ),
@@ -183,7 +186,7 @@ run.script(
     "base_train", data=s.data, num_shards=s.num_shards, depth=s.depth, head_dim=s.head_dim,
     sequence_len=s.sequence_len, tie_word_embeddings=s.tied, logit_softcap="None",
     total_batch_size=s.base_tokens_per_step, target_seconds=s.base_seconds,
-    eval_tokens=s.eval_tokens, save_every=s.save_every,
+    eval_tokens=s.eval_tokens, save_every=s.save_every, **s.base_flags,
 )
 """,
     ),
@@ -221,7 +224,7 @@ From here on the loss is taken on what the assistant says alone.
 run.script(
     "mid_train", base_tag=run.tag, mixture=s.mid_mixture, val_mixture=s.val_mixture, mask_loss=True,
     total_batch_size=s.mid_tokens_per_step, target_seconds=s.mid_seconds,
-    eval_tokens=s.eval_tokens, save_every=s.save_every,
+    eval_tokens=s.eval_tokens, save_every=s.save_every, **s.mid_flags,
 )
 """,
     ),
@@ -240,7 +243,7 @@ rate.
 #@title Fine-tune
 run.script(
     "chat_sft", parent_tag=run.tag, mixture=s.sft_mixture, val_mixture=s.val_mixture,
-    target_seconds=s.sft_seconds, eval_tokens=s.eval_tokens, save_every=s.save_every,
+    target_seconds=s.sft_seconds, eval_tokens=s.eval_tokens, save_every=s.save_every, **s.sft_flags,
 )
 """,
     ),

@@ -1,6 +1,6 @@
 """Which model fits a machine and the time that somebody has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,23 @@ TOKENS_PER_PARAM = 4  # at least; 20 use the compute best, and take longer than 
 LEAST_ROWS = 4  # of a micro-batch; fewer leave a GPU idle
 TOKENS_PER_SHARD = 46e6  # of FineWeb-EDU: 240 hold the 11.2e9 tokens of depth 20
 SECONDS_BETWEEN_SAVES = 1200
-PACKAGED_MID = "facts:3,identity:3.2,unknown:3,spelling:0.9,arithmetic:0.9"
-PACKAGED_SFT = "facts:1,identity:0.8,unknown:0.7,spelling:0.25,arithmetic:0.3"
+# speedrun.sh's recipe for a CPU; the mixtures are for 15 minutes
+PACKAGED_TOKENIZER = "facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55"
+PACKAGED_MID = {"facts": 6.5, "identity": 17, "unknown": 8, "spelling": 2.4, "arithmetic": 3.6}
+PACKAGED_SFT = {
+    "facts": 0.2, "identity": 0.16, "unknown": 0.14, "spelling": 0.05, "arithmetic": 0.06
+}  # fmt: skip
+CPU_RATES = {
+    "muon_iterations": 3, "matrix_lr": 0.03, "adamw_beta2": 0.999, "unembedding_lr": 0.002
+}  # fmt: skip
+CPU_ALL = CPU_RATES | {"document_mask": True}
+CPU_SAMPLED = CPU_ALL | {"sampled_ids": 1500}
+CPU_FLAGS = {
+    "tok_flags": {"mixture": PACKAGED_TOKENIZER, "whole_numbers": True},
+    "base_flags": CPU_SAMPLED | {"word_vectors": 0.15},
+    "mid_flags": CPU_SAMPLED | {"go_on": 0.6},
+    "sft_flags": CPU_ALL | {"max_tokens": 64, "examples_per_step": 36},
+}
 HUB_MID = "smoltalk:0.2,mmlu:0.2,gsm8k:1,identity:2,spelling:0.3,arithmetic:0.3"
 HUB_SFT = "smoltalk:0.02,arc-easy:1,arc-challenge:1,gsm8k:1,identity:1,spelling:0.02"
 
@@ -72,6 +87,11 @@ class Settings:
     val_mixture: str
     tasks: str
     questions: int  # of each task
+    # other flags of the scripts
+    tok_flags: dict = field(default_factory=dict)
+    base_flags: dict = field(default_factory=dict)
+    mid_flags: dict = field(default_factory=dict)
+    sft_flags: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
         minutes = (self.base_seconds + self.mid_seconds + self.sft_seconds) / 60
@@ -101,19 +121,27 @@ def choose_depth(machine: Machine, base_seconds: float) -> int:
     return max(enough, default=fits[0])
 
 
+def scaled(mixture: dict[str, float], minutes: float) -> str:
+    """Example: scaled({"facts": 6.5}, 30) == "facts:13.000" """
+    return ",".join(f"{name}:{epochs * minutes / 15:.3f}" for name, epochs in mixture.items())
+
+
 def choose(machine: Machine, minutes: float, data: str = "auto", depth: int = 0) -> Settings:
     """The settings for a machine and minutes of training. data: "auto", or as base_train's --data;
-    depth: 0 chooses it. Without a GPU: three layers of width 192."""
+    depth: 0 chooses it. Without a GPU: three layers of width 128."""
     if minutes <= 0:
         raise ConfigError(f"MINUTES is {minutes:g}; expected more than 0")
     gpu = machine.kind == "cuda"
     if data == "auto":
         data = "fineweb-edu" if gpu else "packaged"
     packaged = data == "packaged" or not gpu
-    shares = (0.6, 0.3, 0.1) if gpu else (0.1, 0.8, 0.1)
+    shares = (0.6, 0.3, 0.1) if gpu else (0.08, 0.89, 0.03)
     base, mid, sft = (max(1, round(60 * minutes * share)) for share in shares)
     shape = {"depth": depth or 3, "head_dim": 64, "sequence_len": 256, "vocab_size": 8192}
-    steps = {"base_tokens_per_step": 4096, "mid_tokens_per_step": 2048, "save_every": 200}
+    steps = {"base_tokens_per_step": 2048, "mid_tokens_per_step": 4096, "save_every": 200}
+    flags = {} if gpu else dict(CPU_FLAGS)
+    if not gpu and shape["depth"] == 3:
+        flags["base_flags"] = flags["base_flags"] | {"width": 128}
     num_shards, max_chars, eval_tokens = 2, 50_000_000, 20_000
     if gpu:
         depth = depth or choose_depth(machine, base)
@@ -127,12 +155,12 @@ def choose(machine: Machine, minutes: float, data: str = "auto", depth: int = 0)
         steps |= {"save_every": save_every}
         max_chars, eval_tokens = 250_000_000, 1_000_000
     return Settings(
-        data=data, num_shards=num_shards, max_chars=max_chars, **shape, **steps, tied=not gpu,
-        base_seconds=base, mid_seconds=mid, sft_seconds=sft, eval_tokens=eval_tokens,
-        mid_mixture=PACKAGED_MID if packaged else HUB_MID,
-        sft_mixture=PACKAGED_SFT if packaged else HUB_SFT,
+        data=data, num_shards=num_shards, max_chars=max_chars, **shape, **steps, **flags,
+        tied=not gpu, base_seconds=base, mid_seconds=mid, sft_seconds=sft, eval_tokens=eval_tokens,
+        mid_mixture=scaled(PACKAGED_MID, 15 if gpu else minutes) if packaged else HUB_MID,
+        sft_mixture=scaled(PACKAGED_SFT, 15 if gpu else minutes) if packaged else HUB_SFT,
         val_mixture="spelling:0.1,arithmetic:0.1" if packaged else "smoltalk:0.05,gsm8k:0.3",
-        tasks="arithmetic|spell|count|facts|identity|unknown" if packaged
+        tasks="arithmetic|spell|count|facts|identity|unknown|free|talk" if packaged
         else "arc-easy|arc-challenge|mmlu|gsm8k|arithmetic|spelling|identity",
         questions=400 if minutes >= 10 else 40,
     )  # fmt: skip

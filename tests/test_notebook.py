@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -99,7 +101,10 @@ def test_every_flag_that_it_gives_is_a_flag_of_the_script(committed):
     for call in calls:
         script = importlib.import_module(f"scripts.{call.args[0].value}")
         fields = {field.name for field in dataclasses.fields(script.Config)}
-        assert {keyword.arg for keyword in call.keywords} <= fields, call.args[0].value
+        named = {keyword.arg for keyword in call.keywords if keyword.arg}
+        more = [keyword.value.attr for keyword in call.keywords if not keyword.arg]
+        given = named.union(*(getattr(choose(CPU, 15), flags) for flags in more))
+        assert given <= fields, call.args[0].value
 
 
 # ---------------------------------------------------------------- settings
@@ -128,9 +133,31 @@ def test_settings_that_are_given_win_and_a_cpu_gets_the_small_recipe():
     assert choose(GPUS["T4"], 120, data="./texts", depth=12).depth == 12
     small = choose(CPU, 15)
     assert (small.depth, small.data, small.tied, small.questions) == (3, "packaged", True, 400)
-    assert (small.base_seconds, small.mid_seconds, small.sft_seconds) == (90, 720, 90)
+    assert (small.base_seconds, small.mid_seconds, small.sft_seconds) == (72, 801, 27)
     with pytest.raises(ConfigError, match="MINUTES is 0"):
         choose(CPU, 0)
+
+
+def test_a_cpu_has_the_flags_of_the_speedrun():
+    """But for times, tags and what the notebook needs for GGUF."""
+    command = ["bash", "speedrun.sh", "--dry-run"]
+    variables = os.environ | {"RECIPE": "cpu"}
+    printed = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    small = choose(CPU, 15)
+    shape = {"depth": small.depth, "head_dim": small.head_dim, "sequence_len": small.sequence_len}
+    stages = {
+        "tok_train": small.tok_flags,
+        "base_train": small.base_flags | shape | {"total_batch_size": small.base_tokens_per_step},
+        "mid_train": small.mid_flags
+        | {"mixture": small.mid_mixture, "total_batch_size": small.mid_tokens_per_step},
+        "chat_sft": small.sft_flags | {"mixture": small.sft_mixture},
+    }
+    for stage, flags in stages.items():
+        line = next(x for x in printed.stdout.splitlines() if f"scripts.{stage} " in x)
+        theirs = dict(word[2:].partition("=")[::2] for word in shlex.split(line)[3:])
+        for name, value in flags.items():
+            expected = "" if value is True else str(value)
+            assert theirs[name.replace("_", "-")] == expected, (stage, name)
 
 
 def test_a_checkpoint_is_saved_every_twenty_minutes_of_the_estimate():
