@@ -7,14 +7,13 @@ import importlib
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from test_setup import module_and_flags, recipe_commands
 from tiny_checkpoint import save
 
 from nanochat.checkpoint.index import available_checkpoints, find_checkpoint
@@ -140,9 +139,7 @@ def test_settings_that_are_given_win_and_a_cpu_gets_the_small_recipe():
 
 def test_a_cpu_has_the_flags_of_the_speedrun():
     """But for times, tags and what the notebook needs for GGUF."""
-    command = ["bash", "speedrun.sh", "--dry-run"]
-    variables = os.environ | {"RECIPE": "cpu"}
-    printed = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    commands = dict(map(module_and_flags, recipe_commands(RECIPE="cpu")))
     small = choose(CPU, 15)
     shape = {"depth": small.depth, "head_dim": small.head_dim, "sequence_len": small.sequence_len}
     stages = {
@@ -153,8 +150,7 @@ def test_a_cpu_has_the_flags_of_the_speedrun():
         "chat_sft": small.sft_flags | {"mixture": small.sft_mixture},
     }
     for stage, flags in stages.items():
-        line = next(x for x in printed.stdout.splitlines() if f"scripts.{stage} " in x)
-        theirs = dict(word[2:].partition("=")[::2] for word in shlex.split(line)[3:])
+        theirs = dict(flag[2:].partition("=")[::2] for flag in commands[f"scripts.{stage}"])
         for name, value in flags.items():
             expected = "" if value is True else str(value)
             assert theirs[name.replace("_", "-")] == expected, (stage, name)
