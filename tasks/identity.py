@@ -49,12 +49,13 @@ class Identity(GeneratedTask):
 
     def make(self, rng: random.Random, index: int) -> dict:
         if self.split == "train":  # every phrase about equally often, not by chance
-            number, place = divmod(spread(index) * len(self.rows), 1)
+            at = spread(index) * len(self.rows)
+            number, place = int(at), at % 1
         else:
             number, place = rng.randrange(len(self.rows)), None
-        row = self.rows[int(number)]
+        row = self.rows[number]
         phrase, phrasing = draw_phrase(row, self.split, rng, place)
-        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[int(number)].items()}
+        slots = {slot: rng.choice(texts) for slot, texts in self.fillers[number].items()}
         question = compose(phrase, rng, self.layers, self.wordings, **slots)
         answer = rng.choice(row["answers"])
         return exchange(question, answer, expect=row["expect"], phrasing=phrasing)

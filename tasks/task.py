@@ -112,6 +112,7 @@ class GeneratedTask(Task):
         rng = random.Random(f"{self.name}/0/{self.split}/{index}")
         conversation = self.make(rng, index)
         while self.split == "train" and asks_freely(conversation):
+            # subtle: by another index, for one's own can ask the same phrase for ever
             conversation = self.make(rng, rng.randrange(10**9))
         if self.split == "train" and rng.random() < self.capitals:
             for question in conversation["messages"][::2]:
