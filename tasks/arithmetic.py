@@ -120,7 +120,7 @@ class Arithmetic(GeneratedTask):
 
     def ask(self, rng: random.Random, again: bool = False) -> dict:
         """A question and its answer. again: as after another one, "And 3 + 4?"."""
-        kinds = KINDS[self.split]
+        kinds = KINDS["test" if again else self.split]
         kind = draw_weighted({k: kinds[k] for k in "+-*/"} if again else kinds, rng)
         row = self.rows[kind]
         around = self.rows["again" if again else "problem"]
