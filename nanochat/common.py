@@ -46,9 +46,6 @@ def require_package(module: str, remedy: str = INSTALL) -> None:
         raise ConfigError(f"this needs the package {module}, which is not installed: {remedy}")
 
 
-# ---------------------------------------------------------------- ranks and devices
-
-
 def rank_and_world() -> tuple[int, int]:
     """(rank, world size): (0, 1) outside torchrun."""
     if dist.is_initialized():
@@ -149,6 +146,7 @@ def compute_init(
         # else nothing is kept of what was traced: ReluSquared has a gradient of its own
         os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
         torch.set_deterministic_debug_mode("error")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes 1% of a step
     if ddp and not dist.is_initialized():
         # subtle: torchrun keeps its store when it starts ranks again, with dead ones' addresses
         store, *_ = next(rendezvous("env://", timeout=RANKS_WAIT))

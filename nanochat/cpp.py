@@ -17,11 +17,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import torch
+
 from nanochat.common import print0
 from nanochat.files import base_dir, write_atomic
 
 INSTALL = "To get one: Debian, Ubuntu: apt install g++; macOS: xcode-select --install; conda: gxx"
 NO_COMPILER = f"no C++ compiler (looked for $CXX, g++, clang++, c++). {INSTALL}"
+
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast",
+         "-fno-strict-aliasing")  # fmt: skip
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+OF_PROCESSOR = {"avx2": ("-mavx2", "-mfma"), "avx512": AVX512,
+                "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
+                "neon_dot": ("-march=armv8.2-a+dotprod",)}  # fmt: skip
+AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # Linux; Apple's compilers take this instruction for granted
 
 
 class Source(NamedTuple):
@@ -40,6 +50,15 @@ def cpp_compiler() -> str | None:
         if path := shutil.which(first):
             return shlex.join([path, *arguments])
     return None
+
+
+def processor() -> str:
+    """This one's key of OF_PROCESSOR, or another word."""
+    if platform.machine() == "aarch64" and ctypes.CDLL(None).getauxval(AT_HWCAP) & HWCAP_ASIMDDP:
+        return "neon_dot"
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    bfloat16 = capability == "avx512" and torch.cpu._is_avx512_bf16_supported()
+    return "avx512_bf16" if bfloat16 else capability
 
 
 def load(source: Source, compiler: str | None, instead: str) -> SimpleNamespace | None:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from nanochat.attention import attention, document_numbers
 from nanochat.common import ConfigError
-from nanochat.layers import Linear, ReluSquared, attention, document_mask
+from nanochat.layers import Linear, ReluSquared
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -89,8 +90,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Attention(nn.Module):
-    """Causal attention on norm(x), but for o_proj: rotary positions, then normalised queries and
-    keys; grouped if Hkv < H."""
+    """The projections of attention. Called: those of norm(x) to queries, keys and values, the
+    first two with rotary positions, then normalised; grouped if Hkv < H."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -99,15 +100,12 @@ class Attention(nn.Module):
         self.q_proj, self.o_proj = Linear(D, H * K), Linear(H * K, D)
         self.k_proj, self.v_proj = Linear(D, Hkv * K), Linear(D, Hkv * K)
 
-    def forward(self, x: torch.Tensor, cos, sin, mask) -> torch.Tensor:
-        B, T, _ = x.shape
+    def forward(self, x: torch.Tensor, cos, sin) -> tuple[torch.Tensor, ...]:
+        """x (B, T, D) -> q (B, T, H, K), k and v (B, T, Hkv, K)."""
         eps, K = self.config.rms_norm_eps, self.config.head_dim
         x = norm(x, eps)
-        q, k, v = (p(x).view(B, T, -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, K)
-        y = attention(q, k, v, mask)
-        return y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H K)
+        q, k, v = (p(x).view(*x.shape[:2], -1, K) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return norm(rotate(q, cos, sin), eps), norm(rotate(k, cos, sin), eps), v
 
 
 class MLP(nn.Module):
@@ -142,10 +140,11 @@ class Block(nn.Module):
             return checkpoint(self.compute, *inputs, use_reentrant=False)
         return self.compute(*inputs)
 
-    def compute(self, x, cos, sin, mask, rows, attend, finish) -> torch.Tensor:
-        """x (B, T, D) -> (B, T, D), or of `rows` of the B * T places alone (len(rows), D). attend,
-        finish: as in features."""
-        places = x.flatten(0, 1), attend(self.self_attn, x, cos, sin, mask).flatten(0, 1)
+    def compute(self, x, cos, sin, documents, rows, parts) -> torch.Tensor:
+        """x (B, T, D) -> (B, T, D), or of `rows` of the B * T places alone (len(rows), D)."""
+        project, attend, finish = parts
+        y = attend(*project(self.self_attn, x, cos, sin), documents)  # (B, T, H, K)
+        places = x.flatten(0, 1), y.flatten(2).flatten(0, 1)
         if rows is None:
             return finish(self, *places).view(x.shape)
         return finish(self, *(place.index_select(0, rows) for place in places))
@@ -244,19 +243,20 @@ class GPT(nn.Module):
         return self.lm_head.weight.device
 
     def features(
-        self, inputs: torch.Tensor, rows=None, attend=Attention.forward, finish=Block.finish
+        self, inputs: torch.Tensor, rows=None, parts=(Attention.forward, attention, Block.finish)
     ) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm, T at most
-        sequence_len; of `rows` (N,) of the B * T places alone (N, D). attend, finish: may be
-        compiled. The model with a cache is inference/fused_model.py."""
+        sequence_len; of `rows` (N,) of the B * T places alone (N, D). parts: those of a block, may
+        be compiled. The model with a cache is inference/fused_model.py."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
         start = self.document_start
-        places = self.cos[:T], self.sin[:T], None if start is None else document_mask(inputs, start)
+        documents = None if start is None else document_numbers(inputs, start)
+        places = self.cos[:T], self.sin[:T], documents
         *blocks, last = self.model.layers
         for block in blocks:
-            x = block(x, *places, None, attend, finish)
-        return norm(last(x, *places, rows, attend, finish), eps)
+            x = block(x, *places, None, parts)
+        return norm(last(x, *places, rows, parts), eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""

@@ -1,4 +1,4 @@
-"""Layers that cast or have gradients of their own (Linear, ReluSquared), and attention.
+"""Layers that cast or have gradients of their own (Linear, ReluSquared).
 
 8-bit products train wide models on cards that have them (sm89 on). Each tensor is scaled so that
 its largest entry is the format's largest (Micikevicius et al. 2022): e4m3 for inputs and weights,
@@ -91,22 +91,3 @@ class ReluSquared(torch.autograd.Function):
     def backward(ctx, grad):
         (y,) = ctx.saved_tensors
         return (2 * y.float().sqrt() * grad.float()).to(grad.dtype)
-
-
-def document_mask(inputs: torch.Tensor, start: int) -> torch.Tensor:
-    """inputs (B, T), documents that each begin with the id `start` -> (B, 1, T, T) bool: whether
-    place t sees place s, which is not after it and in its document (Zhao et al. 2024)."""
-    document = (inputs == start).cumsum(1)
-    return (document[:, None, :, None] == document[:, None, None, :]).tril()
-
-
-def attention(q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
-    """softmax(q k^T / sqrt(K)) v (B, H, T, K) over the places up to each, or those where `mask`
-    (B, 1, T, T) is true; q (B, H, T, K), k and v (B, Hkv, T, K). With a mask a CPU computes it by
-    definition: for rows of 128 that takes half as long in bfloat16, and no longer in float32."""
-    if mask is None or mask.device.type != "cpu":
-        kinds = {"is_causal": mask is None, "enable_gqa": q.shape[1] != k.shape[1]}
-        return F.scaled_dot_product_attention(q, k, v, mask, **kinds)
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from nanochat.attention import cpu_attention
 from nanochat.gpt import Attention, Block, soft_cap
 
 # Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
@@ -146,9 +147,9 @@ class LossFn:
         self.gather, self.sampled_ids = model.device.type == "cpu", sampled_ids
         self.features, self.kernel = model.features, loss_and_grad
         if compiled and not by_block and self.gather:  # one graph for all blocks, shapes, stages
-            parts = {"attend": Attention.forward, "finish": Block.finish}
-            parts = {name: torch.compile(part, dynamic=True) for name, part in parts.items()}
-            self.features = partial(model.features, **parts)
+            compile_dynamic = partial(torch.compile, dynamic=True)
+            parts = compile_dynamic(Attention.forward), cpu_attention, compile_dynamic(Block.finish)
+            self.features = partial(model.features, parts=parts)
         elif compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)
         if compiled:  # subtle: gathered rows differ in number, so dynamic, lest each be compiled

@@ -14,10 +14,11 @@ import torch
 
 from nanochat.common import choose_dtype, compute_init
 from nanochat.configurator import cli
+from nanochat.cpp import processor
 from nanochat.dataloader import Batch
 from nanochat.files import base_dir, locked
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.inference.cpu_decoder import library, processor
+from nanochat.inference.cpu_decoder import library
 from nanochat.loss import LossFn
 from nanochat.training.batch_plan import CPU_MICRO_BATCH_TOKENS, can_compile
 

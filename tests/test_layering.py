@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE_IN_ORDER = """
     hardware common files cpp configurator
     bpe tokenizer conversation data dataloader
-    layers gpt loss adamw muon
+    layers attention gpt loss adamw muon
     checkpoint checkpoint_manager inference engine
     train training rl
 """

@@ -5,7 +5,7 @@ import torch
 
 from nanochat import layers
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.layers import ReluSquared, attention, document_mask
+from nanochat.layers import ReluSquared
 
 
 def relative_error(found, expected) -> float:
@@ -57,18 +57,3 @@ def test_relu_squared_is_its_definition():
     assert torch.autograd.gradcheck(ReluSquared.apply, (x.detach().abs() + 0.1).requires_grad_())
     ReluSquared.apply(x).sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach().relu(), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_with_a_mask_is_that_of_torch(dtype, close, kv_heads):
-    q, k, v = (torch.randn(2, heads, 9, 16).to(dtype) for heads in (4, kv_heads, kv_heads))
-    mask = document_mask(torch.randint(0, 3, (2, 9)), 0)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
-    torch.testing.assert_close(attention(q, k, v, mask), expected, rtol=close, atol=close)
-
-
-def test_a_document_mask_by_hand():
-    (mask,) = document_mask(torch.tensor([[5, 9, 5, 5, 9]]), 9)[0]
-    rows = ["10000", "01000", "01100", "01110", "00001"]
-    assert mask.int().tolist() == [list(map(int, row)) for row in rows]

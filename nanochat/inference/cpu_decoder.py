@@ -5,10 +5,9 @@ the order of reading, as float32, bfloat16 or int8 (64 inputs of an output share
 """
 
 import os
-import platform
 import weakref
 from collections.abc import Sequence
-from ctypes import CDLL, c_bool, c_float, c_int, c_int64, c_void_p
+from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,18 +15,11 @@ from types import SimpleNamespace
 import torch
 
 from nanochat.common import ConfigError, cpu_has_fast_bfloat16
-from nanochat.cpp import Source, cpp_compiler, load
+from nanochat.cpp import FLAGS, OF_PROCESSOR, Source, cpp_compiler, load, processor
 from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.scheduler import Chunk
 
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast",
-         "-fno-strict-aliasing")  # fmt: skip
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-OF_PROCESSOR = {"avx2": ("-mavx2", "-mfma"), "avx512": AVX512,
-                "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
-                "neon_dot": ("-march=armv8.2-a+dotprod",)}  # fmt: skip
-AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # Linux; Apple's compilers take this instruction for granted
 INSTEAD = "PyTorch's own kernels are used, in several times the time"
 MOST = 64  # tokens of a pass; for more, PyTorch's products use AMX
 KINDS = ("float32", "bfloat16", "int8")
@@ -39,15 +31,6 @@ SIGNATURES = {
              c_int64, c_void_p], c_bool),
     "sample": ([c_void_p, c_void_p, c_void_p, c_int64, c_void_p], None),
 }  # fmt: skip
-
-
-def processor() -> str:
-    """This one's key of OF_PROCESSOR, or another word."""
-    if platform.machine() == "aarch64" and CDLL(None).getauxval(AT_HWCAP) & HWCAP_ASIMDDP:
-        return "neon_dot"
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    bfloat16 = capability == "avx512" and torch.cpu._is_avx512_bf16_supported()
-    return "avx512_bf16" if bfloat16 else capability
 
 
 @cache
@@ -116,8 +99,7 @@ class CpuDecoder:
     def draw(self, logits: torch.Tensor, table: torch.Tensor) -> list[int]:
         """As sampling.draw."""
         ids = (c_int64 * len(table))()
-        addresses = logits.data_ptr(), table.data_ptr()
-        self.compiled.sample(self.handle, *addresses, len(table), ids)
+        self.compiled.sample(self.handle, logits.data_ptr(), table.data_ptr(), len(table), ids)
         return list(ids)
 
 

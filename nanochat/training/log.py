@@ -80,8 +80,10 @@ class TrainLog:
 
 
 def session_of(model, row_tokens: int, sampled_ids: int) -> dict:
-    """What this start of the script runs on and with; peak_flops: of all ranks."""
+    """What this start of the script runs on and with; peak_flops: of all ranks. FLOPs of attention
+    within documents, which are short, are left out."""
     world, c = rank_and_world()[1], model.config
+    seen = row_tokens if model.document_start is None else 1
     peak, source = peak_flops(model.device, model.compute_dtype)
     print0(f"MFU is against {world} x {peak / 1e12:.3g} TFLOP/s ({source})")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -93,7 +95,7 @@ def session_of(model, row_tokens: int, sampled_ids: int) -> dict:
         "torchrun": os.environ.get("TORCHELASTIC_RUN_ID"),
         "nodes": max(1, world // ranks_of_this_node()),
         "dtype": str(model.compute_dtype).removeprefix("torch."),
-        "flops_per_token": model.flops_per_token(row_tokens),
+        "flops_per_token": model.flops_per_token(seen),
         "flops_spared": model.flops_without_target() if model.device.type == "cpu" else 0,
         "flops_unsampled": 6 * c.n_embd * max(0, c.vocab_size - (sampled_ids or c.vocab_size)),
         "peak_flops": peak * world,

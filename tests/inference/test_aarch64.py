@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.cpp import cpp_compiler
-from nanochat.inference.cpu_decoder import FLAGS, OF_PROCESSOR
+from nanochat.cpp import FLAGS, OF_PROCESSOR, cpp_compiler
 
 DRIVER = Path(__file__).with_name("decoder_sanitize.cpp")
 

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.common import ConfigError
+from nanochat.cpp import OF_PROCESSOR
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig, rotary_tables
 from nanochat.inference import cpu_decoder as module
-from nanochat.inference.cpu_decoder import KINDS, OF_PROCESSOR, CpuDecoder, cpu_decoder, library
+from nanochat.inference.cpu_decoder import KINDS, CpuDecoder, cpu_decoder, library
 from nanochat.inference.fused_model import FusedModel
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.sampling import SamplingParams, draw, sample, sampling_table
