@@ -27,9 +27,6 @@ TEMPLATE, RUN, STATE, OPTIMIZER = "chat_template.jinja", "run.json", "state.json
 RNG = "rng/ranks.safetensors"  # not beside the model: some loaders take all tensors there
 
 
-# ---------------------------------------------------------------- saving
-
-
 def prepare_checkpoint(
     stage: str,
     tag: str,
@@ -57,16 +54,10 @@ def prepare_checkpoint(
     place = {"stage": stage, "tag": tag, "step": step}
     texts = folder_texts(model.config, tokenizer, run, state, place, model.device)
     tensors = {WEIGHTS: weights or dict(model.named_parameters()), RNG: capture_rng()}
-    for name, state_tensors in (optimizers or {}).items():
-        tensors[f"{OPTIMIZER}/{name}.safetensors"] = state_tensors
+    tensors |= {f"{OPTIMIZER}/{name}.safetensors": t for name, t in (optimizers or {}).items()}
     if model.device.type == "cuda" and rank_and_world()[0] == 0:
         tensors = {name: copies_on_host(named) for name, named in tensors.items()}
-
-    def write() -> Path:
-        write_folder(final, texts, tensors, tokenizer.fingerprint, place)
-        return final
-
-    return write
+    return lambda: write_folder(final, texts, tensors, tokenizer.fingerprint, place)
 
 
 def folder_texts(
@@ -107,9 +98,6 @@ def hugging_face_records(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, d
     return {CONFIG: to_hf(config) | bos | ends, GENERATION: bos | stops}
 
 
-# ---------------------------------------------------------------- loading
-
-
 def load_model(
     source: str | Path,
     device: torch.device | str,
@@ -132,10 +120,9 @@ def load_model(
 def load_folder(path: Path, device, phase: str) -> tuple[GPT, Tokenizer, dict]:
     """As load_model, of a verified folder."""
     weights, config, tokenizer, run = read_folder(path)
-    device = torch.device(device)
     weights = {name: weights.pop(name).to(device, copy=True) for name in list(weights)}
     model = GPT.from_weights(config, weights)
-    model.compute_dtype = choose_dtype(device)[0]
+    model.compute_dtype = choose_dtype(model.device)[0]
     model.stop_ids = stop_ids(tokenizer)
     return model.train(phase == "train"), tokenizer, {**run, "path": str(path)}
 

@@ -97,7 +97,7 @@ def content_parts(content: str | list[dict]) -> list[tuple[str, str]]:
     """(type, text) of each part; neighbouring texts joined, as one text for the tokenizer."""
     if isinstance(content, str):
         return [("text", content)]
-    parts: list[tuple[str, str]] = []
+    parts = []
     for part in content:
         if part["type"] == "text" and parts and parts[-1][0] == "text":
             parts[-1] = ("text", parts[-1][1] + part["text"])

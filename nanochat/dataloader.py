@@ -2,7 +2,7 @@
 
 Rows have row(i) -> (inputs, targets) for every i >= 0, max_length, and fixed_length (whether every
 row has max_length ids). Their order is a pure function of (seed, epoch, shards). PackedRows are for
-text and midtraining, PaddedRows for fine-tuning, one conversation a row.
+text and midtraining, PaddedRows for fine-tuning.
 """
 
 from collections import deque
@@ -56,12 +56,12 @@ class PackedRows:
             raise ConfigError(f"{shards.name}: mask_loss is for conversations; text has no mask")
         self.shards, self.max_length, self.seed = shards, row_tokens, seed
         self.mask_loss = mask_loss
-        self._sizes: dict[int, tuple[int, int]] = {}  # (rows, pieces) of the shards seen so far
+        self._sizes = {}  # (rows, pieces) of the shards seen so far
         # The window: rows first..last-1 of the endless sequence, each as (shard, begin and end of
         # its pieces in the shard's plan).
         self._first = self._last = 0
         self._rows = np.empty((0, 3), np.int64)
-        self._plans: dict[int, np.ndarray] = {}
+        self._plans = {}
 
     def __len__(self) -> int:
         """Rows of an epoch; plans all shards."""
@@ -80,7 +80,7 @@ class PackedRows:
         )
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, targets), int64 (T,), of row `index` >= 0 of the endless sequence."""
+        """(inputs, targets), each int64 (T,)."""
         if not self._first <= index < self._last:
             self._move_window(index)
         k, first_piece, last_piece = self._rows[index - self._first].tolist()
@@ -147,14 +147,14 @@ class PaddedRows:
                 f"{conversations.name}: no conversation has a turn of the assistant within "
                 f"{seq_len:,} tokens. Take longer rows"
             )
-        self._step: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._step = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         """Rows of an epoch."""
         return len(self._starts)
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, targets), int64 (length,), of row `index` >= 0 of the endless sequence."""
+        """(inputs, targets), each int64 (length,)."""
         n = self.rows_per_step
         step, place = divmod(index, n)
         if step != self._step[0]:  # which may reach into the next epoch
@@ -166,9 +166,6 @@ class PaddedRows:
         targets = self.shard.tokens[start:end].astype(np.int64)
         inputs = np.concatenate([[self.bos], targets[:-1]])
         return inputs, np.where(self.shard.mask[start:end], targets, NO_LOSS)
-
-
-# ---------------------------------------------------------------- batches
 
 
 def batches(

@@ -27,7 +27,6 @@ from nanochat.inference.sampling import SamplingParams, sample, uniform
 from nanochat.inference.scheduler import Chunk, ScheduledStep, Scheduler
 
 RATE_SECONDS = 10  # over which tokens per second are counted
-TOOL_THREADS = 4
 TOOL_WAIT = 0.05  # seconds, for a tool's result where there is nothing else to do
 
 
@@ -64,10 +63,10 @@ class Engine:
         self._answers: dict[int, RequestState] = {}
         self._ids = count()
         self._early: list[TokenOutput] = []  # what the next step returns first
-        self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")
+        self._tool_threads = ThreadPoolExecutor(4, "tool")
         self._tool_calls: dict[int, Future[str]] = {}
         self._answer_tokens = 0
-        self._steps: deque[tuple[float, int]] = deque(maxlen=4096)  # the last ones' time, tokens
+        self._steps = deque(maxlen=4096)  # the last ones' time, tokens
 
     def refresh(self) -> None:
         """Takes the model's present weights and forgets the cache; requests under way go on."""
@@ -75,8 +74,6 @@ class Engine:
         if self.decoder is not None:
             self.decoder.refresh()
         self.scheduler.forget()
-
-    # ------------------------------------------------------------ requests and steps
 
     def add(self, request: Request) -> int:
         """Takes a request in and returns its id; ConfigError if it is impossible."""
@@ -95,7 +92,6 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
         return bool(self._answers or self._early)
 
     @torch.inference_mode()
@@ -134,10 +130,8 @@ class Engine:
             "read_tokens": self.scheduler.read_tokens,  # of prompts
             "reused_tokens": self.scheduler.reused_tokens,  # of prompts, found in the cache
             "answer_tokens": self._answer_tokens,
-            "cache_bytes": self.cache.nbytes,
+            "cache_bytes": sum(layer.nbytes for layer in self.cache.layers),
         }
-
-    # ------------------------------------------------------------ many prompts at once
 
     def generate(
         self,
@@ -173,7 +167,7 @@ class Engine:
         for i, request in enumerate(requests):
             request.check(self.model.config, f"prompt {i // num_samples}")
 
-        def tokens() -> Iterator[tuple[int, int, int, bool]]:
+        def tokens():
             for index, output in self.run(requests, max_batch):
                 if output.token is not None:
                     yield *divmod(index, num_samples), output.token, output.forced
@@ -186,7 +180,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], *, num_samples: int = 1, **options
     ) -> list[list[str]]:
         """Every prompt's completions as text, special tokens named; options as in generate."""
-        ids: list[list[list[int]]] = [[[] for _ in range(num_samples)] for _ in prompts]
+        ids = [[[] for _ in range(num_samples)] for _ in prompts]
         for i, s, token, _ in self.generate(prompts, num_samples=num_samples, **options):
             ids[i][s].append(token)
         return [[self.tokenizer.decode(one) for one in samples] for samples in ids]
@@ -200,7 +194,7 @@ class Engine:
         self, requests: Sequence[Request], max_batch: int = 64
     ) -> Iterator[tuple[int, TokenOutput]]:
         """Yields (index of the request, event) as events come; at most `max_batch` run at once."""
-        max_batch = min(max_batch, max(1, len(requests)))  # slots that are needed
+        max_batch = min(max_batch, len(requests))  # slots that are needed
         self.scheduler.grow(max_batch)
         waiting, mine = enumerate(requests), {}  # id -> index
         try:
@@ -221,8 +215,6 @@ class Engine:
                 self.cancel(id)
             self._early = [output for output in self._early if output.id not in mine]
 
-    # ------------------------------------------------------------ inside a step
-
     def _compute(
         self, scheduled: ScheduledStep, answers: list[RequestState]
     ) -> tuple[list[int], torch.Tensor]:
@@ -237,8 +229,8 @@ class Engine:
             self.cache.copy(*copy)
         params = [answer.request.params for answer in answers]
         noise = [
-            uniform(one.seed, answer.request.sample_index, answer.position)
-            for one, answer in zip(params, answers, strict=True)
+            uniform(answer.request.params.seed, answer.request.sample_index, answer.position)
+            for answer in answers
         ]
         plain = all(one.repetition_penalty == 1 for one in params)
         if self.graphs is not None and plain and all(c.last and c.single for c in chunks):
@@ -259,8 +251,7 @@ class Engine:
     def _append(
         self, answer: RequestState, token: int, logits: torch.Tensor | None = None
     ) -> TokenOutput:
-        """The output for an answer's next token, drawn from logits (V,), or forced without; starts
-        the tool whose call it completes."""
+        """As RequestState.push; also starts the tool whose call the token completes."""
         output = answer.push(token, logits)
         if output.finish is not None:
             self._remove(output.id)
@@ -290,6 +281,6 @@ class Engine:
     def _remove(self, id: int) -> None:
         """Frees the slot of a request that has ended, and forgets its tool call."""
         self.scheduler.remove(id)
-        if (call := self._tool_calls.pop(id, None)) is not None:
+        if call := self._tool_calls.pop(id, None):
             call.cancel()
         del self._answers[id]

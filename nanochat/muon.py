@@ -54,9 +54,9 @@ class Muon(NamedOptimizer):
         super().__init__(groups, dict(lr=0.02, momentum=0.95, weight_decay=weight_decay))
         self.dtype, self.iterations = dtype, iterations
         self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
-        self.stacks: list[tuple[dict, list, torch.Tensor]] = []  # group, params, momenta (G, R, C)
+        self.stacks = []  # group, params, momenta (G, R, C)
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list] = {}
+            by_shape = {}
             for p in group["params"]:
                 by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():

@@ -73,9 +73,6 @@ def rollouts(
     return groups
 
 
-# ---------------------------------------------------------------- batches
-
-
 def advantages(rewards: np.ndarray, kind: str = "group_mean") -> np.ndarray:
     """rewards (prompts, G) -> each less its group's mean, the same shape; all zero for a group of
     equal rewards, which has nothing to teach. "rejection": 1 for a reward above 0, else 0.
@@ -108,9 +105,6 @@ def token_logprobs(model, batch: Batch) -> torch.Tensor:
     logprobs = model(batch.inputs).log_softmax(-1)  # (B, T, V)
     chosen = logprobs.gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
     return torch.where(batch.targets >= 0, chosen, 0)
-
-
-# ---------------------------------------------------------------- the steps of a run
 
 
 @dataclass(frozen=True)
@@ -199,8 +193,7 @@ class Policy:
         return [self.with_kl_penalty(batch) for batch in batches] if settings.kl_coef else batches
 
     def batches(self, kept: Sequence[tuple[Rollout, float]]) -> list[Batch]:
-        """Micro-batches of one step: (rollout, its weight) as rows, the longest first,
-        `device_batch_size` at a time, padded to one of pad_widths(context).
+        """Micro-batches of one step: (rollout, its weight) as rows, the longest first.
 
         No row is dropped: what the last one lacks is rows without targets, and without any row
         there is one micro-batch of them, so that every rank computes.

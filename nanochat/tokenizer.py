@@ -60,8 +60,6 @@ class Tokenizer:
         for name, token_id in self.special_ids.items():
             self._bytes[token_id] = name.encode()
 
-    # ------------------------------------------------------------ train, save, load
-
     @classmethod
     def train(
         cls, texts: Iterable[str], vocab_size: int, split_pattern: str = SPLIT_PATTERN
@@ -116,7 +114,6 @@ class Tokenizer:
         return {"tokenizer.json": to_json(self.parts), "tokenizer_config.json": config_text}
 
     def save(self, folder: Path | str) -> None:
-        """Writes the texts."""
         for name, text in self.texts().items():
             write_atomic(Path(folder) / name, text)
 
@@ -137,8 +134,6 @@ class Tokenizer:
             return cls(parts)
         except (KeyError, ValueError, RuntimeError) as error:
             raise DataError(f"{path}: {error!r:.300}. Restore the file, or {remedy}") from error
-
-    # ------------------------------------------------------------ encode, decode
 
     def encode(self, text: str) -> list[int]:
         """Ids of what the programmer wrote: "<|bos|>" is the special token; nothing is added."""
@@ -175,8 +170,6 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """The text of every id that is neither special nor unused."""
         return [self.decode([i]) for i in sorted(self.parts.ids.values())]
-
-    # ------------------------------------------------------------ what it is
 
     def special(self, name: str) -> int:
         """The id of a special token such as "<|user_start|>"."""

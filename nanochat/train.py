@@ -61,8 +61,7 @@ class Periodic:
 
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
     """Steps that fit into `seconds`, of which `step` steps `spent` some, by rank 0's median."""
-    typical = median(durations[-99:])
-    num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / typical)))
+    num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / median(durations[-99:]))))
     num_steps += num_steps % 2  # even: it has a step halfway
     print0(f"{seconds:.0f} s of training will be {num_steps:,} steps")
     return num_steps
@@ -169,9 +168,6 @@ def optimizer_step(
     return norm
 
 
-# ---------------------------------------------------------------- numbers of a step
-
-
 def timestamp(device: torch.device):
     """A moment in CUDA's queue, or on the clock; see seconds_between."""
     if device.type != "cuda":
@@ -191,9 +187,7 @@ def seconds_between(start, end) -> float:
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in main memory; from CUDA, complete once the queue has come to this point."""
-    if not tensor.is_cuda:
-        return tensor
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return tensor.to("cpu", non_blocking=True) if tensor.is_cuda else tensor  # pinned
 
 
 def sum_of_ranks(numbers: list[int], device: torch.device) -> torch.Tensor:

@@ -25,7 +25,6 @@ class LibraryEncoder:
         self._library.pre_tokenizer = whole
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
         if len(self._known) > REMEMBERED:
             self._known = {}
         known, pieces = self._known, [piece.decode() for piece in self._splitter.pieces(text)]
@@ -35,7 +34,7 @@ class LibraryEncoder:
         return [i for piece in pieces for i in known[piece]]
 
     def encode_batch(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, offsets); `tokenizers` decides how many threads it uses."""
+        """`tokenizers` decides how many threads it uses."""
         parts = [np.empty(0, self._dtype)]
         for some in in_lists(texts):
             parts += [np.array(self.encode(text), self._dtype) for text in some]

@@ -8,7 +8,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -78,9 +78,6 @@ def core(split_pattern: str = SPLIT_PATTERN) -> SimpleNamespace | None:
     return load(SOURCE, cpp_compiler(), INSTEAD) if split_pattern == SPLIT_PATTERN else None
 
 
-# ---------------------------------------------------------------- texts for the core
-
-
 class Batch:
     """Texts as the core takes them: addresses, lengths in bytes and their number.
 
@@ -122,7 +119,7 @@ def ahead(work: Callable, items: Iterable) -> Iterator:
 
     subtle: one item always waits, so that work need not wait for the interpreter's lock.
     """
-    pending: deque[Future] = deque()
+    pending = deque()
     with ThreadPoolExecutor(1) as pool:
         for item in items:
             pending.append(pool.submit(work, item))
@@ -135,9 +132,6 @@ def ahead(work: Callable, items: Iterable) -> Iterator:
 def usable_processors() -> int:
     usable = getattr(os, "sched_getaffinity", None)  # on Linux
     return len(usable(0)) if usable else os.cpu_count() or 1
-
-
-# ---------------------------------------------------------------- training and encoding
 
 
 def train(
@@ -178,7 +172,6 @@ class NativeEncoder:
         self._encoder = Owned(checked(core, made), core.encoder_free)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
         if len(text) > LONG:
             return self.encode_batch([text])[0].tolist()
         data = as_bytes(text)
@@ -189,7 +182,7 @@ class NativeEncoder:
     def encode_batch(
         self, texts: Iterable[str], num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, offsets): those of text i are ids[offsets[i]:offsets[i + 1]]."""
+        """As Tokenizer.encode_ordinary_batch."""
         threads = num_threads or usable_processors()
 
         def encode(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

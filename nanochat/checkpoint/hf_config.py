@@ -45,9 +45,8 @@ def from_hf(settings: dict) -> GPTConfig:
     for name, field in (WHOLE_NUMBERS | NUMBERS).items():
         value, whole = settings.get(name), name in WHOLE_NUMBERS
         no_softcap = value is None and field == "logit_softcap"
-        kinds = (int,) if whole else (int, float)
+        kinds, what = ((int,), "a whole number") if whole else ((int, float), "a number")
         if not no_softcap and (type(value) not in kinds or not 0 < value < math.inf):
-            what = "a whole number" if whole else "a number"
             raise CheckpointError(
                 f"config.json has {name} = {value!r:.60}; expected {what} above 0"
             )

@@ -77,7 +77,7 @@ def available_checkpoints(
 
 def listing() -> str:
     """One sentence for error messages: which checkpoints there are."""
-    runs: dict[str, list[int]] = {}
+    runs = {}
     for found in available_checkpoints(say=lambda line: None):
         runs.setdefault(f"{found.stage} {found.tag}", []).append(found.step)
     texts = [f"{run} at step {', '.join(map(str, sorted(steps)))}" for run, steps in runs.items()]
@@ -113,17 +113,17 @@ def checkpoint_of(source: str | Path, tag: str | None = None, step: int | None =
     if source in STAGES:
         return find_checkpoint(str(source), tag, step)
     folder = user_path(source)
-    if folder.is_dir():
-        if tag is not None or step is not None:
-            raise ConfigError(
-                f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
-                f"stage's. Leave them out, or name the stage"
-            )
-        verify(folder)
-        return folder
-    raise CheckpointError(
-        f"{source} is neither a stage ({', '.join(STAGES)}) nor a folder. {listing()}"
-    )
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{source} is neither a stage ({', '.join(STAGES)}) nor a folder. {listing()}"
+        )
+    if tag is not None or step is not None:
+        raise ConfigError(
+            f"{source} is a folder: a model tag ({tag}) and a step ({step}) choose among a "
+            f"stage's. Leave them out, or name the stage"
+        )
+    verify(folder)
+    return folder
 
 
 def good_checkpoint(run_folder: Path) -> str:

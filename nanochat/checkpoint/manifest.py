@@ -76,9 +76,6 @@ def check(folder: Path) -> None:
             )
 
 
-# ---------------------------------------------------------------- appear and go at once
-
-
 def temporary_beside(final: Path) -> Path:
     """The hidden name under which the folder `final` is written."""
     return final.with_name(f".{final.name}.tmp-{os.getpid()}")
@@ -152,7 +149,6 @@ def sweep(parent: Path, name: str | None = None) -> None:
 
 
 def fsync(path: Path) -> None:
-    """fsync of a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -66,10 +66,8 @@ def git_commit() -> str | None:
     """The checkout's commit, "+changes" when its files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    if not (root / ".git").exists():
-        return None
-    try:
-        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ran.stdout.strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+            return ran.stdout.strip()
+    return None

@@ -23,8 +23,8 @@ def write_folder(
     tokenizer_fingerprint: str,
     place: dict,
     replace: bool = True,
-) -> None:
-    """Writes the folder `final`, or leaves nothing behind. replace: see manifest.publish."""
+) -> Path:
+    """Writes and returns `final`, or leaves nothing behind. replace: see manifest.publish."""
     temporary = manifest.temporary_beside(final)
     manifest.sweep(final.parent)
     free = shutil.disk_usage(base_dir()).free
@@ -44,6 +44,7 @@ def write_folder(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # renamed away already when all went well
+    return final
 
 
 def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerprint: str) -> None:
@@ -68,15 +69,9 @@ def save_tensors(path: Path, named: dict[str, torch.Tensor], tokenizer_fingerpri
 
 def copies_on_host(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, those of a GPU copied into pinned memory in one go."""
-    copies = {
-        name: torch.empty_like(t, device="cpu", pin_memory=True)
-        for name, t in named.items()
-        if t.is_cuda
-    }
-    for name, copy in copies.items():
-        copy.copy_(named[name].detach(), non_blocking=True)
+    copies = {name: t.detach().to("cpu", non_blocking=True) for name, t in named.items()}
     torch.cuda.synchronize()
-    return named | copies
+    return copies
 
 
 class Writer:

@@ -11,7 +11,7 @@ import importlib.metadata
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -75,9 +75,6 @@ def plain(markup: str) -> str:
     return text.removeprefix("; ").strip("; ")
 
 
-# ---------------------------------------------------------------- one reader a package
-
-
 def factbook() -> list[dict]:
     """The CIA World Factbook: one dict a country or territory, in order of name.
 
@@ -130,9 +127,6 @@ def python_topics() -> list[tuple[str, str]]:
     except ImportError:
         raise DataError("this Python comes without pydoc_data/topics.py") from None
     return [(name, text.strip()) for name, text in sorted(topics.items())]
-
-
-# ---------------------------------------------------------------- training text
 
 
 def country_sections(counts: Counter) -> Iterator[str]:
@@ -206,7 +200,7 @@ def scenes(counts: Counter) -> Iterator[str]:
                 yield f"{title}\n\n{body}"
 
 
-READERS: tuple[Callable[[Counter], Iterator[str]], ...] = (
+READERS = (
     country_sections,
     chats,
     speeches,

@@ -1,7 +1,7 @@
 """Which pieces of which documents stand together in a row: from lengths alone.
 
 A packed row has T + 1 ids and is filled with pieces, each <|bos|> and up to T tokens of one
-document; a longer document is split. Pieces are placed by best fit, longest first.
+document; a longer document is split.
 """
 
 from functools import lru_cache
@@ -52,9 +52,8 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
     Example: sizes [4, 6, 3, 7] with capacity 10 -> 7 opens row 0, 6 row 1, 4 goes to row 1, 3 to
     row 0: [1, 1, 0, 0].
     """
-    rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    open_lists = 0
-    num_rows = 0
+    rows_with_room = [[] for _ in range(capacity + 1)]
+    open_lists = num_rows = 0
     largest_first = np.argsort(-sizes, kind="stable")
     chosen = []
     for size in sizes[largest_first].tolist():

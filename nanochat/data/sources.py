@@ -88,9 +88,6 @@ def hold_out(texts: Iterable[str], held_out: bool) -> Iterator[str]:
         yield from (text for i, text in enumerate(block) if (i == chosen) == held_out)
 
 
-# ---------------------------------------------------------------- sources
-
-
 @dataclass(frozen=True)
 class Shard:
     """A piece of a source. fetch() downloads it, if need be; read(counts) yields its texts and
@@ -106,12 +103,9 @@ class Shard:
         self.counts.clear()
         for text in self.read(self.counts):
             self.counts["documents"] += 1
-            if "\ufffd" in text:
-                self.counts["documents with U+FFFD, which replaces invalid UTF-8"] += 1
-            if "\0" in text:
-                self.counts["documents with the character NUL: not text, or UTF-16"] += 1
-            if hash(text) in held_out:
-                self.counts["documents that are validation too"] += 1
+            self.counts["documents with U+FFFD, which replaces invalid UTF-8"] += "\ufffd" in text
+            self.counts["documents with the character NUL: not text, or UTF-16"] += "\0" in text
+            self.counts["documents that are validation too"] += hash(text) in held_out
             yield text
 
 
@@ -193,7 +187,7 @@ def hub_source(repo_id: str, read: Reader) -> Source:
     listing = base_dir() / "hub_listings" / (repo_id.replace("/", "--") + ".json")
     if not listing.exists():
         write_atomic(listing, json.dumps(hub_files(repo_id, "*.parquet")))
-    names = json.loads(listing.read_text(encoding="utf-8"))
+    names = read_json(listing, "Delete it")
     if len(names) < 2:
         raise DataError(
             f"{repo_id}: found {len(names)} .parquet files, expected 2 or more: one is validation"
@@ -211,10 +205,8 @@ def local_source(path: Path, read: Reader) -> Source:
     """A file, or all files of text under a folder; all .txt and .md files are one shard. Validation
     is the last of two or more tables, or else some documents."""
     endings = (*TABLES, *PLAIN)
-    if path.is_dir():
-        paths = data_files(path, endings)
-    else:
-        paths = [path] if path.name.lower().endswith(endings) else []
+    paths = data_files(path, endings) if path.is_dir() else [path]
+    paths = [p for p in paths if p.name.lower().endswith(endings)]
     if not paths:
         raise DataError(f"{path} holds no text: expected *{', *'.join(endings)}")
     plain = [p for p in paths if p.name.lower().endswith(PLAIN)]

@@ -71,9 +71,6 @@ class TokenShards:
             yield from (shard.tokens[a:b].tobytes() for a, b in pairwise(shard.offsets))
 
 
-# ---------------------------------------------------------------- conversations, in memory
-
-
 def tokenize_conversations(
     conversations: Iterable[dict], tokenizer: Tokenizer, *, name: str
 ) -> TokenShards:
@@ -99,9 +96,6 @@ def tokenize_conversations(
     return TokenShards(name, [on_rank0(render_all)], tokenizer.bos, turn_end)
 
 
-# ---------------------------------------------------------------- text, on disk
-
-
 def tokenize_source(
     source: Source, tokenizer: Tokenizer, split: str, local_data: bool = False
 ) -> TokenShards:
@@ -110,6 +104,7 @@ def tokenize_source(
     shards = source.shards(split)
     if not shards:
         raise DataError(f"{source.name}: found no {split} shard, expected at least one")
+    name = f"{source.name} ({split})"
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")[:80]
     data = f"{slug}-{tokenizer.fingerprint[:12]}-{source.fingerprint[:12]}"
     folder = base_dir() / "tokens" / data
@@ -121,20 +116,19 @@ def tokenize_source(
             if missing := [(s, path) for s, path in pairs if not _file(path, OFFSETS).exists()]:
                 others = source.shards("val") if split == "train" else []
                 held_out = frozenset(hash(text) for shard in others for text in shard.texts())
-                label = f"tokenizing {source.name} ({split})"
-                _tokenize_shards(missing, len(shards), tokenizer, label, held_out)
+                _tokenize_shards(missing, len(shards), tokenizer, name, held_out)
                 for what in sorted(source.counts.keys() - {"documents"}):
                     print(f"{source.name}: {source.counts[what]:,} {what} so far", flush=True)
     barrier()
     opened = [_open(path, tokenizer.id_dtype) for path in paths]
-    return TokenShards(f"{source.name} ({split})", opened, tokenizer.bos)
+    return TokenShards(name, opened, tokenizer.bos)
 
 
 def _tokenize_shards(
     missing: list[tuple[Shard, Path]],
     num_shards: int,
     tokenizer: Tokenizer,
-    label: str,
+    name: str,
     held_out: frozenset[int],
 ) -> None:
     """Tokenizes shards while the next are downloaded; prints how far and how fast."""
@@ -144,7 +138,7 @@ def _tokenize_shards(
     def report() -> str:
         speed = tokens / max(time.monotonic() - start, 1e-9)
         counts = f"{documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
-        return f"{label}: {done} of {num_shards} shards, {counts}"
+        return f"tokenizing {name}: {done} of {num_shards} shards, {counts}"
 
     with contextlib.closing(fetched([shard for shard, _ in missing])) as arrived:
         for shard, (_, path) in zip(arrived, missing, strict=True):
@@ -174,9 +168,6 @@ def _tokenize_shards(
                 partial.unlink(missing_ok=True)
             done += 1
     print(f"{report()}; {empty:,} documents were empty", flush=True)
-
-
-# ---------------------------------------------------------------- files
 
 
 def _file(path: Path, ending: str) -> Path:

@@ -69,8 +69,6 @@ def calculate(expression: str) -> str:
             warnings.simplefilter("ignore")  # of odd literals such as '\d'
             tree = ast.parse(source, mode="eval")
         value = value_of(tree.body)
-    except CalculatorError:
-        raise
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise CalculatorError(f"not an expression: {type(error).__name__}") from error
     except (ArithmeticError, ValueError, TypeError, IndexError) as error:

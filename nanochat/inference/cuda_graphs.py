@@ -31,7 +31,7 @@ class DecodeGraphs:
 
     def clear(self) -> None:
         """Forgets all graphs, and takes the cache's present size."""
-        # of each slot: id, position, sampling_table; an idle one's position no sequence reaches
+        # of each slot: id, position, sampling_table
         self.idle = torch.tensor([0, self.model.config.sequence_len, 1, 1, 1, 0, 0]).double()
         self.inputs = self.idle.repeat(self.cache.slots, 1).to(self.cache.device)
         self._steps: dict[tuple[int, int], Callable[[], tuple]] = {}

@@ -49,13 +49,13 @@ class FusedModel:
     def masters(self) -> Iterator[list[torch.Tensor]]:
         """The GPT's weights, by the matrix here that holds them; of several ranks, all call it."""
         trunk = self.master.model
-        masters = [[trunk.embed_tokens.weight], [self.master.lm_head.weight]]
+        groups = [[trunk.embed_tokens], [self.master.lm_head]]
         for block in trunk.layers:
             attention, mlp = block.self_attn, block.mlp
-            qkv = attention.q_proj, attention.k_proj, attention.v_proj
-            masters += [[projection.weight for projection in qkv], [attention.o_proj.weight]]
-            masters += [[mlp.fc1.weight], [mlp.fc2.weight]]
-        for weights in masters:
+            groups += [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]]
+            groups += [[mlp.fc1], [mlp.fc2]]
+        for group in groups:
+            weights = [module.weight for module in group]
             yield [w.detach().full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
 
     @torch.no_grad()
@@ -66,8 +66,6 @@ class FusedModel:
             for part, weight in zip(matrix.split([len(w) for w in weights]), weights, strict=True):
                 if part.data_ptr() != weight.data_ptr():
                     part.copy_(weight)
-
-    # ------------------------------------------------------------ the function
 
     def features(self, ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """ids (N,) int64 -> (N, D) in compute dtype, after the last norm; N rows as in batch."""
@@ -112,4 +110,4 @@ class FusedModel:
         y = x.float()
         first, second = y.chunk(2, dim=-1)
         y = torch.addcmul(y * cos, torch.cat([second, first], dim=-1), sin)
-        return F.rms_norm(y, y.shape[-1:], eps=self.config.rms_norm_eps).to(x.dtype)
+        return self._norm(y).to(x.dtype)

@@ -38,11 +38,7 @@ class KVCache:
         self.slots = self.room = 0  # R, S
         shape = (2, 0, config.n_kv_head, 0, config.head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device)] * config.n_layer
-        self.addresses: tuple[list[int], ...] = [], []  # of each layer's keys, and values
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        self.addresses = [], []  # of each layer's keys, and values
 
     def reserve(self, slots: int, tokens: int) -> bool:
         """Makes room for `tokens` tokens in each of `slots` slots, or more, so as to grow seldom;

@@ -127,8 +127,7 @@ class Scheduler:
             self._admit(sequence, copies)
         ready = [s for s in self.running if not s.paused and s.missing]
         takes = {s.id: 1 for s in ready if s.missing == 1}
-        if len(takes) < len(ready):
-            takes |= self._deal([s for s in ready if s.missing > 1])
+        takes |= self._deal([s for s in ready if s.missing > 1])
         for sequence in ready:
             if take := takes[sequence.id]:
                 start, end = sequence.computed, sequence.computed + take

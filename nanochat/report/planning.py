@@ -15,7 +15,8 @@ from rich.table import Table
 
 from nanochat.common import ConfigError
 from nanochat.gpt import GPTConfig
-from nanochat.hardware import CARDS, LINKS
+from nanochat.hardware import CARDS
+from nanochat.report.links import LINKS
 from nanochat.training.batch_plan import ACTIVATION_BYTES, LOSS_BYTES, MEMORY_SHARE, divide_rows
 
 MEASURED_MFU = 0.529  # whole steps of depth 20, bench/results/gpu_check-nvidia-h100-80gb-hbm3.json

@@ -57,8 +57,7 @@ def plan_batch(
     if size < 1:
         raise ConfigError(f"--device-batch-size {size}: at least 1 row")
     plan = divide_rows(rows_per_step, world, size)
-    to_try = cuda and world == 1
-    while to_try and peak_bytes(model, loss_fn, plan.device_batch, row_tokens) == inf:
+    while cuda and world == 1 and peak_bytes(model, loss_fn, plan.device_batch, row_tokens) == inf:
         if plan.device_batch == 1:
             raise ConfigError(out_of_memory(1))
         plan = divide_rows(rows_per_step, world, plan.device_batch // 2)

@@ -177,8 +177,6 @@ class ManyRanks(OneRank):
         dist.all_to_all_single(result, flat, received, sent, group=self.group)
         return result.split(received)
 
-    # ------------------------------------------------------------ a step
-
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         self.model.set_requires_gradient_sync(last or self.sync_always)
         self.model.set_reshard_after_backward(last or self.sync_always)
@@ -217,9 +215,8 @@ class ManyRanks(OneRank):
             for (_, p), part in zip(round, self.exchange(round, flat, back=True), strict=False):
                 descend([local(p)], [part.view(-1, p.shape[1])], muon.param_groups[0])
 
-    # ------------------------------------------------------------ what is saved and resumed
-
-    # Every rank gets a tensor whole, one at a time; the first of its group keeps it.
+    # To save and resume, every rank gets a tensor whole, one at a time; the first of its group
+    # keeps it.
 
     def weights(self, model) -> Tensors:
         wholes = ((name, p.detach().full_tensor()) for name, p in self.named.items())
@@ -246,9 +243,7 @@ class ManyRanks(OneRank):
 
     def own_state(self, name: str, whole: Tensors) -> Tensors:
         own, device = {}, self.empty.device
-        kinds = on_rank0(
-            lambda: {key: (tensor.shape, tensor.dtype) for key, tensor in whole.items()}
-        )
+        kinds = on_rank0(lambda: {key: (t.shape, t.dtype) for key, t in whole.items()})
         for key, kind in kinds.items():
             tensor, n = broadcast(whole.get(key), *kind, device), key.rpartition(".")[0]
             if n in self.tables:

@@ -16,13 +16,15 @@ BEAT_SECONDS, MISSED_BEATS = 5, 8
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Yields asked(): whether SIGTERM or Ctrl-C came; a second one ends the program at once."""
-    received: list[int] = []
-    previous = {}
+    received, previous = [], {}
+
+    def restore() -> None:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
 
     def handle(number, frame):
         received.append(number)
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        restore()
         with suppress(OSError):  # subtle: print would fail if a print was interrupted
             os.write(1, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
@@ -32,8 +34,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         with heartbeat():
             yield lambda: bool(received)
     finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        restore()
 
 
 @contextmanager

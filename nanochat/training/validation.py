@@ -46,14 +46,9 @@ def measure_rows(
     """bits_per_byte over about `num_tokens` tokens of rows (see dataloader.py)."""
     world_size = rank_and_world()[1]
     wanted = min(len(rows), max(1, num_tokens // rows.max_length))
-    at_once = min(device_batch_size, max(1, wanted // world_size)) * world_size
-    source = batches(
-        rows,
-        rows_per_step=at_once,
-        device_batch_size=at_once // world_size,
-        device=model.device,
-        pad_id=tokenizer.bos,
-    )
-    with closing(source):
+    size = min(device_batch_size, max(1, wanted // world_size))
+    at_once = size * world_size
+    options = {"device": model.device, "pad_id": tokenizer.bos}
+    with closing(batches(rows, rows_per_step=at_once, device_batch_size=size, **options)) as source:
         sizes = tokenizer.token_bytes()
         return bits_per_byte(model, source, wanted // at_once or 1, sizes, loss_fn)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hardware import CARDS, LINKS
+from nanochat.hardware import CARDS
+from nanochat.report.links import LINKS
 from nanochat.report.planning import (
     MEASURED_MFU,
     NODE,
