@@ -78,7 +78,7 @@ mid_seconds() {
 }
 
 # scaled_mixture name:4,...: with epochs for MINUTES. They are for 15 of them, in which two cores with three narrow layers
-# go through them about once: what is asked a second time in the same words teaches less.
+# go through them once or twice: what is asked again in the same words teaches less, and making them takes time, too.
 scaled_mixture() {
   awk -v m="$MINUTES" -v RS=, -F: '{ printf "%s%s:%.3f", separator, $1, $2 * m / 15; separator = "," }' <<<"$1"
 }
@@ -89,7 +89,7 @@ recipe_cpu() {
   # narrower than 64 x depth: in the same time 1.5 to 1.8 times the steps, which are worth more
   if [ "${DEPTH:=3}" = 3 ]; then : "${WIDTH:=128}"; fi
   : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
-  local own=facts:6.5,identity:17,unknown:8,spelling:2.4,arithmetic:3.6
+  local own=facts:8.2,identity:24,unknown:10,spelling:2.7,arithmetic:4.7
   # the tokenizer does not depend on MINUTES, and less of the same shows it the words
   local words=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55
   local numbers=(--whole-numbers)  # 990 ids, too many of a smaller vocabulary
@@ -99,7 +99,9 @@ recipe_cpu() {
   : "${SFT_MIXTURE:=$(scaled_mixture facts:0.2,identity:0.16,unknown:0.14,spelling:0.05,arithmetic:0.06)}"
   local rates=(--muon-iterations=3 --matrix-lr=0.03 --adamw-beta2=0.999 --unembedding-lr=0.002)
   local sampled=(--sampled-ids=1500)
-  local vectors=(--word-vectors=0.15)  # made by one process, for at most 16,384 ids
+  # what shares something between ids is for one process; counting pairs of them for at most 16,384
+  if [ "$NPROC" = 1 ]; then rates+=(--share-letter-cases); fi
+  local vectors=(--word-vectors=0.15)
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
   # in every stage, so that one compiled graph serves all; of long rows a mask would be slow
   local masked=(--document-mask)
@@ -109,7 +111,7 @@ recipe_cpu() {
   tok_eval=()
   shape=(--depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
-    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.08)" --eval-tokens=30000)
+    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.03)" --eval-tokens=30000)
   base_eval=(--eval-tokens=12000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss --go-on=0.6 "${rates[@]}" --total-batch-size=4096 "${sampled[@]}"

@@ -8,6 +8,7 @@ V vocabulary, D width of a vector.
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def begin_with_word_vectors(
         raise ConfigError(f"--word-vectors is {std}; it is a standard deviation, above 0")
     if rank_and_world()[1] > 1:
         raise ConfigError("--word-vectors is for one process, here are several; leave it out")
-    texts = list(pieces) + [""] * (vocab_size - len(pieces))
+    texts = padded(pieces, vocab_size)
     embedding.weight.copy_(word_vectors(parts, texts, dim, seed) * std)
     print0(f"word vectors: counted and factorized in {time.monotonic() - start:.1f} s")
 
@@ -57,7 +58,9 @@ def word_vectors(
     (Levy, Goldberg & Dagan 2015).
     """
     generator = torch.Generator().manual_seed(seed)
-    counts = share_letter_cases(cooccurrences(parts, len(texts)), texts)
+    counts, groups = cooccurrences(parts, len(texts)), letter_cases(texts)
+    for _ in range(2):  # rows, then columns
+        counts = add_letter_cases(counts, groups, CASE_SHARE).T
     vectors = factor(positive_information(counts), min(dim, len(texts)), generator)
     # turned at random, so that every coordinate has a part of each eigenvector
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
@@ -84,16 +87,31 @@ def cooccurrences(parts: Sequence[np.ndarray], vocab_size: int) -> torch.Tensor:
     return one_way + one_way.T
 
 
-def share_letter_cases(counts: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-    """Symmetric counts (V, V), each row and column with CASE_SHARE times the sum of those of the
-    same text in any letter case: " EGYPT", which text seldom has, is then near " Egypt"."""
+def letter_cases(texts: Sequence[str]) -> torch.Tensor:
+    """(V,) a number for each text, the same for texts that differ in letter case alone."""
     # parts of a character, and special ids, are texts of their own
     keys = [text.lower() if text.strip("\ufffd") else f"\ufffd{i}" for i, text in enumerate(texts)]
-    group = torch.from_numpy(np.unique(keys, return_inverse=True)[1])
-    for _ in range(2):
-        sums = torch.zeros(int(group.max()) + 1, len(texts)).index_add_(0, group, counts)
-        counts = counts.add(sums[group], alpha=CASE_SHARE).T
-    return counts
+    return torch.from_numpy(np.unique(keys, return_inverse=True)[1])
+
+
+def add_letter_cases(rows: torch.Tensor, groups: torch.Tensor, share: float) -> torch.Tensor:
+    """rows (V, N), each with `share` times the sum of those of its group."""
+    sums = torch.zeros(int(groups.max()) + 1, rows.shape[1]).index_add_(0, groups, rows)
+    return rows.add(sums[groups], alpha=share)
+
+
+def share_gradients(embedding: torch.nn.Embedding, pieces: Sequence[str]) -> None:
+    """From now on each row's gradient has those of the same text in any letter case added, so that
+    " EGYPT", which is seldom read, learns with " Egypt". ConfigError with several ranks."""
+    if rank_and_world()[1] > 1:
+        raise ConfigError("--share-letter-cases is for one process, here are several; leave it out")
+    groups = letter_cases(padded(pieces, len(embedding.weight)))
+    embedding.weight.register_hook(partial(add_letter_cases, groups=groups, share=1.0))
+
+
+def padded(pieces: Sequence[str], vocab_size: int) -> list[str]:
+    """A text for each id; that of special and unused ones is empty."""
+    return [*pieces, *[""] * (vocab_size - len(pieces))]
 
 
 def positive_information(counts: torch.Tensor) -> torch.Tensor:

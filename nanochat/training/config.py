@@ -71,6 +71,8 @@ class StageConfig:
     """Move an existing run of this tag aside and start anew."""
     document_mask: bool = False
     """Documents packed into one row do not see each other; for rows of many short ones."""
+    share_letter_cases: bool = False
+    """A token's embedding learns with those of the same text in other letter cases."""
     sampled_ids: int = 0
     """Ids that a training loss is over, the targets and a sample; faster on a CPU. 0: all."""
     compile: bool = True

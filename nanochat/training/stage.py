@@ -21,6 +21,7 @@ from nanochat.checkpoint.writing import Writer
 from nanochat.checkpoint_manager import load_folder, load_training_state, prepare_checkpoint
 from nanochat.common import ConfigError, compute_init, on_rank0, print0, rank_and_world
 from nanochat.conversation import stop_ids
+from nanochat.data.word_vectors import share_gradients
 from nanochat.dataloader import Batch, batches
 from nanochat.gpt import GPT
 from nanochat.hardware import attention_backends, peak_rss
@@ -90,6 +91,8 @@ class Stage:
         model.stop_ids = stop_ids(self.tokenizer)
         if config.document_mask:
             model.document_start = self.tokenizer.bos
+        if config.share_letter_cases:
+            share_gradients(model.model.embed_tokens, self.tokenizer.pieces())
         if config.fp8:
             model.use_fp8()
         for block in model.model.layers[: config.checkpoint_blocks]:

@@ -9,11 +9,13 @@ import torch
 from nanochat.common import ConfigError
 from nanochat.data import word_vectors as module
 from nanochat.data.word_vectors import (
+    add_letter_cases,
     begin_with_word_vectors,
     cooccurrences,
     factor,
+    letter_cases,
     positive_information,
-    share_letter_cases,
+    share_gradients,
     word_vectors,
 )
 
@@ -68,19 +70,26 @@ def test_tokens_between_the_same_neighbours_are_near_each_other():
     assert torch.equal(vectors, word_vectors([text.reshape(-1)], IDS, 32, seed=1))
 
 
+def test_texts_in_other_letter_cases_are_one_group():
+    groups = letter_cases([" Peru", " in", " PERU", "peru", "\ufffd", "\ufffd", "", ""]).tolist()
+    assert groups[0] == groups[2] and len(set(groups)) == 7  # parts of characters share nothing
+
+
 def test_a_text_in_another_letter_case_lends_a_tenth_of_its_counts():
     counts = torch.rand(4, 4).round(decimals=1)
-    counts += counts.T.clone()
     shared = torch.tensor([[1.1, 0, 0.1, 0], [0, 1.1, 0, 0], [0.1, 0, 1.1, 0], [0, 0, 0, 1.1]])
-    expected = shared @ counts @ shared.T
-    found = share_letter_cases(counts, [" Peru", " in", " PERU", "peru"])
-    torch.testing.assert_close(found, expected)
+    found = add_letter_cases(counts, letter_cases([" Peru", " in", " PERU", "peru"]), 0.1)
+    torch.testing.assert_close(found, shared @ counts)
 
 
-def test_parts_of_characters_share_nothing():
-    counts = torch.ones(4, 4)
-    found = share_letter_cases(counts, ["\ufffd", "\ufffd", "", ""])
-    torch.testing.assert_close(found, counts * 1.1 * 1.1)  # each with itself alone
+def test_a_text_in_another_letter_case_learns_what_this_one_does():
+    embedding = torch.nn.Embedding(64, 2)
+    share_gradients(embedding, [" Peru", " in", " PERU", *IDS[3:60]])  # of 64 ids four are special
+    scales = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    (embedding(torch.tensor([0, 1, 2, 63])) * scales).sum().backward()
+    expected = torch.zeros(64, 2)
+    expected[[0, 1, 2, 63]] = torch.tensor([[1 + 101.0], [20.0], [100 + 101.0], [2000.0]])
+    torch.testing.assert_close(embedding.weight.grad, expected)
 
 
 def test_a_word_that_is_rare_in_capitals_is_near_the_common_one():
