@@ -111,7 +111,7 @@ recipe_cpu() {
   tok_eval=()
   shape=(--depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
-    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.03)" --eval-tokens=30000)
+    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.015)" --eval-tokens=30000)
   base_eval=(--eval-tokens=12000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss --go-on=0.6 "${rates[@]}" --total-batch-size=4096 "${sampled[@]}"
