@@ -58,7 +58,7 @@ HELP
 # ------------------------------------------------------------------------------------------------------- recipes
 # One function a recipe: the defaults of the variables, then the flags of each stage.
 
-sft_share=0.03  # of MINUTES, that fine-tuning takes
+sft_share=0.01  # of MINUTES, that fine-tuning takes
 
 # minutes_share 0.4: that share of MINUTES, in seconds, less 2 minutes for reading, compiling and measuring.
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }

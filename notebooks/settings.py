@@ -136,7 +136,7 @@ def choose(machine: Machine, minutes: float, data: str = "auto", depth: int = 0)
     if data == "auto":
         data = "fineweb-edu" if gpu else "packaged"
     packaged = data == "packaged" or not gpu
-    shares = (0.6, 0.3, 0.1) if gpu else (0.015, 0.955, 0.03)
+    shares = (0.6, 0.3, 0.1) if gpu else (0.015, 0.975, 0.01)
     base, mid, sft = (max(1, round(60 * minutes * share)) for share in shares)
     shape = {"depth": depth or 3, "head_dim": 64, "sequence_len": 256, "vocab_size": 8192}
     steps = {"base_tokens_per_step": 2048, "mid_tokens_per_step": 4096, "save_every": 200}
