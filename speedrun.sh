@@ -64,7 +64,7 @@ sft_share=0.01  # of MINUTES, that fine-tuning takes
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
 # Seconds that midtraining of run TAG takes, so that all is done in MINUTES: what is left, less fine-tuning's share and,
-# for reading, compiling and measuring from here on, three times what the tokenizer's stages took, which a slow machine
+# for reading, compiling and measuring from here on, 3.5 times what the tokenizer's stages took, which a slow machine
 # lengthens alike. At most 85% of MINUTES; a run that has begun keeps its own.
 mid_seconds() {
   local begun
@@ -72,7 +72,7 @@ mid_seconds() {
     sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
   awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share "$sft_share")" -v spent=$((SECONDS - installed)) \
     -v tokenizer="$tokenizer_seconds" 'BEGIN {
-      most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3 * tokenizer
+      most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3.5 * tokenizer
       printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
     }'
 }

@@ -198,7 +198,7 @@ def test_minutes_scale_the_horizons():
 
 @pytest.mark.parametrize(
     ("spent", "tokenizer", "expected"),
-    [(80, 12, 900 - 80 - 23 - 3 * 12), (20, 5, 765), (500, 40, 390), (999, 40, 390)],
+    [(100, 20, 900 - 100 - 8 - 3.5 * 20), (20, 5, 765), (500, 40, 390), (999, 40, 390)],
 )
 def test_midtraining_takes_the_time_that_is_left(spent, tokenizer, expected, tmp_path):
     code = (
