@@ -132,7 +132,7 @@ def test_settings_that_are_given_win_and_a_cpu_gets_the_small_recipe():
     assert choose(GPUS["T4"], 120, data="./texts", depth=12).depth == 12
     small = choose(CPU, 15)
     assert (small.depth, small.data, small.tied, small.questions) == (3, "packaged", True, 400)
-    assert (small.base_seconds, small.mid_seconds, small.sft_seconds) == (72, 801, 27)
+    assert (small.base_seconds, small.mid_seconds, small.sft_seconds) == (14, 878, 9)
     with pytest.raises(ConfigError, match="MINUTES is 0"):
         choose(CPU, 0)
 
