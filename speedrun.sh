@@ -65,14 +65,14 @@ minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) 
 
 # Seconds that midtraining of run TAG takes, so that all is done in MINUTES: what is left, less fine-tuning's share and,
 # for reading, compiling and measuring from here on, 3.5 times what the tokenizer's stages took, which a slow machine
-# lengthens alike. At most 85% of MINUTES; a run that has begun keeps its own.
+# lengthens alike. At most five sixths of MINUTES; a run that has begun keeps its own.
 mid_seconds() {
   local begun
   begun=$(cat "$base_dir/mid_checkpoints/$1"/step_*/run.json 2>/dev/null |
     sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
   awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share "$sft_share")" -v spent=$((SECONDS - installed)) \
     -v tokenizer="$tokenizer_seconds" 'BEGIN {
-      most = m * 51; least = (m - 2) * 30; left = m * 60 - spent - sft - 3.5 * tokenizer
+      most = m * 50; least = (m - 2) * 30; left = m * 60 - spent - sft - 3.5 * tokenizer
       printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
     }'
 }
