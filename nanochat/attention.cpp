@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "inference/vectors.h"
+#include "vectors.h"
 
 namespace {
 
@@ -71,24 +71,6 @@ void transpose(const float* x, int64_t n, int64_t width, float* to, int64_t padd
     for (int64_t d = 0; d < width; d++) to[d * padded + i] = x[i * width + d];
 }
 
-// Scores of the keys before `end` -> their softmax, and zeros up to `columns`; the log of its sum.
-float softmax(float* scores, int64_t end, int64_t columns) {
-  for (int64_t j = end; j < columns; j++) scores[j] = -INFINITY;
-  Floats highest = load(scores), total = {};
-  for (int64_t j = LANES; j < columns; j += LANES) {
-    const Floats x = load(scores + j);
-    highest = x > highest ? x : highest;
-  }
-  float top = highest[0];
-  for (int lane = 1; lane < LANES; lane++) top = std::max(top, highest[lane]);
-  for (int64_t j = 0; j < columns; j += LANES) store(scores + j, exponential(load(scores + j) - top));
-  for (int64_t j = end; j < columns; j++) scores[j] = 0;
-  for (int64_t j = 0; j < columns; j += LANES) total += load(scores + j);
-  const float z = sum(total);
-  for (int64_t j = 0; j < columns; j += LANES) store(scores + j, load(scores + j) / z);
-  return top + std::log(z);
-}
-
 // The first place after the document of place `first` of a row of T.
 int64_t document_end(const int64_t* documents, int64_t first, int64_t T) {
   if (!documents) return T;
@@ -111,8 +93,12 @@ void forward(Rows<const T> q, Rows<const T> k, Rows<const T> v, float scale, Row
   for (int64_t i = 0; i < n; i += ROWS) {
     const int64_t columns = round_up(i + ROWS, COLUMNS);
     product<false>(Q + i * width, width, 1, q.K, Kt, padded, P, padded, columns);
-    for (int64_t m = 0; m < ROWS && i + m < n; m++)
-      lse[i + m] = softmax(P + m * padded, i + m + 1, columns);
+    for (int64_t m = 0; m < ROWS && i + m < n; m++) {
+      float* p = P + m * padded;
+      const auto [most, total] = softmax_weights(p, i + m + 1, columns);
+      for (int64_t j = 0; j < columns; j += LANES) store(p + j, load(p + j) / total);
+      lse[i + m] = most + std::log(total);
+    }
     const int64_t seen = std::min(i + ROWS, n);
     product<false>(P, padded, 1, seen, V, width, O + i * width, width, width);
   }

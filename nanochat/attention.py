@@ -46,7 +46,7 @@ def attention(q, k, v, documents: torch.Tensor | None) -> torch.Tensor:
 def library(processor: str) -> SimpleNamespace | None:
     """The compiled functions for a kind of processor; None after a line that says why."""
     folder = Path(__file__).parent
-    files = folder / "attention.cpp", folder / "inference" / "vectors.h"
+    files = folder / "attention.cpp", folder / "vectors.h"
     flags = *FLAGS, *OPENMP.get(sys.platform, ("-fopenmp",)), *OF_PROCESSOR.get(processor, ())
     return load(Source("attention", files, flags, SIGNATURES), cpp_compiler(), INSTEAD)
 

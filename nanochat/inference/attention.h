@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "../vectors.h"
 
 constexpr int QUERIES = 4;        // that read the keys and values together
 constexpr int64_t AHEAD = 8;      // places whose keys or values are fetched ahead of their use
@@ -45,23 +45,6 @@ struct Query {
   float* out;
 };
 
-// Scores of one query become weights, e^(score - the largest); returns their sum. What lies beyond
-// `length`, up to `padded`, a multiple of LANES, becomes 0.
-inline float softmax_weights(float* scores, int64_t length, int64_t padded) {
-  float most = scores[0];
-  for (int64_t s = 1; s < length; s++) most = std::max(most, scores[s]);
-  for (int64_t s = length; s < padded; s++) scores[s] = -INFINITY;
-  Floats total = {};
-  for (int64_t s = 0; s < padded; s += LANES) {
-    Floats x = load(scores + s) - most;
-    Floats weights = exponential(x);
-    weights = x < -87.0f ? Floats{} : weights;
-    store(scores + s, weights);
-    total += weights;
-  }
-  return sum(total);
-}
-
 // out[n][i], ..., over V vectors from column i, of n queries: sums of weights times values.
 template <int N, int V, class T>
 inline void mix(const Query* queries, const float* const* weights, const float* totals,
@@ -93,7 +76,7 @@ void attend(const Query* queries, const T* keys, const T* values, int64_t K,
     fetch(s + AHEAD < longest ? keys + (s + AHEAD) * K : values + (s + AHEAD - longest) * K, K);
     for (int n = 0; n < N; n++) scores[n][s] = scale * dot(queries[n].q, keys + s * K, K);
   }
-  for (int n = 0; n < N; n++) totals[n] = softmax_weights(scores[n], queries[n].length, padded);
+  for (int n = 0; n < N; n++) totals[n] = softmax_weights(scores[n], queries[n].length, padded).total;
   const float* weights[N];
   for (int n = 0; n < N; n++) weights[n] = scores[n];
   int64_t i = 0;

@@ -38,7 +38,7 @@ def library(processor: str) -> SimpleNamespace | None:
     """The compiled functions for a kind of processor: a key of OF_PROCESSOR, or any other; None
     after a line that says why."""
     folder = Path(__file__).parent
-    files = folder / "decoder.cpp", *sorted(folder.glob("*.h"))
+    files = folder / "decoder.cpp", *sorted(folder.glob("*.h")), folder.parent / "vectors.h"
     flags = *FLAGS, *OF_PROCESSOR.get(processor, ())
     return load(Source("decoder", files, flags, SIGNATURES), cpp_compiler(), INSTEAD)
 

@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "vectors.h"
+#include "../vectors.h"
 
 enum Kind { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 

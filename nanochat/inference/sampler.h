@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "vectors.h"
+#include "../vectors.h"
 
 struct SamplingSettings {
   double temperature, top_k, top_p, min_p, noise;  // top_k 1: the likeliest; noise in [0, 1)

@@ -123,3 +123,27 @@ inline Floats exponential(Floats x) {
 
 // tanh x to about 1e-7.
 inline Floats hyperbolic_tangent(Floats x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+
+struct Softmax {
+  float most, total;  // the largest score, and the sum of the weights
+};
+
+// Scores of one query become weights, e^(score - the largest). What lies beyond `length`, up to
+// `padded`, a multiple of LANES, becomes 0.
+inline Softmax softmax_weights(float* scores, int64_t length, int64_t padded) {
+  for (int64_t s = length; s < padded; s++) scores[s] = -INFINITY;
+  Floats highest = load(scores), total = {};
+  for (int64_t s = LANES; s < padded; s += LANES) {
+    const Floats x = load(scores + s);
+    highest = x > highest ? x : highest;
+  }
+  float most = highest[0];
+  for (int lane = 1; lane < LANES; lane++) most = highest[lane] > most ? highest[lane] : most;
+  for (int64_t s = 0; s < padded; s += LANES) {
+    const Floats x = load(scores + s) - most;
+    const Floats weights = x < -87.0f ? Floats{} : exponential(x);
+    store(scores + s, weights);
+    total += weights;
+  }
+  return {most, sum(total)};
+}
