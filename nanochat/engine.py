@@ -27,6 +27,7 @@ from nanochat.inference.sampling import SamplingParams, sample, uniform
 from nanochat.inference.scheduler import Chunk, ScheduledStep, Scheduler
 
 RATE_SECONDS = 10  # over which tokens per second are counted
+TOOL_THREADS = 4
 TOOL_WAIT = 0.05  # seconds, for a tool's result where there is nothing else to do
 
 
@@ -63,7 +64,7 @@ class Engine:
         self._answers: dict[int, RequestState] = {}
         self._ids = count()
         self._early: list[TokenOutput] = []  # what the next step returns first
-        self._tool_threads = ThreadPoolExecutor(4, "tool")
+        self._tool_threads = ThreadPoolExecutor(TOOL_THREADS, "tool")
         self._tool_calls: dict[int, Future[str]] = {}
         self._answer_tokens = 0
         self._steps = deque(maxlen=4096)  # the last ones' time, tokens

@@ -90,8 +90,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Attention(nn.Module):
-    """The projections of attention. Called: those of norm(x) to queries, keys and values, the
-    first two with rotary positions, then normalised; grouped if Hkv < H."""
+    """Attention's projections. A call makes queries, keys and values of norm(x), the first two with
+    rotary positions, then normalised; grouped if Hkv < H."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

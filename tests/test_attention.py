@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from instruction_sets import check, each_set
 
 from nanochat import attention as module
 from nanochat.attention import CpuAttention, attention, cpu_attention, document_numbers, library
-from nanochat.cpp import OF_PROCESSOR
 
 START = 0
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 0.02}  # of the largest entry
@@ -91,15 +91,12 @@ def test_the_compiled_attention_is_pytorchs(compiled, dtype, shape):
         assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
-@pytest.mark.parametrize("processor", ["portable", *OF_PROCESSOR])
-def test_every_set_of_instructions_computes_the_same(compiled, processor):
-    x86, here = ["avx2", "avx512", "avx512_bf16"], module.processor()
-    has = x86[: x86.index(here) + 1] if here in x86 else [here]
-    if processor not in ("portable", *has):
-        pytest.skip("this processor has other instructions")
+@each_set
+def test_every_set_of_instructions_computes_the_same(compiled, instructions):
+    check(instructions)
     q, k, v, documents = random_input(K=24, Hkv=2)
     expected = results(attention, q, k, v, documents)
-    found = results(CpuAttention.apply, q, k, v, documents, library(processor))
+    found = results(CpuAttention.apply, q, k, v, documents, library(instructions))
     assert_close(found, expected, q.dtype)
 
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import check, each_set
 
 from nanochat.common import ConfigError
-from nanochat.cpp import OF_PROCESSOR
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig, rotary_tables
 from nanochat.inference import cpu_decoder as module
@@ -225,15 +225,12 @@ def test_bfloat16_rounds_as_often_as_pytorch_does(Hkv, K):
     assert ours < 1.2 * (model(torch.tensor([IDS]))[0] - exact).abs().mean()
 
 
-@pytest.mark.parametrize("processor", ["portable", *OF_PROCESSOR])
-def test_every_set_of_instructions_computes_the_same(processor):
-    x86, here = ["avx2", "avx512", "avx512_bf16"], module.processor()
-    has = x86[: x86.index(here) + 1] if here in x86 else [here]
-    if processor not in ("portable", *has):
-        pytest.skip("this processor has other instructions")
+@each_set
+def test_every_set_of_instructions_computes_the_same(instructions):
+    check(instructions)
     model = random_model(D=72, H=3, Hkv=1, K=24)
     for kind in KINDS:
-        decoder = CpuDecoder(FusedModel(model), library(processor), kind)
+        decoder = CpuDecoder(FusedModel(model), library(instructions), kind)
         reader, exact = Reader(model, decoder=decoder), exact_logits(model, IDS, kind)
         assert_close(reader.read((0, 0, IDS[:20])), exact[:20], kind)
         assert_close(reader.read((0, 20, IDS[20:21])), exact[20], kind)
