@@ -43,14 +43,12 @@ class TrainLog:
         append_metrics(self.run_folder, {"stage": self.stage, **record})
 
     def __call__(self, state, metrics: dict) -> None:
-        tokens_per_second = metrics["tokens_computed"] / metrics["dt"]
         session, step, total = self.session, metrics["step"], state.num_steps
-        flops = metrics["tokens_computed"] * session["flops_per_token"]
-        flops -= (metrics["tokens_computed"] - metrics["tokens"]) * session["flops_spared"]
-        flops -= metrics["tokens"] * session["flops_unsampled"]
-        share = flops / metrics["dt"] / session["peak_flops"]
-        rates = {"tokens_per_second": round(tokens_per_second, 1), "mfu": round(share, 4)}
-        rates |= {"flops": flops}
+        tokens, computed, dt = metrics["tokens"], metrics["tokens_computed"], metrics["dt"]
+        flops = computed * session["flops_per_token"] - tokens * session["flops_unsampled"]
+        flops -= (computed - tokens) * session["flops_spared"]
+        speed, share = computed / dt, flops / dt / session["peak_flops"]
+        rates = {"tokens_per_second": round(speed, 1), "mfu": round(share, 4), "flops": flops}
         self.write(metrics | rates | (self.meter.record(step == total) if self.meter else {}))
         of, left = "?", "timing"
         if total:
@@ -58,7 +56,7 @@ class TrainLog:
             of, left = f"{total:,}", f"{minutes:.1f} min left"
         line = (
             f"{self.stage} {step:>5,}/{of} | loss {state.average_loss:.4f} | "
-            f"lr x{metrics['lr']:.3f} | {tokens_per_second:,.0f} tokens/s | "
+            f"lr x{metrics['lr']:.3f} | {speed:,.0f} tokens/s | "
             f"MFU {share:.1%} | {left}{self.extra}"
         )
         if self.live:
