@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -86,15 +87,14 @@ class PackedRows:
         k, first_piece, last_piece = self._rows[index - self._first].tolist()
         shard = self.shards.shards[k]
         ids = np.full(self.max_length + 1, self.shards.bos, dtype=np.int64)
-        loss = np.zeros(self.max_length + 1, dtype=bool)
+        loss = np.full(self.max_length + 1, not self.mask_loss)
         end = 0
         for start, length, _ in self._plans[k][first_piece:last_piece].tolist():
             begin, end = end + 1, end + 1 + length  # one place is left for <|bos|>
             ids[begin:end] = shard.tokens[start : start + length]
             if self.mask_loss:
                 loss[begin:end] = shard.mask[start : start + length]
-        if not self.mask_loss:
-            loss[:end] = True
+        loss[end:] = False
         return ids[:-1], np.where(loss[1:], ids[1:], NO_LOSS)
 
     def _size(self, k: int) -> tuple[int, int]:
@@ -188,18 +188,14 @@ def batches(
     at_once = device_batch_size * world_size
     assert rows_per_step % at_once == 0, f"{rows_per_step} rows do not divide by {at_once}"
     widths = [rows.max_length] if rows.fixed_length else pad_widths(rows.max_length)
-
-    def prepare() -> Iterator[Batch]:
-        first = cursor + rank * device_batch_size
-        while True:
-            pairs = [rows.row(i) for i in range(first, first + device_batch_size)]
-            yield collate(pairs, widths, pad_id)
-            first += at_once
-
+    prepared = (
+        collate([rows.row(i) for i in range(first, first + device_batch_size)], widths, pad_id)
+        for first in count(cursor + rank * device_batch_size, at_once)
+    )
     device = torch.device(device)
     if device.type == "cuda":
-        return _prefetch(prepare(), device, rows_per_step // at_once)
-    return (move(batch, device) for batch in prepare())
+        return _prefetch(prepared, device, rows_per_step // at_once)
+    return (move(batch, device) for batch in prepared)
 
 
 def collate(
