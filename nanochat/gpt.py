@@ -220,15 +220,15 @@ class GPT(nn.Module):
         that the first loss is ln V. A tied head is small: as embedding its scale does not matter,
         for a norm follows. Drawn from `seed` and the shape alone, on any device."""
         generator = torch.Generator().manual_seed(seed)
-        bound = math.sqrt(3 / self.config.n_embd)
+        D = self.config.n_embd
+        bound = math.sqrt(3 / D)
+        std = min(0.02, 5 / D) if self.config.tie_word_embeddings else 1
+        tables = {EMBEDDING: std, HEAD: 0.001}
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "fc2.weight")):
                 parameter.zero_()
-            elif name == EMBEDDING:
-                std = min(0.02, 5 / self.config.n_embd) if self.config.tie_word_embeddings else 1
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-            elif name == HEAD:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.001)
+            elif name in tables:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * tables[name])
             else:
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
@@ -247,7 +247,7 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """inputs (B, T) int64 -> (B, T, D) in compute dtype, after the last norm, T at most
         sequence_len; of `rows` (N,) of the B * T places alone (N, D). parts: those of a block, may
-        be compiled. The model with a cache is inference/fused_model.py."""
+        be compiled."""
         eps, T = self.config.rms_norm_eps, inputs.shape[1]
         x = norm(self.model.embed_tokens(inputs).to(self.compute_dtype), eps)
         start = self.document_start
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         return norm(last(x, *places, rows, parts), eps)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V) float32: c tanh(logits / c) when there is a soft-cap c."""
+        """(..., D) -> (..., V) float32, soft-capped."""
         return soft_cap(self.lm_head(features).float(), self.config.logit_softcap)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -279,11 +279,8 @@ class GPT(nn.Module):
     def flops_without_target(self) -> int:
         """The part of flops_per_token that loss.py spares a place without target on a CPU."""
         last = self.model.layers[-1]
-        return 6 * sum(
-            p.numel()
-            for m in (last.self_attn.o_proj, last.mlp, self.lm_head)
-            for p in m.parameters()
-        )
+        modules = last.self_attn.o_proj, last.mlp, self.lm_head
+        return 6 * sum(p.numel() for module in modules for p in module.parameters())
 
     @torch.no_grad()
     def generate(
