@@ -68,9 +68,9 @@ class CpuDecoder:
             first = 0
             for weight in parts:
                 half = weight.dtype == torch.bfloat16
-                weight = (weight if half else weight.float()).detach().contiguous()
-                place = self.handle, index, first, weight.data_ptr(), *weight.shape, half
-                self.compiled.keep(*place)
+                weight = (weight if half else weight.float()).contiguous()
+                address, shape = weight.data_ptr(), weight.shape
+                self.compiled.keep(self.handle, index, first, address, *shape, half)
                 first += len(weight)
 
     def is_faster(self, tokens: int) -> bool:

@@ -36,7 +36,7 @@ class FusedModel:
         self.dtype, self.device = model.compute_dtype, model.device
         own = []
         for weights in self.masters():
-            cast = [weight.detach().to(self.dtype) for weight in weights]
+            cast = [weight.to(self.dtype) for weight in weights]
             own.append(torch.cat(cast) if len(cast) > 1 else cast[0])
         self.embedding, self.head, *matrices = own
         self.layers = [Layer(*matrices[i : i + 4]) for i in range(0, len(matrices), 4)]
@@ -55,8 +55,8 @@ class FusedModel:
             groups += [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]]
             groups += [[mlp.fc1], [mlp.fc2]]
         for group in groups:
-            weights = [module.weight for module in group]
-            yield [w.detach().full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
+            weights = [module.weight.detach() for module in group]
+            yield [w.full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
 
     @torch.no_grad()
     def refresh(self) -> None:
