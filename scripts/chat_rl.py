@@ -6,7 +6,7 @@
 A reward is a function (conversation, completion) -> float; see docs/training.md.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -38,9 +38,7 @@ class Config(StageConfig):
     """Problems with answers to generate: name[@source], or package.module:Class of your own."""
     reward: str | None = None
     """package.module:function; default: the task's own, 1 for a right answer and 0 for another."""
-    policy: Annotated[PolicySettings, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=PolicySettings
-    )
+    policy: Annotated[PolicySettings, tyro.conf.OmitArgPrefixes] = PolicySettings()
     """How a step samples and what it learns from."""
     eval_every: int = 60
     """Steps between measurements on held-out problems; 0: at the end alone, -1: never."""
@@ -55,8 +53,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = find_parent(config, config.parent, config.parent_tag)
-    stage = Stage("rl", config, parent=parent)
+    stage = Stage("rl", config, parent=find_parent(config, config.parent, config.parent_tag))
     name, source = split_name(config.task)
     task, held_out = (
         make_task(name, split, source, max_malformed=config.max_malformed)

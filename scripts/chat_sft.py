@@ -38,8 +38,7 @@ class Config(StageConfig):
 def main(config: Config) -> None:
     if config.parent not in ("base", "mid"):
         raise ConfigError(f"--parent {config.parent!r}: fine-tuning begins with mid or base")
-    parent = find_parent(config, config.parent, config.parent_tag)
-    stage = Stage("sft", config, parent=parent)
+    stage = Stage("sft", config, parent=find_parent(config, config.parent, config.parent_tag))
     context = stage.model.config.sequence_len
     T = context if config.max_tokens is None else config.max_tokens
     if not 0 < T <= context:

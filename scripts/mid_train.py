@@ -35,8 +35,7 @@ class Config(StageConfig):
 
 
 def main(config: Config) -> None:
-    parent = find_parent(config, "base", config.base_tag)
-    stage = Stage("mid", config, parent=parent)
+    stage = Stage("mid", config, parent=find_parent(config, "base", config.base_tag))
     T = stage.model.config.sequence_len
     plan = stage.plan_batch(max(1, round(config.total_batch_size / T)), T)
     sources = "mid", config, stage.tokenizer, config.go_on, T - 1
