@@ -14,8 +14,7 @@ from nanochat.training.config import StageConfig
 from nanochat.training.log import METRICS
 
 # Settings that a resumed run may change without a printed line, and those that it may not change.
-FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every")
-FREE += ("track",)
+FREE = ("resume", "fresh", "mirror", "device_type", "compile", "keep_last", "keep_every", "track")
 FIXED = ("depth", "width", "head_dim", "num_kv_heads", "sequence_len", "logit_softcap", "seed")
 FIXED += ("tie_word_embeddings",)
 WATCHED = 60  # seconds in which a run that is alive is expected to write a line of metrics
