@@ -92,8 +92,7 @@ class LossScaler:
 
 
 class OneRank:
-    """Backward pass and update where one process does it all; training/distributed.py has those
-    where several share the work."""
+    """Backward pass and update in one process; training/distributed.py has those of several."""
 
     def __init__(self, model):
         assert rank_and_world()[1] == 1
@@ -258,7 +257,7 @@ def train(
     while True:
         due = [event for event in events if event.due(state)]
         finished = state.step == state.num_steps
-        if pending is not None and (due or finished):
+        if pending and (due or finished):
             read_step(pending, state, log, durations)
             pending = None
         for event in due:
@@ -287,7 +286,7 @@ def train(
             "end": timestamp(device),
             "scaled": scaler is not None,
         }
-        stop = pending is not None and read_step(pending, state, log, durations)
+        stop = pending and read_step(pending, state, log, durations)
         pending = newest
         if stop:
             read_step(pending, state, log, durations)
