@@ -56,9 +56,9 @@ def rollouts(
     weights alone. logprobs: also log p of each chosen token, at temperature 1."""
     groups = [[Rollout(list(prompt)) for _ in range(num_samples)] for prompt in prompts]
     flat = [rollout for group in groups for rollout in group]
-    options = {"max_tokens": max_tokens, "logprobs": 0 if logprobs else None}
+    top = 0 if logprobs else None  # alternatives to name
     requests = [
-        Request(prompt, params=SamplingParams(temperature, seed=seed), sample_index=s, **options)
+        Request(prompt, max_tokens, SamplingParams(temperature, seed=seed), s, logprobs=top)
         for prompt, seed in zip(prompts, seeds, strict=True)
         for s in range(num_samples)
     ]
