@@ -78,12 +78,11 @@ def tokenize_conversations(
     all. DataError names `name` and the number of a malformed conversation."""
 
     def render_all() -> TokenShard:
-        parts, seen, remaining = [], 0, iter(conversations)
-        while chunk := list(islice(remaining, CHUNK_CONVERSATIONS)):
-            for i, conversation in enumerate(chunk, start=seen + 1):
+        parts, numbered = [], enumerate(conversations, start=1)
+        while chunk := list(islice(numbered, CHUNK_CONVERSATIONS)):
+            for i, conversation in chunk:
                 validate(conversation, f"{name}, conversation {i}")
-            seen += len(chunk)
-            ids, offsets, mask = render_batch(chunk, tokenizer)
+            ids, offsets, mask = render_batch([one for _, one in chunk], tokenizer)
             keep = np.ones(len(ids), dtype=bool)
             keep[offsets[:-1]] = False  # <|bos|>: rows put it back
             parts.append((ids[keep], mask[keep], np.diff(offsets) - 1))
