@@ -228,9 +228,9 @@ class Stage:
     def loop(self, state: LoopState, events) -> bool:
         """Feeds the training loop; False when it was asked to stop."""
         config, model, optimizers = self.config, self.model, list(self.optimizers.values())
-        settings = {"seconds": config.target_seconds, "grad_clip": config.grad_clip}
-        settings |= {"loss_fn": self.loss_fn, "schedule": make_schedule(config)}
-        settings |= {"log": self.log, "events": events, "scaler": self.scaler, "ranks": self.ranks}
+        settings = dict(seconds=config.target_seconds, grad_clip=config.grad_clip)
+        settings |= dict(loss_fn=self.loss_fn, schedule=make_schedule(config))
+        settings |= dict(log=self.log, events=events, scaler=self.scaler, ranks=self.ranks)
         steps, attention = self.steps(state.step), attention_backends(model.device)
         with closing(steps), attention, stop_on_signals() as asked:
             try:
