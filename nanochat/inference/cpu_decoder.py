@@ -44,8 +44,8 @@ def library(processor: str) -> SimpleNamespace | None:
 
 
 class CpuDecoder:
-    """Computes passes as `fused` would, from weights of its own; for a CPU. cache_dtype: of the
-    keys and values that it reads."""
+    """Computes passes as `fused` would, from weights of its own. cache_dtype: of the keys and
+    values that it reads."""
 
     def __init__(self, fused: FusedModel, compiled: SimpleNamespace, weights: str):
         self.fused, self.compiled, self.weights, c = fused, compiled, weights, fused.config
