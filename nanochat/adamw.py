@@ -64,7 +64,7 @@ class NamedOptimizer:
 
 
 class AdamW(NamedOptimizer):
-    """AdamW on named parameters; used for the embedding and the head."""
+    """For the embedding and the head."""
 
     STATE = ("exp_avg", "exp_avg_sq")
 

@@ -95,7 +95,7 @@ def encode_piece(piece: bytes, merges: Mapping[Pair, int]) -> list[int]:
 
 
 def encode(text: str, merges: Mapping[Pair, int], splitter: Splitter) -> list[int]:
-    """The ids of a text: those of its pieces, one after another."""
+    """The ids of a text."""
     return [i for piece in splitter.pieces(text) for i in encode_piece(piece, merges)]
 
 

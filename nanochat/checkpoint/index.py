@@ -1,7 +1,6 @@
 """Which checkpoints there are: their places, finding, verifying, pruning.
 
-They lie in `<stage>_checkpoints/<tag>/step_<n>/` under the base folder; checkpoint_manager.py says
-what is in one.
+They lie in `<stage>_checkpoints/<tag>/step_<n>/` under the base folder.
 """
 
 import re

@@ -1,7 +1,6 @@
 """Text that installed Python packages ship: the data of a run without a model hub.
 
 Their data files are read where importlib.metadata finds them, and nothing of theirs is imported.
-One reader a package; `documents` makes training text of them all.
 """
 
 import contextlib

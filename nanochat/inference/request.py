@@ -66,7 +66,7 @@ class TokenOutput:
     text: str = ""
     kind: str = "text"  # or "python", "python_output"
     finish: str | None = None  # "stop", "length" or "cancelled"
-    stop_token: int | None = None  # the id that ended the answer, and is no part of it
+    stop_token: int | None = None  # the id that ended the answer
 
 
 class RequestState:

@@ -35,7 +35,7 @@ class ScheduledStep(NamedTuple):
 
 @dataclass(eq=False)
 class Sequence:
-    """One request's tokens, of which the first `computed` are in slot `slot` of the cache."""
+    """Its first `computed` tokens are in slot `slot` of the cache."""
 
     id: int
     tokens: list[int]  # new ones are appended
