@@ -10,7 +10,7 @@ AdamW updates the rows that a rank has. Muon needs whole gradients: a matrix's i
 which keeps the momentum and sends every rank the direction in which to move its rows. Several
 groups hold the same weights: gradients are also summed over groups, and each updates for itself.
 
-This file alone knows of collectives; train.OneRank is its twin in one process.
+train.OneRank is the twin in one process.
 """
 
 import os

@@ -1,10 +1,6 @@
 """One training stage from set-up to last checkpoint: resume, events, saves, around the one loop.
 
-A script starts the stage, makes rows for its batch plan, and trains on them:
-
-    stage = Stage("sft", config, parent=lambda: find_checkpoint("mid"))
-    plan = stage.plan_batch(config.examples_per_step, row_tokens)
-    stage.train(StageData(rows, val_rows, fingerprint, report), plan)
+A script starts the stage, makes rows for its batch plan, and trains on them: see chat_sft.py.
 """
 
 from collections.abc import Callable, Iterator
