@@ -64,7 +64,7 @@ class NamedOptimizer:
 
 
 class AdamW(NamedOptimizer):
-    """For the embedding and the head."""
+    """AdamW on named parameters: the embedding and the head."""
 
     STATE = ("exp_avg", "exp_avg_sq")
 

@@ -4,22 +4,16 @@ PyTorch computes whole rows under a mask. The twin reads a document's own keys a
 of short documents take a fifth of the time, and rows of one document two thirds.
 """
 
-import sys
 from ctypes import c_bool, c_int64, c_void_p
-from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
-from nanochat.cpp import FLAGS, OF_PROCESSOR, Source, cpp_compiler, load, processor
+from nanochat.cpp import addresses, load_openmp, processor
 
-# subtle: the threads are PyTorch's own, whose library is loaded already
-OPENMP = {"darwin": ("-Xclang", "-fopenmp", "-undefined", "dynamic_lookup")}
 SIGNATURES = {
-    "forward": ([c_void_p] * 5 + [c_bool] + [c_void_p] * 2, None),
-    "backward": ([c_void_p] * 8 + [c_bool] + [c_void_p] * 3, None),
+    "forward": ((*[c_void_p] * 5, c_bool, *[c_void_p] * 2), None),
+    "backward": ((*[c_void_p] * 8, c_bool, *[c_void_p] * 3), None),
 }
 INSTEAD = "PyTorch's attention is used, in several times the time"
 DTYPES = torch.float32, torch.bfloat16
@@ -42,18 +36,9 @@ def attention(q, k, v, documents: torch.Tensor | None) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, mask, **kinds).transpose(1, 2)
 
 
-@cache
-def library(processor: str) -> SimpleNamespace | None:
-    """The compiled functions for a kind of processor; None after a line that says why."""
-    folder = Path(__file__).parent
-    files = folder / "attention.cpp", folder / "vectors.h"
-    flags = *FLAGS, *OPENMP.get(sys.platform, ("-fopenmp",)), *OF_PROCESSOR.get(processor, ())
-    return load(Source("attention", files, flags, SIGNATURES), cpp_compiler(), INSTEAD)
-
-
 def cpu_attention(q, k, v, documents: torch.Tensor | None) -> torch.Tensor:
     """As attention; in rows of at most MOST by attention.cpp, where there is a C++ compiler."""
-    compiled = library(processor())
+    compiled = load_openmp("attention", processor(), INSTEAD, **SIGNATURES)
     if compiled is None or q.dtype not in DTYPES or q.shape[1] > MOST:
         return attention(q, k, v, documents)
     return CpuAttention.apply(q, k, v, documents, compiled)
@@ -67,10 +52,8 @@ class CpuAttention(torch.autograd.Function):
         q, k, v = (x.contiguous() for x in (q, k, v))
         (B, T, H, K), Hkv = q.shape, k.shape[2]
         out, lse = torch.empty_like(q), torch.empty(B, H, T)
-        ctx.compiled, ctx.kind = (
-            compiled,
-            ((c_int64 * 5)(B, T, H, Hkv, K), q.dtype == torch.bfloat16),
-        )
+        kind = (c_int64 * 5)(B, T, H, Hkv, K), q.dtype == torch.bfloat16
+        ctx.compiled, ctx.kind = compiled, kind
         compiled.forward(*addresses(q, k, v, documents), *ctx.kind, *addresses(out, lse))
         ctx.save_for_backward(q, k, v, out, lse, documents)
         return out
@@ -82,7 +65,3 @@ class CpuAttention(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in (q, k, v)]
         ctx.compiled.backward(*addresses(*read), *ctx.kind, *addresses(*gradients))
         return *gradients, None, None
-
-
-def addresses(*tensors: torch.Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -11,8 +11,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -31,6 +32,8 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 OF_PROCESSOR = {"avx2": ("-mavx2", "-mfma"), "avx512": AVX512,
                 "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
                 "neon_dot": ("-march=armv8.2-a+dotprod",)}  # fmt: skip
+# subtle: the threads are PyTorch's own, whose library is loaded already
+OPENMP = {"darwin": ("-Xclang", "-fopenmp", "-undefined", "dynamic_lookup")}
 AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # Linux; Apple's compilers take this instruction for granted
 
 
@@ -40,7 +43,7 @@ class Source(NamedTuple):
     name: str  # of the folder below $NANOCHAT_BASE_DIR; functions and printed lines begin with it
     files: tuple[Path, ...]  # the first is compiled, the others are included by it
     flags: tuple[str, ...]
-    functions: dict[str, tuple[list, type | None]]  # what each takes and returns
+    functions: dict[str, tuple[tuple, type | None]]  # what each takes and returns
 
 
 def cpp_compiler() -> str | None:
@@ -59,6 +62,19 @@ def processor() -> str:
     capability = torch.backends.cpu.get_cpu_capability().lower()
     bfloat16 = capability == "avx512" and torch.cpu._is_avx512_bf16_supported()
     return "avx512_bf16" if bfloat16 else capability
+
+
+@cache
+def load_openmp(name: str, processor: str, instead: str, **functions) -> SimpleNamespace | None:
+    """load of nanochat/<name>.cpp, for a kind of processor."""
+    folder = Path(__file__).parent
+    files = folder / f"{name}.cpp", folder / "vectors.h"
+    flags = *FLAGS, *OPENMP.get(sys.platform, ("-fopenmp",)), *OF_PROCESSOR.get(processor, ())
+    return load(Source(name, files, flags, functions), cpp_compiler(), instead)
+
+
+def addresses(*tensors: torch.Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def load(source: Source, compiler: str | None, instead: str) -> SimpleNamespace | None:

@@ -4,18 +4,21 @@ Dimensions: N tokens (B * T), D model width, V vocabulary.
 """
 
 import math
+from ctypes import c_bool, c_float, c_int64, c_void_p
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from nanochat.attention import cpu_attention
+from nanochat.attention import DTYPES, cpu_attention
+from nanochat.cpp import addresses, load_openmp, processor
 from nanochat.gpt import Attention, Block, soft_cap
 
 # Logits made at a time: on a CPU 16 MiB in float32, which fit its cache; else 1 GiB.
 CPU_CHUNK_LOGITS, CHUNK_LOGITS = 2**22, 2**28
 GATHER_MULTIPLE = 128
 SAFE_CAP = 60.0  # float32 holds the sum of 2^30 times exp(60), and exp(-60)
+ROWS = (*[c_void_p] * 4, c_int64, c_int64, c_float, c_bool, c_void_p), None
 
 
 def plain_loss(features, weight, targets, softcap: float | None, factors=None) -> torch.Tensor:
@@ -50,6 +53,22 @@ def loss_and_grad(
     hit = torch.arange(y.shape[1], device=y.device)[None] == index
     grad = (torch.exp(y - lse) - hit.to(y.dtype)) * slope * valid[:, None]
     return (losses * valid).sum(), grad.to(logits.dtype)
+
+
+def fast_kernel(processor: str, vocab_size: int, softcap: float | None):
+    """loss_and_grad by loss.cpp, or None; the gradient takes the place of the logits."""
+    suitable = softcap is not None and softcap <= SAFE_CAP and vocab_size % 16 == 0
+    library = suitable and load_openmp("loss", processor, "PyTorch compiles it", rows=ROWS)
+    if not library:
+        return None
+
+    def loss_and_grad(logits, targets, softcap: float, factors=None, bias=None):
+        losses, kind = torch.empty(len(logits)), logits.dtype == torch.bfloat16
+        read = addresses(logits, targets, factors, bias)
+        library.rows(*read, *logits.shape, softcap, kind, *addresses(losses))
+        return losses.sum(), logits
+
+    return loss_and_grad
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -93,7 +112,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 def chunked_loss(features, weight, targets, softcap, kernel=loss_and_grad, factors=None):
     """plain_loss of features (N, D), weight (V, D), targets (N,), one chunk in memory at a time.
-    kernel: loss_and_grad or its compiled form."""
+    kernel: loss_and_grad or a faster form."""
     rest = targets, softcap, kernel, torch.is_grad_enabled(), factors
     return ChunkedLoss.apply(features, weight, *rest)
 
@@ -120,7 +139,7 @@ def sample_ids(targets, vocab_size: int, size: int) -> tuple[torch.Tensor, ...]:
 
 
 def sampled_loss(features, weight, targets, softcap, kernel, factors, size: int) -> torch.Tensor:
-    """chunked_loss over sample_ids, to be trained on; its gradient is nearly unbiased."""
+    """chunked_loss over sample_ids; its gradient is nearly unbiased."""
     assert torch.is_grad_enabled()
     ids, targets, bias = sample_ids(targets, len(weight), size)
     kernel = partial(kernel, bias=bias)
@@ -153,8 +172,10 @@ class LossFn:
         elif compiled and not by_block:
             self.features = torch.compile(model.features, dynamic=False)
         if compiled:  # subtle: gathered rows differ in number, so dynamic, lest each be compiled
-            dynamic = self.gather or sampled_ids > 0
-            self.kernel = torch.compile(loss_and_grad, dynamic=dynamic)
+            c, dynamic = model.config, self.gather or sampled_ids > 0
+            fast = self.gather and model.compute_dtype in DTYPES
+            fast = fast and fast_kernel(processor(), c.vocab_size, c.logit_softcap)
+            self.kernel = fast or torch.compile(loss_and_grad, dynamic=dynamic)
 
     def __call__(self, model, batch) -> torch.Tensor:
         targets = batch.targets.flatten()

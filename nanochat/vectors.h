@@ -77,6 +77,12 @@ inline void narrow(float x, BFloat16* to) {
   to->bits = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
+inline void store(BFloat16* p, Floats x) {
+  const Words bits = (Words)x, rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  const Halves halves = __builtin_convertvector(x == x ? rounded : bits >> 16 | 64, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
 // The sum of a vector's elements, always in the same order.
 inline float sum(Floats x) {
   float parts[LANES];

@@ -5,10 +5,15 @@ import torch
 from instruction_sets import check, each_set
 
 from nanochat import attention as module
-from nanochat.attention import CpuAttention, attention, cpu_attention, document_numbers, library
+from nanochat.attention import CpuAttention, attention, cpu_attention, document_numbers
+from nanochat.cpp import load_openmp, processor
 
 START = 0
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 0.02}  # of the largest entry
+
+
+def library(instructions):
+    return load_openmp("attention", instructions, module.INSTEAD, **module.SIGNATURES)
 
 
 def random_input(B=2, T=37, H=4, Hkv=4, K=16, dtype=torch.float32, starts=0.2) -> tuple:
@@ -56,7 +61,7 @@ def assert_close(found, expected, dtype):
 @pytest.fixture
 def compiled():
     """The functions for this processor."""
-    return library(module.processor()) or pytest.skip("needs a C++ compiler")
+    return library(processor()) or pytest.skip("needs a C++ compiler")
 
 
 def test_numbers_of_documents_by_hand():
@@ -143,10 +148,10 @@ def test_what_it_is_not_made_for_is_pytorchs(shape):
 def test_without_a_compiler_pytorchs_is_used_and_a_line_says_so(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", "")
-    library.cache_clear()
+    load_openmp.cache_clear()
     try:
         q, k, v, documents = random_input()
         assert torch.equal(cpu_attention(q, k, v, documents), attention(q, k, v, documents))
     finally:
-        library.cache_clear()
+        load_openmp.cache_clear()
     assert "attention: no C++ compiler" in capsys.readouterr().out

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from instruction_sets import check, each_set
 
 from nanochat import loss as loss_module
+from nanochat.cpp import processor
 from nanochat.loss import (
     LossFn,
     chunked_loss,
+    fast_kernel,
     loss_and_grad,
     plain_loss,
     sample_ids,
@@ -190,3 +193,81 @@ def test_the_compiled_loss_agrees_with_documents_apart_and_over_sampled_ids(tiny
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-4)
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------ the fast kernel, in C++
+
+
+def kernel_input(N=9, V=112, dtype=torch.float32, scale=10.0) -> tuple:
+    """Logits, some far beyond the soft-cap; targets, one row without; factors, biases."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(N, V, generator=generator)).to(dtype)
+    targets = torch.randint(0, V, (N,), generator=generator)
+    targets[N // 2] = -1
+    return logits, targets, torch.randn(N, generator=generator), torch.rand(V, generator=generator)
+
+
+def assert_kernels_agree(kernel, logits, targets, softcap, *rest):
+    expected = loss_and_grad(logits.double(), targets, softcap, *rest)
+    loss, grad = kernel(logits.clone(), targets, softcap, *rest)
+    assert grad.dtype == logits.dtype
+    torch.testing.assert_close(loss.double(), expected[0].double(), rtol=2e-6, atol=1e-5)
+    close = {torch.float32: (1e-4, 1e-6), torch.bfloat16: (0.01, 1e-4)}
+    rtol, atol = close[logits.dtype]
+    torch.testing.assert_close(grad.float(), expected[1].float(), rtol=rtol, atol=atol)
+
+
+@pytest.fixture
+def fast():
+    return fast_kernel(processor(), 64, 15.0) or pytest.skip("needs a C++ compiler")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "size", [{}, {"N": 1}, {"V": 16}, {"N": 130, "V": 1472}, {"scale": 500.0}], ids=str
+)
+@pytest.mark.parametrize("softcap", [3.0, 15.0, 60.0])
+def test_the_fast_kernel_is_its_slow_twin(fast, dtype, size, softcap):
+    logits, targets, factors, bias = kernel_input(dtype=dtype, **size)
+    for rest in ((None, None), (factors, None), (None, bias), (factors, bias)):
+        assert_kernels_agree(fast, logits, targets, softcap, *rest)
+
+
+@each_set
+def test_every_set_of_instructions_has_the_same_loss(fast, instructions):
+    check(instructions)
+    logits, targets, *rest = kernel_input()
+    assert_kernels_agree(fast_kernel(instructions, 64, 15.0), logits, targets, 15.0, *rest)
+
+
+def test_the_gradient_is_in_place_and_does_not_depend_on_threads(fast):
+    logits, targets, *rest = kernel_input(N=40)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            mine = logits.clone()
+            loss, grad = fast(mine, targets, 15.0, *rest)
+            assert grad.data_ptr() == mine.data_ptr()
+            runs.append((loss, grad))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_nan_makes_the_loss_and_the_rows_gradient_nan(fast, dtype):
+    logits, targets, *_ = kernel_input(dtype=dtype)
+    logits[2, 5] = math.nan
+    loss, grad = fast(logits, targets, 15.0)
+    assert loss.isnan() and grad[2].isnan().all() and grad[3:].isfinite().all()
+
+
+@pytest.mark.parametrize("vocab_size, softcap", [(64, None), (64, 80.0), (72, 15.0)])
+def test_what_the_fast_kernel_is_not_made_for(vocab_size, softcap):
+    assert fast_kernel(processor(), vocab_size, softcap) is None
+
+
+def test_a_compiled_loss_on_a_cpu_has_the_fast_kernel(tiny_model, fast):
+    kernel = LossFn(tiny_model(), True).kernel
+    assert kernel.__qualname__ == fast.__qualname__

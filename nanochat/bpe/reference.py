@@ -95,7 +95,7 @@ def encode_piece(piece: bytes, merges: Mapping[Pair, int]) -> list[int]:
 
 
 def encode(text: str, merges: Mapping[Pair, int], splitter: Splitter) -> list[int]:
-    """The ids of a text."""
+    """The ids of a text, piece by piece."""
     return [i for piece in splitter.pieces(text) for i in encode_piece(piece, merges)]
 
 

@@ -35,7 +35,7 @@ class ScheduledStep(NamedTuple):
 
 @dataclass(eq=False)
 class Sequence:
-    """Its first `computed` tokens are in slot `slot` of the cache."""
+    """One request's tokens, the first `computed` of them in slot `slot` of the cache."""
 
     id: int
     tokens: list[int]  # new ones are appended
