@@ -68,11 +68,17 @@ TO_TWENTY = (
     "eighteen", "nineteen", "twenty",
 )  # fmt: skip
 TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-NUMBER_WORDS = dict(enumerate(TO_TWENTY)) | dict(zip(range(30, 100, 10), TENS, strict=True))
+ONE_WORD = dict(enumerate(TO_TWENTY)) | dict(zip(range(30, 100, 10), TENS, strict=True))
+TWO_WORDS = {
+    ten + unit: f"{ONE_WORD[ten]}-{ONE_WORD[unit]}"
+    for ten in range(20, 100, 10)
+    for unit in range(1, 10)
+}
+NUMBER_WORDS = ONE_WORD | TWO_WORDS
 FOLLOW_UPS = 0.14  # share of conversations with a second turn, half of them about its result
 DECIMALS = 0.1  # share of the train split's sums, differences and products in signs
 IN_WORDS = 0.25  # rate of phrases without signs whose numbers are words, if NUMBER_WORDS has them
-WITH_A_WORD = 0.15  # rate of problems to train with whose first number is one of NUMBER_WORDS
+WITH_A_WORD = 0.2  # rate of problems to train with whose first number is one of ONE_WORD
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -139,7 +145,9 @@ class Arithmetic(GeneratedTask):
         elif infix and self.split == "train" and kind != "/" and rng.random() < DECIMALS:
             a, b = (draw_decimal(n, rng) for n in (a, b))
         layers = () if again else ("opener", "tail")
-        question = compose(phrase, rng, layers, **slots(phrase, a, b, rng))
+        filled = slots(phrase, a, b, rng)
+        question = compose(phrase, rng, layers, **filled)
+        a, b = (in_tool(n, filled[slot]) for n, slot in ((a, "a"), (b, "b")))
         return answered(question, expression(kind, phrase, a, b), phrasing)
 
     def draw(self, kind: str, story: bool, rng: random.Random) -> tuple[int, int]:
@@ -151,7 +159,7 @@ class Arithmetic(GeneratedTask):
             weights = (2, 6, 1, 0) if story else (5, 8, 8, 1)
         a, b = draw_number(rng, weights), draw_number(rng, weights)
         if self.split == "train" and rng.random() < WITH_A_WORD:
-            a = rng.choice(list(NUMBER_WORDS))
+            a = rng.choice(list(ONE_WORD))
         if story:
             a, b = max(a, 2), max(b, 2)
         if kind == "percent":
@@ -172,7 +180,13 @@ class Arithmetic(GeneratedTask):
         return bool(found) and float(found[-1].replace(",", "")) == float(conversation["answer"])
 
 
-def expression(kind: str, phrase: str, a: float, b: float) -> str:
+def in_tool(n: float, text: str) -> float | str:
+    """A number as the tool gets it: "twenty-five" word by word, (20+5), which is only copied, too;
+    25 would have to be learned for each pair of words."""
+    return f"({n - n % 10}+{n % 10})" if re.search("[ -]", text) else n
+
+
+def expression(kind: str, phrase: str, a: float | str, b: float | str) -> str:
     """What the tool calculates. It has the numbers in the phrase's order, so that they are always
     copied in one way. expression("-", "Take {b} from {a}.", 9, 2) == "-2+9"."""
     first = re.search(r"{(a|b|big|small|x)}", phrase)[1]
@@ -193,6 +207,8 @@ def slots(phrase: str, a: float, b: float, rng: random.Random) -> dict[str, str]
     signs = re.search(r"[-+*/:÷×=^²%]|}x{", phrase) or isinstance(a + b, float)
     in_words = not signs and rng.random() < IN_WORDS
     a_text, b_text = (in_words and NUMBER_WORDS.get(n) or str(n) for n in (a, b))
+    if rng.random() < 0.5:
+        a_text, b_text = a_text.replace("-", " "), b_text.replace("-", " ")
     name, other = rng.sample(NAMES, 2)
     people = {"name": name, "other": other, "things": rng.choice(THINGS)}
     numbers = dict.fromkeys(("a", "big", "x"), a_text) | dict.fromkeys(("b", "small", "y"), b_text)

@@ -166,6 +166,7 @@ def test_index_past_the_end_and_unknown_split():
 def pair(conversation):
     """(sign, a, b) of the expression; "%" where it is a percentage."""
     expression = conversation["messages"][-1]["content"][0]["text"]
+    expression = re.sub(r"\((\d0)\+(\d)\)", lambda m: m[1][0] + m[2], expression)  # "(20+5)": 25
     if found := re.fullmatch(r"(?:-|1/)([\d.]+)([+*])([\d.]+)", expression):  # "-2+9", "1/2*9"
         return {"+": "-", "*": "/"}[found[2]], Decimal(found[3]), Decimal(found[1])
     expression = expression.removeprefix("abs(").removesuffix(")")

@@ -10,9 +10,18 @@ import pytest
 
 import tasks
 from nanochat.inference.calculator import calculate
-from tasks.arithmetic import KINDS, NUMBER_WORDS, TURNED, Arithmetic, expression
+from tasks.arithmetic import KINDS, NUMBER_WORDS, TURNED, TWO_WORDS, Arithmetic, expression, in_tool
 from tasks.task import held_back, plain
-from tasks.wordings import compose, draw_phrase, form, read_phrases, slip, spread, with_tail
+from tasks.wordings import (
+    RATES,
+    compose,
+    draw_phrase,
+    form,
+    read_phrases,
+    slip,
+    spread,
+    with_tail,
+)
 
 FOLDER = Path(tasks.__file__).parent
 FILES = ["arithmetic", "facts", "identity", "spelling", "unknown"]
@@ -210,7 +219,8 @@ def test_phrases_mean_their_operation():
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_answers_are_what_the_questions_mean(split):
+def test_answers_are_what_the_questions_mean(split, monkeypatch):
+    monkeypatch.setitem(RATES, "slip", 0)  # "928 belw 18"
     task, checked = Arithmetic(split, 1500), 0
     for i in range(len(task)):
         question, reply = (message["content"] for message in task[i]["messages"][-2:])
@@ -282,7 +292,10 @@ def test_a_difference_is_asked_in_either_order():
     for i in range(len(task)):
         question, reply = (message["content"] for message in task[i]["messages"][-2:])
         if re.search("(difference|gap) (between|of)|far apart", question, re.I):
-            a, b = map(int, re.findall(r"\d+", reply[0]["text"]))
+            numbers = re.findall(r"\d+", reply[0]["text"])
+            if len(numbers) > 2:  # "twenty-five"
+                continue
+            a, b = map(int, numbers)
             order[a > b] += reply[0]["text"].startswith("abs")
             assert task[i]["answer"] == str(abs(a - b))
     assert order[True] > 1 < order[False]
@@ -296,8 +309,25 @@ def test_dividing_by_the_first_number_is_exact_where_the_quotient_is_whole():
 
 
 def test_small_numbers_are_also_written_as_words():
-    words = ["zero", "seven", "thirteen", "twenty", "forty"]
-    assert [NUMBER_WORDS[n] for n in (0, 7, 13, 20, 40)] == words
+    words = ["zero", "seven", "thirteen", "twenty", "forty", "ninety-nine"]
+    assert [NUMBER_WORDS[n] for n in (0, 7, 13, 20, 40, 99)] == words
+    assert list(NUMBER_WORDS.values()) == list(dict.fromkeys(NUMBER_WORDS.values()))
     task = Arithmetic("train", 3000)
     asked = [task[i]["messages"][0]["content"].lower().split() for i in range(len(task))]
     assert 20 < sum("seven" in words or "eight" in words for words in asked) < 200
+
+
+def test_a_number_of_two_words_is_copied_word_by_word():
+    cases = [(25, "twenty-five"), (25, "twenty five"), (25, "25"), (20, "twenty"), (2.5, "2.5")]
+    assert [in_tool(*case) for case in cases] == ["(20+5)", "(20+5)", 25, 20, 2.5]
+    numbers = {words: n for n, words in NUMBER_WORDS.items()}
+    pattern = "|".join(words.replace("-", "[ -]") for words in TWO_WORDS.values())
+    task, checked = Arithmetic("train", 4000), 0
+    for i in range(len(task)):
+        question, reply = (message["content"] for message in task[i]["messages"][-2:])
+        asked = [text.replace(" ", "-") for text in re.findall(pattern, question.lower())]
+        sums = re.findall(r"\(([2-9]0)\+([1-9])\)", reply[0]["text"])
+        copied = [int(ten) + int(unit) for ten, unit in sums]
+        assert list(dict.fromkeys(copied)) == [*dict.fromkeys(numbers[words] for words in asked)]
+        checked += len(sums)
+    assert checked > 200
