@@ -1,7 +1,7 @@
 """Causal attention within documents: by PyTorch, and by attention.cpp, its fast twin on a CPU.
 
 PyTorch computes whole rows under a mask. The twin reads a document's own keys alone, so that rows
-of short documents take a fifth of the time, and rows of one document two thirds.
+of short documents take a fifth of the time.
 """
 
 from ctypes import c_bool, c_int64, c_void_p

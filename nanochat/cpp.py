@@ -1,7 +1,6 @@
 """C++ of ours, compiled at first use (some seconds) and kept under $NANOCHAT_BASE_DIR.
 
-A library is named after its sources, compiler and platform, and renamed into its place, so that
-several processes may compile at once.
+A library is named after its sources, compiler and platform; several processes may make it.
 """
 
 import ctypes

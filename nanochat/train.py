@@ -215,7 +215,7 @@ def read_step(pending: dict, state: LoopState, log, durations: list[float]) -> b
         state.best_loss = min(state.best_loss, state.average_loss)
     if not (math.isfinite(loss) and math.isfinite(norm)) and not overflow:
         raise DivergedError(f"step {step}: loss is {loss}, gradient norm {norm}. {WHAT_TO_TRY}")
-    if state.average_loss > state.best_loss + 2:
+    if state.average_loss > state.best_loss + 2 and not pending["policy"]:
         raise DivergedError(
             f"step {step}: the loss rose from {state.best_loss:.3f} to {state.average_loss:.3f} "
             f"(averages). {WHAT_TO_TRY}"
@@ -273,12 +273,14 @@ def train(
         counts = sum(b.num_targets for b in micro), sum(b.inputs.numel() for b in micro)
         totals = sum_of_ranks([*counts, int(asked_to_stop())], device)
         loss = backward_pass(model, micro, totals[0].clamp(min=1), loss_fn, ranks, scaler)
-        # subtle: where a policy has nothing to learn, momentum would move the weights all the same
-        idle = micro[0].weights is not None and int(totals[0]) == 0
+        policy = micro[0].weights is not None  # its loss is of any size
+        # subtle: where it has nothing to learn, momentum would move the weights all the same
+        idle = policy and int(totals[0]) == 0
         norm = optimizer_step(model, ranks, () if idle else optimizers, grad_clip, scaler)
         state.step += 1
         newest = {
             "step": state.step,
+            "policy": policy,
             "values": values,
             "loss_and_norm": to_host(torch.stack([all_reduce_sum(loss), norm])),
             "totals": to_host(totals),

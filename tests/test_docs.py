@@ -60,7 +60,7 @@ def test_every_flag_of_a_command_is_a_flag_of_its_script(page):
             continue
         config = importlib.import_module(f"scripts.{found[1]}").Config
         fields = {field.name.rstrip("_") for field in dataclasses.fields(config)}
-        for part in (field.default_factory for field in dataclasses.fields(config)):
+        for part in (field.default for field in dataclasses.fields(config)):
             if dataclasses.is_dataclass(part):  # its flags stand beside the others
                 fields |= {field.name for field in dataclasses.fields(part)}
         flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w-]*)", found[2])}

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -117,6 +118,14 @@ def test_a_rising_loss_stops(tiny_model, tiny_batch):
 
     with pytest.raises(DivergedError, match="the loss rose from"):
         run(model, [tiny_batch()], num_steps=60, events=[Periodic(spoil, 1)])
+
+
+def test_a_policys_loss_may_rise(tiny_model, tiny_batch):
+    """It is as large as its rewards, here -20 and 20 times a likelihood."""
+    batch = tiny_batch()
+    signs = [replace(batch, weights=torch.full(batch.targets.shape, w)) for w in (-20.0, 20.0)]
+    losses, *_, done = run(tiny_model(), signs, num_steps=2)
+    assert done and losses[1] > losses[0] + 50
 
 
 def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_batch):
