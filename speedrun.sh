@@ -89,7 +89,7 @@ recipe_cpu() {
   # narrower than 64 x depth: in the same time 1.5 to 1.8 times the steps, which are worth more
   if [ "${DEPTH:=3}" = 3 ]; then : "${WIDTH:=128}"; fi
   : "${DEVICE_BATCH_SIZE:=auto}" "${MODEL_TAG:=d$DEPTH}" "${NUM_SHARDS:=2}"
-  local own=facts:8.2,identity:24,unknown:10,spelling:2.7,arithmetic:4.7
+  local own=facts:7,identity:31,unknown:9.5,spelling:2.5,arithmetic:6
   # the tokenizer does not depend on MINUTES, and less of the same shows it the words
   local words=facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55
   local numbers=(--whole-numbers)  # 990 ids, too many of a smaller vocabulary
