@@ -19,7 +19,7 @@ TOKENS_PER_SHARD = 46e6  # of FineWeb-EDU: 240 hold the 11.2e9 tokens of depth 2
 SECONDS_BETWEEN_SAVES = 1200
 # speedrun.sh's recipe for a CPU; the mixtures are for 15 minutes
 PACKAGED_TOKENIZER = "facts:3.3,identity:7,unknown:3.9,spelling:1.12,arithmetic:1.55"
-PACKAGED_MID = {"facts": 8.2, "identity": 24, "unknown": 10, "spelling": 2.7, "arithmetic": 4.7}
+PACKAGED_MID = {"facts": 7, "identity": 31, "unknown": 9.5, "spelling": 2.5, "arithmetic": 6}
 PACKAGED_SFT = {
     "facts": 0.2, "identity": 0.16, "unknown": 0.14, "spelling": 0.05, "arithmetic": 0.06
 }  # fmt: skip
