@@ -64,15 +64,15 @@ sft_share=0.01  # of MINUTES, that fine-tuning takes
 minutes_share() { awk -v m="$MINUTES" -v s="$1" 'BEGIN { printf "%.0f", (m - 2) * 60 * s }'; }
 
 # Seconds that midtraining of run TAG takes, so that all is done in MINUTES: what is left, less fine-tuning's share and,
-# for reading, compiling and measuring from here on, 3.5 times what the tokenizer's stages took, which a slow machine
-# lengthens alike. At most five sixths of MINUTES; a run that has begun keeps its own.
+# for making conversations, compiling and measuring from here on, 1.9 + 0.1 MINUTES times what the tokenizer's stages
+# took, which a slow machine lengthens alike. At most 53 s of each minute; a run that has begun keeps its own.
 mid_seconds() {
   local begun
   begun=$(cat "$base_dir/mid_checkpoints/$1"/step_*/run.json 2>/dev/null |
     sed -n 's/^ *"target_seconds": \([0-9]*\).*/\1/p' | tail -n 1) || true
   awk -v begun="$begun" -v m="$MINUTES" -v sft="$(minutes_share "$sft_share")" -v spent=$((SECONDS - installed)) \
     -v tokenizer="$tokenizer_seconds" 'BEGIN {
-      most = m * 50; least = (m - 2) * 30; left = m * 60 - spent - sft - 3.5 * tokenizer
+      most = m * 53; least = (m - 2) * 30; left = m * 60 - spent - sft - (1.9 + 0.1 * m) * tokenizer
       printf "%.0f", (begun ? begun : left > most ? most : left < least ? least : left)
     }'
 }
@@ -106,18 +106,23 @@ recipe_cpu() {
   # in every stage, so that one compiled graph serves all; of long rows a mask would be slow
   local masked=(--document-mask)
   if [ "$SEQ_LEN" -gt 512 ]; then masked=(); fi
+  # compiling takes longer than a short stage gains by it
+  local short=()
+  if awk -v m="$MINUTES" 'BEGIN { exit !(m <= 20) }'; then short=(--no-compile); fi
   warm=("${sampled[@]}" ${masked[@]+"${masked[@]}"})  # for scripts/warm_up.py
   SKIP_REHEARSAL=1
   tok_eval=()
   shape=(--depth="$DEPTH" ${WIDTH:+"--width=$WIDTH"} --head-dim=64 --sequence-len="$SEQ_LEN" --tie-word-embeddings)
   base_train=(--data="$DATA" --num-shards="$NUM_SHARDS" "${shape[@]}" ${vectors[@]+"${vectors[@]}"} "${rates[@]}"
-    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.015)" --eval-tokens=30000)
+    ${masked[@]+"${masked[@]}"} --total-batch-size=2048 "${sampled[@]}" --target-seconds="$(minutes_share 0.015)" --eval-tokens=30000
+    ${short[@]+"${short[@]}"})
   base_eval=(--eval-tokens=12000)
   mid_train=(--mixture="$MID_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
     --mask-loss --go-on=0.6 "${rates[@]}" --total-batch-size=4096 "${sampled[@]}"
     ${masked[@]+"${masked[@]}"} --eval-tokens=20000 --eval-every=400)
   chat_sft=(--mixture="$SFT_MIXTURE" --val-mixture="spelling:0.1,arithmetic:0.1"
-    --max-tokens=64 --examples-per-step=36 "${rates[@]}" ${masked[@]+"${masked[@]}"} --target-seconds="$(minutes_share "$sft_share")" --eval-tokens=20000)
+    --max-tokens=64 --examples-per-step=36 "${rates[@]}" ${masked[@]+"${masked[@]}"} ${short[@]+"${short[@]}"}
+    --target-seconds="$(minutes_share "$sft_share")" --eval-tokens=20000)
   chat_eval=(--tasks="arithmetic|spell|spell-long|count|facts|identity|unknown|free|talk"
     --limit="$(awk -v m="$MINUTES" 'BEGIN { printf "%d", (m < 15 ? 100 + 20 * m : 400) }')")
   chat_rl=(--task=spell-long --max-tokens=64 --target-seconds="$(minutes_share 0.27)" --lr-scale=0.1

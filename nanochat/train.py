@@ -62,7 +62,6 @@ class Periodic:
 def horizon_from_clock(durations: list[float], seconds: float, spent: float, step: int) -> int:
     """Steps that fit into `seconds`, of which `step` steps `spent` some, by rank 0's median."""
     num_steps = on_rank0(lambda: step + max(1, round((seconds - spent) / median(durations[-99:]))))
-    num_steps += num_steps % 2  # even: it has a step halfway
     print0(f"{seconds:.0f} s of training will be {num_steps:,} steps")
     return num_steps
 
@@ -248,8 +247,8 @@ def train(
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> sum of losses;
     schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
-    None, and anew halfway. A step's numbers are read one step late, so that nothing waits for the
-    device. Raises DivergedError.
+    None, and anew at 1/2, 3/4, 7/8, ... of it. A step's numbers are read one step late, so that
+    nothing waits for the device. Raises DivergedError.
     """
     ranks = ranks or OneRank(model)
     device = next(model.parameters()).device
@@ -264,9 +263,9 @@ def train(
             event.run(state)
         if finished:
             return True
-        if seconds and len(durations) >= TIMED_STEPS and state.progress in (0, 0.5):
+        if seconds and len(durations) >= max(TIMED_STEPS, (state.num_steps or 0) - state.step):
             state.num_steps = horizon_from_clock(durations, seconds, state.seconds, state.step)
-            durations.clear()  # the next step may be halfway
+            durations.clear()
         start, values = timestamp(device), schedule(state)
         set_rates(optimizers, values)
         micro = next(steps)

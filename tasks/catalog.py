@@ -8,16 +8,29 @@ are twice as many conversations, none of them twice.
 A task of your own is package.module:Class, a subclass of Task that is made with the split alone.
 """
 
+import gc
 import hashlib
 import importlib
 import json
+import multiprocessing
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
+import numpy as np
 import torch
 
-from nanochat.common import ConfigError, NanochatError, all_reduce_sum, on_rank0, print0
-from nanochat.data.token_shards import TokenShards, tokenize_conversations
+from nanochat.common import (
+    ConfigError,
+    NanochatError,
+    all_reduce_sum,
+    on_rank0,
+    print0,
+    rank_and_world,
+)
+from nanochat.data.token_shards import TokenShard, TokenShards, tokenize_conversations
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic
 from tasks.facts import Facts
@@ -36,6 +49,7 @@ from tasks.unknown import Unknown
 SOURCE = r"""(?P<source>"[^"]+"|'[^']+'|[^:,"'][^:,]*)"""
 PART = re.compile(rf"\s*(?P<name>[\w-]+)(@{SOURCE})?(:(?P<epochs>\d+\.?\d*|\.\d+))?\s*")
 OWN = re.compile(r"\s*([\w.]+:[A-Za-z_]\w*)\s*")
+FEWEST_IN_TWO = 2_000  # conversations of each half; of fewer a fork takes longer than it saves
 NAMES = (
     "smoltalk, mmlu, arc-easy, arc-challenge, gsm8k, humaneval, "
     "arithmetic, spelling, spell, spell-long, count, facts, identity, unknown, free, talk"
@@ -184,11 +198,39 @@ def tokenize_mixtures(
     val = mixture(config.val_mixture, "test", config.seed, (), allowed)
     counts = dict(train.report())
     print0(", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    tokens = tokenize_conversations(train, tokenizer, name=f"{stage} mixture")
+    tokens = tokenize_in_two(train, tokenizer, f"{stage} mixture")
     tokens = in_turns(tokens, go_on, longest, config.seed)
     val_tokens = tokenize_conversations(val, tokenizer, name=f"{stage} validation")
     examples = tokens.documents(), val_tokens.documents()
     return tokens, val_tokens, counts, on_rank0(lambda: fingerprint(*examples))
+
+
+def tokenize_in_two(conversations: Sequence[dict], tokenizer, name: str) -> TokenShards:
+    """tokenize_conversations of many, on Linux the second half in a fork of this process."""
+    half = len(conversations) // 2
+
+    def tokenize(rows: range) -> TokenShards:
+        return tokenize_conversations((conversations[i] for i in rows), tokenizer, name=name)
+
+    if half < FEWEST_IN_TWO or sys.platform != "linux" or rank_and_world()[1] > 1:
+        return tokenize(range(len(conversations)))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def tokenize_rest() -> None:
+        with suppress(Exception):  # which this process then meets itself
+            sender.send(tokenize(range(half, len(conversations))).shards[0])
+
+    gc.freeze()  # what is there already is neither looked at again nor copied for the fork
+    multiprocessing.get_context("fork").Process(target=tokenize_rest, daemon=True).start()
+    sender.close()
+    first = tokenize(range(half))
+    try:
+        parts = first.shards[0], receiver.recv()
+    except EOFError:
+        return tokenize(range(len(conversations)))
+    tokens, masks = (np.concatenate([getattr(p, of) for p in parts]) for of in ("tokens", "mask"))
+    offsets = np.append(parts[0].offsets, parts[1].offsets[1:] + len(parts[0].tokens))
+    return replace(first, shards=[TokenShard(tokens, offsets, masks)])
 
 
 def fingerprint(examples: Iterable[bytes], held_out: Iterable[bytes] = ()) -> str:

@@ -193,12 +193,12 @@ def test_minutes_scale_the_horizons():
 
     (base, mid, sft), (long_base, long_mid, long_sft) = seconds("5"), seconds("20")
     assert abs(long_base - 6 * base) <= 6 and abs(long_sft - 6 * sft) <= 6  # (20 - 2) / (5 - 2)
-    assert mid == 5 * 50 and long_mid == 20 * 50  # in a dry run no time has passed
+    assert mid == 5 * 53 and long_mid == 20 * 53  # in a dry run no time has passed
 
 
 @pytest.mark.parametrize(
     ("spent", "tokenizer", "expected"),
-    [(100, 20, 900 - 100 - 8 - 3.5 * 20), (20, 5, 750), (500, 40, 390), (999, 40, 390)],
+    [(100, 20, 900 - 100 - 8 - 3.4 * 20), (20, 5, 795), (500, 40, 390), (999, 40, 390)],
 )
 def test_midtraining_takes_the_time_that_is_left(spent, tokenizer, expected, tmp_path):
     code = (

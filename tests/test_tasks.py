@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import os
 import random
 import re
+import sys
 from collections import Counter
 from decimal import Decimal
 
@@ -12,11 +14,12 @@ import pytest
 
 from nanochat.common import ConfigError, DataError
 from nanochat.conversation import validate
-from nanochat.data.token_shards import TokenShard, TokenShards
+from nanochat.data.token_shards import TokenShard, TokenShards, tokenize_conversations
 from nanochat.inference.calculator import calculate
+from nanochat.tokenizer import Tokenizer
 from tasks.arc import ARC
 from tasks.arithmetic import Arithmetic, is_test
-from tasks.catalog import make_task
+from tasks.catalog import make_task, tokenize_in_two
 from tasks.facts import (
     Fact,
     Facts,
@@ -674,3 +677,47 @@ def test_conversations_go_on_by_chance():
     assert 3800 < len(shard.offsets) - 1 < 4200  # four of ten begin anew
     (again,) = in_turns(chats, 0.6, 1000, seed=1).shards
     assert (again.offsets == shard.offsets).all()
+
+
+class Chats:
+    """Conversations; number `malformed` has no messages, and making number `deadly` ends a process
+    that is not the one which made this."""
+
+    def __init__(self, size, malformed=None, deadly=None):
+        self.size, self.malformed, self.deadly = size, malformed, deadly
+        self.made_by, self.made_here = os.getpid(), 0
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        if i == self.deadly and os.getpid() != self.made_by:
+            os._exit(1)
+        self.made_here += 1
+        said = [("user", f"number {i}"), ("assistant", "yes " * (i % 3))]
+        messages = [{"role": role, "content": content} for role, content in said]
+        return {"messages": [] if i == self.malformed else messages}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["number 1234567890", "yes " * 20], vocab_size=320)
+
+
+@pytest.mark.parametrize("settings", [{}, {"deadly": 4500}])
+def test_two_processes_make_the_tokens_of_one(tokenizer, settings):
+    chats = Chats(5000, **settings)
+    alone = (chats[i] for i in range(len(chats)))
+    (here,) = tokenize_conversations(alone, tokenizer, name="chats").shards
+    chats.made_here = 0
+    (shared,) = tokenize_in_two(chats, tokenizer, "chats").shards
+    for of in ("tokens", "offsets", "mask"):
+        a, b = getattr(here, of), getattr(shared, of)
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+    if sys.platform == "linux":
+        assert chats.made_here == (7500 if settings else 2500)  # all, where the fork has died
+
+
+def test_a_malformed_conversation_is_named_whoever_makes_it(tokenizer):
+    with pytest.raises(DataError, match="chats, conversation 4201: found"):
+        tokenize_in_two(Chats(5000, malformed=4200), tokenizer, "chats")

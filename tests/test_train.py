@@ -141,7 +141,7 @@ def test_asked_to_stop_ends_the_loop_with_every_loss_logged(tiny_model, tiny_bat
 
 def test_seconds_become_steps():
     durations = [1.0, 7.0, 1.0, 1.0]  # the median step takes 1 s
-    assert horizon_from_clock(durations, seconds=100, spent=40, step=7) == 68  # 67, made even
+    assert horizon_from_clock(durations, seconds=100, spent=40, step=7) == 67
     assert horizon_from_clock(durations, seconds=10, spent=40, step=7) == 8  # over time: one more
 
 
@@ -150,8 +150,10 @@ def test_a_horizon_in_seconds_ends_and_is_kept(tiny_model, tiny_batch):
     assert done and state.num_steps == state.step == len(losses) > 20
 
 
-def test_a_horizon_in_seconds_is_timed_anew_halfway(tiny_model, tiny_batch, monkeypatch):
-    horizons, asked = [100, 102], []
+def test_a_horizon_in_seconds_is_timed_anew_when_half_of_the_rest_is_done(
+    tiny_model, tiny_batch, monkeypatch
+):
+    horizons, asked = [103, 143, 133], []
 
     def planned(durations, seconds, spent, step):
         asked.append((step, len(durations)))
@@ -160,8 +162,10 @@ def test_a_horizon_in_seconds_is_timed_anew_halfway(tiny_model, tiny_batch, monk
     monkeypatch.setattr("nanochat.train.horizon_from_clock", planned)
     batches = [tiny_batch(B=1, T=8)]
     losses, state, _ = run(tiny_model(), batches, num_steps=None, seconds=9.0)
-    # once: 51 is half of 102, too
-    assert (len(losses), state.num_steps, len(asked), asked[1][0]) == (102, 102, 2, 50)
+    first = asked[0][0]  # 20 timed steps after those that compile
+    halves = [first, (first + 103) // 2, ((first + 103) // 2 + 143) // 2]
+    assert len(losses) == state.num_steps == 133
+    assert [step for step, _ in asked] == pytest.approx(halves, abs=1)
     asked.clear()
     run(tiny_model(), batches, num_steps=60)  # a number of steps is what it is
     assert not asked

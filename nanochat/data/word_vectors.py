@@ -78,11 +78,12 @@ def cooccurrences(parts: Sequence[np.ndarray], vocab_size: int) -> torch.Tensor:
     d = 1..WINDOW. Example: cooccurrences([np.array([0, 1, 0])], 2) is [[1, 2], [2, 0]]."""
     counts, room = np.zeros(vocab_size**2, np.float32), MOST_TOKENS
     for part in parts:
-        tokens = part[:room].astype(np.int64)
+        tokens = part[:room].astype(np.uint32)
         room -= len(tokens)
         for distance in range(1, WINDOW + 1):
-            pairs = tokens[:-distance] * vocab_size + tokens[distance:]
-            counts += np.bincount(pairs, minlength=len(counts)) / np.float32(distance)
+            pairs = tokens[:-distance] * np.uint32(vocab_size) + tokens[distance:]
+            pairs, times = np.unique(pairs, return_counts=True)
+            counts[pairs] += times / np.float32(distance)
     one_way = torch.from_numpy(counts).view(vocab_size, vocab_size)
     return one_way + one_way.T
 
