@@ -136,13 +136,13 @@ def compute_init(
     rank, local_rank, world_size = (int(os.environ[k]) for k in names) if ddp else (0, 0, 1)
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
-        # subtle: read at the first allocation; without it rows of many lengths fragment memory
+        # subtle: read at the first allocation; rows of many lengths fragment memory
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # glibc keeps what tensors leave (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) for the next ones,
-        # where it would get new pages from the system: in bfloat16 an eighth of a step
+        # glibc keeps what tensors leave (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) for the next ones:
+        # in bfloat16 an eighth of a step
         for option in (-1, -3):
             libc.mallopt(option, 2**30)
     if device_type == "cpu" or deterministic:
@@ -151,8 +151,10 @@ def compute_init(
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         # else nothing is kept of what was traced: ReluSquared has a gradient of its own
         os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
+        if held := os.environ.get("ATEN_CPU_CAPABILITY"):  # Inductor's cache mixes them up
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"/tmp/inductor-{os.getuid()}-{held}")
         torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes 1% of a step
+        torch.utils.deterministic.fill_uninitialized_memory = False  # 1% of a step
     if ddp and not dist.is_initialized():
         # subtle: torchrun keeps its store when it starts ranks again, with dead ones' addresses
         store, *_ = next(rendezvous("env://", timeout=RANKS_WAIT))

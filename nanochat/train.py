@@ -247,7 +247,7 @@ def train(
 
     steps yields the micro-batches of a step; loss_fn(model, batch) -> sum of losses;
     schedule(state): see set_rates. `seconds` sets state.num_steps after 20 timed steps if it is
-    None, and anew at 1/2, 3/4, 7/8, ... of it. A step's numbers are read one step late, so that
+    None, and anew at 1/2, 3/4, ... of it. A step's numbers are read one step late, so that
     nothing waits for the device. Raises DivergedError.
     """
     ranks = ranks or OneRank(model)

@@ -14,6 +14,7 @@ from nanochat.common import (
     DataError,
     NanochatError,
     choose_dtype,
+    compute_init,
     pick_device_type,
     print0,
     progress,
@@ -97,6 +98,16 @@ def test_cpu_dtype_follows_the_processor(monkeypatch):
     fast = common.cpu_has_fast_bfloat16()
     assert choose_dtype(CPU)[0] == (torch.bfloat16 if fast else torch.float32)
     assert choose_dtype(torch.device("mps"))[0] == torch.float32
+
+
+def test_what_is_compiled_for_a_held_processor_is_kept_apart(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "chosen")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    compute_init("cpu")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "chosen"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compute_init("cpu")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith("-avx2")
 
 
 def test_device_type_is_checked():

@@ -1,8 +1,7 @@
 """Word vectors by counting: a beginning for the embedding of a model that trains for minutes.
 
 In minutes a model reads a small part of its text; in seconds one can count, in all of it, which
-tokens stand near each other. Tokens used alike get vectors alike before the first step. Dimensions:
-V vocabulary, D width of a vector.
+tokens stand near each other. Tokens used alike get vectors alike before the first step.
 """
 
 import math
@@ -19,8 +18,8 @@ MOST_IDS = 16_384  # of V * V counts
 MOST_TOKENS = 20_000_000  # of the text that is counted
 WINDOW = 2  # tokens to each side, the nearer the more
 CONTEXT_POWER = 0.75  # of a context's frequency: rare contexts count for less
-CASE_SHARE = 0.1  # weight of what stands near the same text in another letter case
-NOISE = 0.1  # keeps tokens apart that the text has never or in the same places
+CASE_SHARE = 0.1  # weight of the same text in another letter case
+NOISE = 0.1  # keeps tokens apart that the text never has
 ITERATIONS, MORE = 4, 32  # of the subspace, and vectors beyond D in it
 
 
@@ -62,7 +61,7 @@ def word_vectors(
     for _ in range(2):  # rows, then columns
         counts = add_letter_cases(counts, groups, CASE_SHARE).T
     vectors = factor(positive_information(counts), min(dim, len(texts)), generator)
-    # turned at random, so that every coordinate has a part of each eigenvector
+    # so that every coordinate has a part of each eigenvector
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
     vectors = unit(vectors @ turn[: vectors.shape[1]])
     return unit(vectors + NOISE * torch.randn(vectors.shape, generator=generator))
