@@ -103,7 +103,7 @@ recipe_cpu() {
   if [ "$NPROC" = 1 ]; then rates+=(--share-letter-cases); fi
   local vectors=(--word-vectors=0.15)
   if [ "$VOCAB_SIZE" -gt 16384 ] || [ "$NPROC" != 1 ]; then vectors=(); fi
-  # in every stage, so that one compiled graph serves all; of long rows a mask would be slow
+  # in every stage, so that one compiled graph serves those that compile; of long rows a mask would be slow
   local masked=(--document-mask)
   if [ "$SEQ_LEN" -gt 512 ]; then masked=(); fi
   # compiling takes longer than a short stage gains by it

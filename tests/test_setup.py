@@ -196,6 +196,13 @@ def test_minutes_scale_the_horizons():
     assert mid == 5 * 53 and long_mid == 20 * 53  # in a dry run no time has passed
 
 
+@pytest.mark.parametrize(("minutes", "short"), [("15", True), ("20", True), ("21", False)])
+def test_short_stages_do_without_the_compiler(minutes, short):
+    commands = recipe_commands(RECIPE="cpu", MINUTES=minutes)
+    uncompiled = {module_and_flags(c)[0] for c in commands if "--no-compile" in c}
+    assert uncompiled == ({"scripts.base_train", "scripts.chat_sft"} if short else set())
+
+
 @pytest.mark.parametrize(
     ("spent", "tokenizer", "expected"),
     [(100, 20, 900 - 100 - 8 - 3.4 * 20), (20, 5, 795), (500, 40, 390), (999, 40, 390)],

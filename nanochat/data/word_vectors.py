@@ -61,7 +61,7 @@ def word_vectors(
     for _ in range(2):  # rows, then columns
         counts = add_letter_cases(counts, groups, CASE_SHARE).T
     vectors = factor(positive_information(counts), min(dim, len(texts)), generator)
-    # so that every coordinate has a part of each eigenvector
+    # turned, so that each coordinate has a part of each eigenvector
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator)).Q
     vectors = unit(vectors @ turn[: vectors.shape[1]])
     return unit(vectors + NOISE * torch.randn(vectors.shape, generator=generator))
@@ -110,7 +110,7 @@ def share_gradients(embedding: torch.nn.Embedding, pieces: Sequence[str]) -> Non
 
 
 def padded(pieces: Sequence[str], vocab_size: int) -> list[str]:
-    """A text for each id; that of special and unused ones is empty."""
+    """A text for each id, of special and unused ones empty."""
     return [*pieces, *[""] * (vocab_size - len(pieces))]
 
 

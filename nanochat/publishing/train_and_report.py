@@ -25,7 +25,7 @@ def train_and_report(
     to --track; makes the report of the run anew, and leaves the group of ranks."""
     config, meter = stage.config, open_meter(stage.model.device)
     with locked(base_dir() / "warm-up"):
-        pass  # scripts/warm_up.py is done; else both would compile the same
+        pass  # scripts/warm_up.py is done: else both would compile the same, or slow the steps
     with ExitStack() as stack:
         mirror = stack.enter_context(closing(Mirror(config.mirror))) if config.mirror else None
         if config.track:
